@@ -1,0 +1,145 @@
+"""The op: split-triangle RoPE attention, compiled, differentiable, known to autocast and torch.compile."""
+
+import math
+import pathlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from bico_ext import _C
+except ImportError as error:
+    raise ImportError(
+        "bico_ext is imported without its compiled part. Install it with `pip install --no-build-isolation .` and run "
+        "outside the source folder, or develop with `pip install --no-build-isolation -e .`"
+    ) from error
+torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
+
+
+def split_triangle_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    span_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    mirror: bool = True,
+    interleaved: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Bidirectional rotary attention whose relative distance is always -|m - n|, as in causal pre-training.
+
+    Keys up to the query (n <= m) score `(R(m) q) . (R(n) k)`. For later keys every sine is negated:
+    `(R(-m) q) . (R(-n) k)`. One softmax runs over all the keys that the span ids make visible.
+    Memory beyond inputs and outputs is O(S D).
+
+    Args:
+        q: [B, Hq, S, D], not rotated; float64, float32, bfloat16 or float16; D from 1 to 256. Any strides with a
+            contiguous last dimension.
+        k, v: [B, Hkv, S, D] of the dtype and device of q; Hkv divides Hq (grouped-query attention).
+        cos, sin: [1 or B, S, R], R <= D even: the rotation of each position. The two elements of a pair carry equal
+            values. Elements from R on are not rotated. Used in float32 (float64 for float64 q).
+        span_ids: int32 [B, S]. Key n is visible to query m iff it is context (`span_ids[n] == 0`), or in m's own span
+            and not after m (`span_ids[n] == span_ids[m] > 0 and n <= m`). Negative: never a key (placeholders,
+            padding). All ones is causal attention. Default: all 0, everything is visible.
+        cu_seqlens: int32 [sequences + 1], ascending from 0 to S: offsets of sequences packed along S (B = 1).
+        scale: Factor of the scores. Default: 1 / sqrt(D).
+        mirror: False keeps the sines for n > m: plain bidirectional rotary attention, the paper's control.
+        interleaved: Rotary pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R / 2), as in Llama.
+        return_lse: Also return the log-sum-exp of each query's scores.
+
+    Returns:
+        out: [B, Hq, S, D] in the dtype of q, with [B, S, Hq, D] memory; 0 where a query sees no key.
+        lse (with return_lse): [B, Hq, S], float32 (float64 for float64 q), differentiable; -inf where a query sees
+            no key.
+
+    Raises:
+        RuntimeError: an argument's dtype, shape, device or stride does not fit; the message names it and what to do.
+
+    The backward is deterministic. Second derivatives raise RuntimeError. NaN and infinity in a row of q, k or v reach
+    the outputs that see that row, and no others.
+
+    Example:
+        >>> import torch
+        >>> from bico_ext import split_triangle_attention
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
+        >>> angle = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.1, 0.01, 0.001])).repeat(1, 2)[None]
+        >>> placeholder = torch.tensor([[0, 0, -1, 0, 0]], dtype=torch.int32)
+        >>> split_triangle_attention(q, k, v, angle.cos(), angle.sin(), span_ids=placeholder).shape
+        torch.Size([1, 2, 5, 8])
+    """
+    if cos.requires_grad or sin.requires_grad:
+        raise RuntimeError("cos and sin must not require gradients: the op has none for them; pass them .detach()ed")
+    if q.device.type != "cpu":
+        raise RuntimeError(f"q is on {q.device}, and this build of bico-ext has CPU kernels only; use q.cpu()")
+    if scale is None:
+        scale = 1 / math.sqrt(max(q.shape[-1], 1))
+    out, lse = torch.ops.bico.attention_forward(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+    return (out, lse) if return_lse else out
+
+
+def _statistics_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _empty_heads(x: Tensor) -> Tensor:
+    batch, heads, length, head_dim = x.shape
+    return x.new_empty(batch, length, heads, head_dim).transpose(1, 2)
+
+
+@torch.library.register_fake("bico::attention_forward")
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_statistics_dtype(q))
+
+
+@torch.library.register_fake("bico::attention_backward")
+def _(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cos, sin, span_ids, cu_seqlens, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, *output, cos, sin, span_ids, cu_seqlens)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    out = ctx.saved_tensors[3]
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *ctx.saved_tensors, *ctx.settings)
+    return (*grads, *[None] * 7)
+
+
+def _second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "split_triangle_attention has no second derivative; use bico_ext.reference.split_triangle_attention for it"
+    )
+
+
+torch.library.register_autograd("bico::attention_forward", _backward, setup_context=_keep_for_backward)
+torch.library.register_autograd("bico::attention_backward", _second_derivative)
+
+# Under autocast q, k and v take the autocast dtype; cos and sin keep theirs (torch.library.register_autocast would
+# cast them too, and positions need float32).
+_AUTOCAST = torch.library.Library("bico", "IMPL")
+
+
+def _register_autocast(device: str) -> None:
+    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(device)
+        q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return torch.ops.bico.attention_forward(q, k, v, *rest)
+
+    _AUTOCAST.impl("attention_forward", run, f"Autocast{device.upper()}")
+
+
+for _device in ("cpu", "cuda"):
+    _register_autocast(_device)

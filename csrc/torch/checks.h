@@ -1,0 +1,41 @@
+// Argument checks of the op: each names the argument, what was expected, what came and the way out.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+
+namespace bico {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+std::string describe(const Tensor& tensor);  // "float32 [2, 8, 64, 128]"
+std::string describe(ScalarType dtype);      // "float32"
+
+// Everything that both ops take.
+struct Arguments {
+  const Tensor &q, &k, &v, &cos, &sin;
+  const std::optional<Tensor>&span_ids, &cu_seqlens;
+  double scale;
+  bool mirror, interleaved;
+};
+
+void check_arguments(const Arguments& a);
+
+// `tensor` is like q: dtype, device, shape and a contiguous last dimension.
+void check_like_q(const char* name, const Tensor& tensor, const Tensor& q);
+
+// `statistics` is [B, Hq, S] of the dtype that lse has for q.
+void check_statistics(const char* name, const Tensor& statistics, const Tensor& q);
+
+// lse, cos and sin: float64 for float64 problems, else float32.
+inline ScalarType statistics_dtype(const Tensor& q) {
+  return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace bico
