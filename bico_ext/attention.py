@@ -76,6 +76,10 @@ def split_triangle_attention(
         raise RuntimeError("cos and sin must not require gradients: the op has none for them; pass them .detach()ed")
     if q.device.type != "cpu":
         raise RuntimeError(f"q is on {q.device}, and this build of bico-ext has CPU kernels only; use q.cpu()")
+    others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
+    for name, x in others.items():
+        if x is not None and x.device != q.device:
+            raise RuntimeError(f"{name} must be on the device of q ({q.device}), got {x.device}; use {name}.to(q.device)")
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
     out, lse = torch.ops.bico.attention_forward(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)

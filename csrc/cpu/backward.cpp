@@ -93,10 +93,13 @@ struct PairGradients {
   }
 
  private:
-  // An unseen pair has weight 0, yet 0 * (NaN of a hidden value) would be NaN.
+  // An unseen pair has weight 0 and gradient 0, whatever NaN its query's lse or its key's value holds.
   void hide(int64_t rows, int64_t columns, T* grads) {
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = r * tile_rows; i < r * tile_rows + columns; ++i) grads[i] = seen.seen[i] ? grads[i] : T(0);
+      for (int64_t i = r * tile_rows; i < r * tile_rows + columns; ++i) {
+        weights[i] = seen.seen[i] ? weights[i] : T(0);
+        grads[i] = seen.seen[i] ? grads[i] : T(0);
+      }
     }
   }
 

@@ -12,15 +12,6 @@ std::string describe_shape(torch::headeronly::IntHeaderOnlyArrayRef shape) {
   return text + "]";
 }
 
-std::string device_of(const Tensor& tensor) {
-  return tensor.is_cpu() ? "cpu" : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device()) : "another device";
-}
-
-void check_device(const char* name, const Tensor& tensor, const Tensor& q) {
-  STD_TORCH_CHECK(tensor.device() == q.device(), name, " must be on the device of q (", device_of(q), "), got ",
-                  device_of(tensor), "; move it with .to(q.device)");
-}
-
 void check_unit_stride(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.size(tensor.dim() - 1) <= 1 || tensor.stride(tensor.dim() - 1) == 1, name,
                   " must have a contiguous last dimension, got strides ", describe_shape(tensor.strides()), "; use ",
@@ -50,7 +41,6 @@ void check_queries(const Tensor& q) {
 void check_keys(const char* name, const Tensor& x, const Tensor& q) {
   STD_TORCH_CHECK(x.scalar_type() == q.scalar_type(), name, " must have the dtype of q (", describe(q.scalar_type()),
                   "), got ", describe(x.scalar_type()), "; convert one with .to(dtype)");
-  check_device(name, x, q);
   STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == q.size(0) && x.size(2) == q.size(2) && x.size(3) == q.size(3), name,
                   " must be [B, Hkv, S, D] = [", q.size(0), ", Hkv, ", q.size(2), ", ", q.size(3), "] to match q, got ",
                   describe(x));
@@ -60,7 +50,6 @@ void check_keys(const char* name, const Tensor& x, const Tensor& q) {
 }
 
 void check_rotary(const char* name, const Tensor& x, const Tensor& q) {
-  check_device(name, x, q);
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
                       dtype == ScalarType::Half,
@@ -75,14 +64,12 @@ void check_span_ids(const Tensor& span_ids, const Tensor& q) {
   STD_TORCH_CHECK(span_ids.scalar_type() == ScalarType::Int && has_shape(span_ids, {q.size(0), q.size(2)}),
                   "span_ids must be int32 [B, S] = [", q.size(0), ", ", q.size(2), "], got ", describe(span_ids),
                   span_ids.scalar_type() == ScalarType::Int ? "" : "; use span_ids.int()");
-  check_device("span_ids", span_ids, q);
 }
 
 void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& q) {
   STD_TORCH_CHECK(cu_seqlens.scalar_type() == ScalarType::Int && cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1,
                   "cu_seqlens must be int32 [sequences + 1], got ", describe(cu_seqlens),
                   cu_seqlens.scalar_type() == ScalarType::Int ? "" : "; use cu_seqlens.int()");
-  check_device("cu_seqlens", cu_seqlens, q);
   STD_TORCH_CHECK(q.size(0) == 1, "cu_seqlens needs one packed batch entry, B = 1, got B = ", q.size(0),
                   "; drop cu_seqlens, or pack the batch along S");
   if (!cu_seqlens.is_cpu()) return;  // values on a device are not read back: that would stall the stream
@@ -135,7 +122,6 @@ void check_like_q(const char* name, const Tensor& tensor, const Tensor& q) {
   STD_TORCH_CHECK(
       tensor.scalar_type() == q.scalar_type() && has_shape(tensor, {q.size(0), q.size(1), q.size(2), q.size(3)}), name,
       " must be like q, ", describe(q), ", got ", describe(tensor));
-  check_device(name, tensor, q);
 }
 
 void check_statistics(const char* name, const Tensor& statistics, const Tensor& q) {
@@ -143,7 +129,6 @@ void check_statistics(const char* name, const Tensor& statistics, const Tensor& 
       statistics.scalar_type() == statistics_dtype(q) && has_shape(statistics, {q.size(0), q.size(1), q.size(2)}), name,
       " must be ", describe(statistics_dtype(q)), " [B, Hq, S] = [", q.size(0), ", ", q.size(1), ", ", q.size(2),
       "], got ", describe(statistics));
-  check_device(name, statistics, q);
 }
 
 }  // namespace bico

@@ -1,4 +1,5 @@
-// Argument checks of the op: each names the argument, what was expected, what came and the way out.
+// Argument checks of the op: each names the argument, what was expected, what came and the way out. That all tensors
+// are on one device is checked in Python, before the dispatcher picks a kernel by it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -27,7 +28,7 @@ struct Arguments {
 
 void check_arguments(const Arguments& a);
 
-// `tensor` is like q: dtype, device, shape and a contiguous last dimension.
+// `tensor` has the dtype and shape of q.
 void check_like_q(const char* name, const Tensor& tensor, const Tensor& q);
 
 // `statistics` is [B, Hq, S] of the dtype that lse has for q.

@@ -1,0 +1,198 @@
+"""The op's numbers: against the dense fp64 definition, by gradcheck, and under every feature of the contract."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import Case, make_problem
+
+from bico_ext import reference
+from bico_ext.attention import split_triangle_attention
+
+AWKWARD = (1, 2, 63, 64, 65, 129, 257)
+
+CASES = [
+    *(Case(f"all-context-{S}", S=S) for S in AWKWARD),
+    *(Case(f"causal-{S}", S=S, spans="causal", D=32) for S in AWKWARD),
+    *(Case(f"infill-gqa-{S}", S=S, Hq=6, Hkv=2, spans="infill", D=24) for S in AWKWARD),
+    *(Case(f"random-spans-{S}", S=S, spans="random", D=64, R=32, Hkv=1) for S in AWKWARD),
+    *(Case(f"placeholders-no-mirror-{S}", S=S, spans="placeholders", mirror=False) for S in (2, 65, 129)),
+    Case("prefix-interleaved", S=130, spans="prefix", interleaved=True, D=40),
+    Case("interleaved-partial-no-mirror", S=70, interleaved=True, R=6, D=20, mirror=False),
+    Case("no-rotation", S=66, R=0),
+    Case("head-dim-1", S=67, D=1, R=0),
+    Case("head-dim-3-R-2", S=67, D=3, R=2, spans="random"),
+    Case("head-dim-256", S=90, D=256, Hq=1, Hkv=1, spans="infill"),
+    Case("head-dim-130", S=65, D=130, Hq=1, Hkv=1),
+    Case("all-placeholders", S=70, spans="blind"),
+    Case("table-per-batch-entry", S=65, B=3, tables=3, spans="infill"),
+    Case("scale", S=65, scale=0.03),
+    Case("packed", S=200, B=1, packed=(1, 0, 63, 64, 65, 7, 0), Hq=4, Hkv=2),
+    Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),
+]
+# One epsilon of the largest result, for results that torch happens to get exactly (S = 1); in float64 the reference
+# rounds too, so both sides' accumulated rounding is allowed.
+FLOOR = {torch.float64: 16 * 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def rms(x):
+    return x.square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def assert_as_good_as_torch(problem, dtype):
+    """RMS error against fp64 at most twice that of the same dense formula computed by torch in dtype."""
+    exact = problem.run(reference.split_triangle_attention, torch.float64)
+    ours = problem.run(split_triangle_attention, dtype, table_dtype=torch.float64)
+    plain = problem.run(reference.split_triangle_attention, dtype)
+    floor = FLOOR[dtype] * max(rms(x[x.isfinite()]) for x in exact.values())
+    for name, want in exact.items():
+        assert torch.equal(ours[name].isfinite(), want.isfinite()), f"{name}: other rows are blind"
+        finite = want.isfinite()
+        error = rms((ours[name] - want)[finite])
+        allowed = 2 * rms((plain[name] - want)[finite]) + floor
+        assert error <= allowed, f"{name}: rms error {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_tensors_are_nan():
+    """torch fills what the op allocates with NaN, so an element that a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", FLOOR, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_error_is_at_most_twice_that_of_torch(case, dtype):
+    assert_as_good_as_torch(make_problem(case, dtype), dtype)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    ids=st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 70)), min_size=1, max_size=8),
+    mirror=st.booleans(),
+    heads=st.sampled_from([(1, 1), (2, 1), (3, 3)]),
+)
+def test_random_span_patterns(ids, mirror, heads):
+    """Runs of equal ids make tiles that are hidden, whole and mixed."""
+    row = torch.cat([torch.full((count,), span, dtype=torch.int32) for span, count in ids])
+    both = torch.stack([row, row.flip(0)])
+    case = Case("hypothesis", S=len(row), Hq=heads[0], Hkv=heads[1], D=8, mirror=mirror)
+    problem = make_problem(case, ids=both)
+    exact = problem.run(reference.split_triangle_attention, torch.float64)
+    for name, got in problem.run(split_triangle_attention, torch.float64).items():
+        torch.testing.assert_close(got, exact[name], rtol=1e-10, atol=1e-12, msg=lambda text, name=name: name + text)
+
+
+GRADCHECK = [
+    Case("all-context", S=5, D=4),
+    Case("gqa", S=5, Hq=4, Hkv=2, D=4),
+    Case("causal", S=5, D=4, spans="causal"),
+    Case("spans-partial", S=6, D=6, R=4, spans="infill"),
+    Case("interleaved", S=5, D=4, interleaved=True),
+    Case("no-mirror", S=5, D=4, mirror=False, spans="placeholders"),
+    Case("packed", S=6, B=1, D=4, packed=(2, 0, 4)),
+    Case("two-tiles", S=66, B=1, Hq=1, Hkv=1, D=2, spans="prefix"),
+]
+
+
+@pytest.mark.parametrize("case", GRADCHECK, ids=str)
+def test_gradcheck(case):
+    problem = make_problem(case)
+    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v)]
+
+    def run(q, k, v):
+        out, lse = split_triangle_attention(
+            q, k, v, problem.cos, problem.sin, return_lse=True, **problem.options
+        )
+        return out, lse[lse.isfinite()]
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=case.S > 10)
+
+
+@pytest.mark.parametrize("spans", ["none", "infill"])
+def test_strided_inputs_are_taken_as_they_are(spans):
+    """Projections reach the op as transposed [B, S, H, D], slices of a wider tensor, or expanded over the batch."""
+    case = Case("strided", S=67, Hq=4, Hkv=2, D=12, spans=spans)
+    problem = make_problem(case)
+    cos, sin = problem.cos, problem.sin
+    want = split_triangle_attention(problem.q, problem.k, problem.v, cos, sin, **problem.options)
+    wide = torch.randn(2, 67, 4, 40, dtype=torch.float64)
+    wide[..., 5:17] = problem.q.transpose(1, 2)
+    q = wide[..., 5:17].transpose(1, 2)
+    k = problem.k.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+    assert not q.is_contiguous()
+    assert not k.is_contiguous()
+    got = split_triangle_attention(q, k, problem.v, cos.expand(2, -1, -1), sin.expand(2, -1, -1), **problem.options)
+    assert torch.equal(got, want)
+    assert got.transpose(1, 2).is_contiguous(), "the caller's transpose must be free"
+
+    shared = problem.v[:1].expand(2, -1, -1, -1)
+    got = split_triangle_attention(q, k, shared, cos, sin, **problem.options)
+    assert torch.equal(got, split_triangle_attention(q, k, shared.contiguous(), cos, sin, **problem.options))
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    case = Case("threads", S=300, Hq=4, Hkv=2, D=32, spans="infill", B=3)
+    problem = make_problem(case, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = problem.run(split_triangle_attention, torch.float32)
+        torch.set_num_threads(3)
+        for _ in range(3):
+            together = problem.run(split_triangle_attention, torch.float32)
+            assert all(torch.equal(alone[name], together[name]) for name in alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("spans", ["none", "causal", "infill", "placeholders"])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("length", [40, 150])
+def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, length):
+    """A hidden key has weight 0, yet 0 * NaN is NaN: the product must leave it out, forward and backward."""
+    case = Case("nan", S=length, Hq=2, Hkv=1, D=8, spans=spans)
+    clean = make_problem(case)
+    broken = make_problem(case)
+    at = length // 3 + 2
+    getattr(broken, where)[0, 0, at, :] = bad
+    ids = clean.options["span_ids"]
+    seen = reference.visible(torch.zeros(2, length, dtype=torch.int32) if ids is None else ids)  # [B, m, n]
+    affected = torch.zeros(2, 2, length, dtype=torch.bool)
+    if where == "q":
+        affected[0, 0, at] = seen[0, at].any()
+    else:
+        affected[0, :] = seen[0, :, at]
+
+    want, got = (problem.run(split_triangle_attention, torch.float64) for problem in (clean, broken))
+    assert torch.equal(got["out"][~affected], want["out"][~affected])
+    assert affected.any() or spans == "placeholders"
+    assert not got["out"][affected].isfinite().all(-1).any(), "a row that sees it must show it"
+    # A query's gradient is its own; a key's gradient gathers from the queries that see it.
+    assert torch.equal(got["grad_q"][~affected], want["grad_q"][~affected])
+    reached = (affected[:, :, :, None] & seen[:, None]).any(2).any(1)  # [B, n], over the 2 heads of the one kv head
+    for name in ("grad_k", "grad_v"):
+        assert torch.equal(got[name].transpose(1, 2)[~reached], want[name].transpose(1, 2)[~reached]), name
+
+
+def test_memory_grows_linearly():
+    """At S = 8192 a dense score matrix would take 268 MB in float32; inputs and output are 1 MB each."""
+    script = """
+import resource, torch
+from bico_ext import split_triangle_attention
+q, k, v = (torch.randn(1, 1, 8192, 32, requires_grad=True) for _ in range(3))
+angle = torch.rand(1, 8192, 32)
+cos, sin = angle.cos(), angle.sin()
+short = [x[:, :, :64] for x in (q, k, v)]
+split_triangle_attention(*short, cos[:, :64], sin[:, :64]).sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+split_triangle_attention(q, k, v, cos, sin).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    import subprocess
+    import sys
+
+    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 60_000, f"peak memory grew by {grown} KiB"

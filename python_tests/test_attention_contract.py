@@ -1,0 +1,161 @@
+"""The op as a citizen of torch: registrations, compile, autocast, and a clear error for each wrong argument."""
+
+import re
+
+import pytest
+import torch
+from problems import Case, make_problem
+
+from bico_ext.attention import split_triangle_attention
+
+OPCHECK = [
+    Case("context", S=5, D=4),
+    Case("gqa-spans", S=66, Hq=4, Hkv=2, D=4, spans="infill"),
+    Case("packed", S=6, B=1, D=4, packed=(2, 4)),
+]
+
+
+@pytest.mark.parametrize("case", OPCHECK, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_opcheck(case, dtype):
+    problem = make_problem(case)
+    q, k, v = (x.to(dtype).requires_grad_() for x in (problem.q, problem.k, problem.v))
+    options = problem.options
+    arguments = (q, k, v, problem.cos.float(), problem.sin.float(), options["span_ids"], options.get("cu_seqlens"))
+    settings = (0.5, True, False)
+    torch.library.opcheck(torch.ops.bico.attention_forward, (*arguments, *settings))
+    out, lse = torch.ops.bico.attention_forward(*arguments, *settings)
+    plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    torch.library.opcheck(
+        torch.ops.bico.attention_backward,
+        (torch.randn_like(out), torch.randn_like(lse), *plain[:3], out.detach(), lse.detach(), *plain[3:], *settings),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_compiles_without_a_graph_break():
+    problem = make_problem(Case("compile", S=70, Hq=4, Hkv=2, D=8, spans="infill"), torch.float32)
+
+    def step(q, k, v, cos, sin, ids):
+        out = split_triangle_attention(q * 2, k, v, cos, sin, span_ids=ids)
+        return out.transpose(1, 2).flatten(2).sin()
+
+    inputs = [x.float().requires_grad_() for x in (problem.q, problem.k, problem.v)]
+    rest = (problem.cos.float(), problem.sin.float(), problem.options["span_ids"])
+    want = step(*inputs, *rest)
+    want_grads = torch.autograd.grad(want.sum(), inputs)
+    got = torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs, *rest)
+    got_grads = torch.autograd.grad(got.sum(), inputs)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got_grads, want_grads)
+
+
+def test_autocast_casts_q_k_v_and_keeps_the_table():
+    problem = make_problem(Case("autocast", S=300, D=8), torch.float32)
+    q, k, v, cos, sin = (x.float() for x in (problem.q, problem.k, problem.v, problem.cos, problem.sin))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = split_triangle_attention(q, k.bfloat16(), v, cos, sin)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, split_triangle_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), cos, sin))
+    rounded = split_triangle_attention(
+        q.bfloat16(), k.bfloat16(), v.bfloat16(), cos.bfloat16().float(), sin.bfloat16().float()
+    )
+    assert not torch.equal(got, rounded), "a bf16 table would give other numbers"
+
+
+def test_autocast_is_differentiable():
+    problem = make_problem(Case("autocast", S=20, D=8), torch.float32)
+    q, k, v = (x.float().requires_grad_() for x in (problem.q, problem.k, problem.v))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        split_triangle_attention(q, k, v, problem.cos.float(), problem.sin.float()).float().square().sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 and x.grad.abs().sum() > 0 for x in (q, k, v))
+
+
+def test_expanded_gradient_and_unused_outputs():
+    problem = make_problem(Case("grads", S=9, D=4))
+    q, k, v = (x.requires_grad_() for x in (problem.q, problem.k, problem.v))
+    out, lse = split_triangle_attention(q, k, v, problem.cos, problem.sin, return_lse=True)
+    by_sum = torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
+    by_ones = torch.autograd.grad((out * torch.ones_like(out)).sum(), (q, k, v), retain_graph=True)
+    assert all(map(torch.equal, by_sum, by_ones))
+    grad_v = torch.autograd.grad(lse.sum(), v)[0]
+    assert not grad_v.any(), "lse does not depend on v"
+
+
+def test_second_derivative_raises():
+    problem = make_problem(Case("second", S=4, D=4))
+    q = problem.q.requires_grad_()
+    out = split_triangle_attention(q, problem.k, problem.v, problem.cos, problem.sin)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(grad.sum(), q)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 2, 0, 4)], ids=["no-batch", "no-tokens"])
+def test_empty_problems(shape):
+    q, k, v = (torch.zeros(shape, requires_grad=True) for _ in range(3))
+    table = torch.ones(1, shape[2], 4)
+    out, lse = split_triangle_attention(q, k, v, table, table, return_lse=True)
+    assert out.shape == shape
+    assert lse.shape == shape[:3]
+    out.sum().backward()
+    assert q.grad is not None
+    assert q.grad.shape == shape
+
+
+def test_one_long_stride():
+    """An index that needs 64 bits: rows 2^28 elements apart would overflow a 32-bit offset in bytes."""
+    stride = 2**28
+    storage = torch.empty(stride * 9 + 4, dtype=torch.bfloat16)  # 4.8 GB of address space, few pages touched
+    q = storage.as_strided((1, 1, 10, 4), (stride, stride, stride, 1))
+    q.copy_(torch.randn(1, 1, 10, 4))
+    table = torch.ones(1, 10, 4)
+    got = split_triangle_attention(q, q, q, table, table * 0)
+    assert torch.equal(got, split_triangle_attention(*[q.contiguous()] * 3, table, table * 0))
+
+
+GOOD = {
+    "q": torch.zeros(2, 4, 8, 16),
+    "k": torch.zeros(2, 2, 8, 16),
+    "v": torch.zeros(2, 2, 8, 16),
+    "cos": torch.zeros(1, 8, 16),
+    "sin": torch.zeros(1, 8, 16),
+}
+PACKED = {name: x[:1] for name, x in GOOD.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 4, 8, 16).long()}, "q must be float64, float32, bfloat16 or float16, got int64"),
+        ({"q": torch.zeros(4, 8, 16)}, "q must be [B, Hq, S, D], got float32 [4, 8, 16]"),
+        ({"q": torch.zeros(2, 4, 8, 300)}, "q must have a head dim D of 1 to 256, got D = 300"),
+        ({"q": torch.zeros(2, 0, 8, 16)}, "q must have at least one head"),
+        ({"q": torch.zeros(2, 4, 8, 32)[..., ::2]}, "q must have a contiguous last dimension, got strides [1024, 256"),
+        ({"k": torch.zeros(2, 2, 16, 8).mT}, "use k.contiguous()"),
+        ({"k": torch.zeros(2, 2, 8, 16).double()}, "k must have the dtype of q (float32), got float64"),
+        ({"k": torch.zeros(2, 3, 8, 16), "v": torch.zeros(2, 3, 8, 16)}, "divides the 4 heads of q, got 3"),
+        ({"v": torch.zeros(2, 4, 8, 16)}, "k and v must have the same number of heads, got 2 and 4"),
+        ({"v": torch.zeros(2, 2, 9, 16)}, "v must be [B, Hkv, S, D] = [2, Hkv, 8, 16] to match q, got float32 [2, 2, 9"),
+        ({"cos": torch.zeros(3, 8, 16)}, "cos must be [1 or B, S, R] = [1 or 2, 8, R], got float32 [3, 8, 16]"),
+        ({"cos": torch.zeros(1, 8, 16).int()}, "cos must be floating point, got int32"),
+        ({"cos": torch.zeros(1, 8, 15)}, "even rotary width R of at most D = 16, got R = 15"),
+        ({"sin": torch.zeros(1, 8, 8)}, "cos and sin must have the same shape"),
+        ({"sin": torch.zeros(1, 8, 16, requires_grad=True)}, "cos and sin must not require gradients"),
+        ({"span_ids": torch.zeros(2, 8).long()}, "span_ids must be int32 [B, S] = [2, 8], got int64 [2, 8]; use span"),
+        ({"span_ids": torch.zeros(2, 9).int()}, "span_ids must be int32 [B, S] = [2, 8], got int32 [2, 9]"),
+        ({"span_ids": torch.zeros(2, 8).int().to("meta")}, "span_ids must be on the device of q (cpu)"),
+        ({"cu_seqlens": torch.tensor([0, 8]).int()}, "cu_seqlens needs one packed batch entry, B = 1, got B = 2"),
+        ({**PACKED, "cu_seqlens": torch.tensor([0, 8])}, "cu_seqlens must be int32 [sequences + 1], got int64 [2]"),
+        ({**PACKED, "cu_seqlens": torch.tensor([1, 8]).int()}, "cu_seqlens must begin with 0, got 1"),
+        ({**PACKED, "cu_seqlens": torch.tensor([0, 7]).int()}, "cu_seqlens must end with S = 8, got 7"),
+        ({**PACKED, "cu_seqlens": torch.tensor([0, 5, 3, 8]).int()}, "must not descend, got 5 before 3 at index 1"),
+        ({**PACKED, "cu_seqlens": torch.zeros(0).int()}, "cu_seqlens must be int32 [sequences + 1], got int32 [0]"),
+        ({name: x.to("meta") for name, x in GOOD.items()}, "q is on meta"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    arguments = {**GOOD, **change}
+    positional = [arguments.pop(name) for name in ("q", "k", "v", "cos", "sin")]
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        split_triangle_attention(*positional, **arguments)

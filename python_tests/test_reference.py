@@ -1,0 +1,70 @@
+"""The definition itself, against the paper's formula written out pair by pair with complex numbers."""
+
+import cmath
+import math
+
+import pytest
+import torch
+
+from bico_ext import reference
+
+
+def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
+    """One head [S, D], one pair at a time: the pair's rotation is by frequency * -(|m - n|)."""
+    length, head_dim = len(q), len(q[0])
+    half = len(frequencies)
+    out, lse = [], []
+    for m in range(length):
+        scores = {}
+        for n in range(length):
+            s_m, s_n = span_ids[m], span_ids[n]
+            if not (s_n == 0 or (s_n > 0 and s_n == s_m and n <= m)):
+                continue
+            distance = -abs(m - n) if mirror else n - m
+            total = sum(q[m][i] * k[n][i] for i in range(2 * half, head_dim))
+            for i, frequency in enumerate(frequencies):
+                a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+                turned = complex(k[n][a], k[n][b]) * cmath.exp(1j * frequency * distance)
+                total += (complex(q[m][a], q[m][b]).conjugate() * turned).real
+            scores[n] = total * scale
+        norm = sum(math.exp(s) for s in scores.values())
+        lse.append(math.log(norm) if scores else -math.inf)
+        out.append([sum(math.exp(s) / norm * v[n][d] for n, s in scores.items()) for d in range(head_dim)])
+    return torch.tensor(out, dtype=torch.float64), torch.tensor(lse, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("spans", [[0] * 7, [1] * 7, [0, 0, 1, 1, -1, 0, 2], [-1] * 7, [2, 1, 1, 2, 2, 0, -1]])
+def test_split_triangle_is_rotation_by_minus_the_distance(mirror, interleaved, spans):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 7, 6, dtype=torch.float64)
+    frequencies = [0.9, 0.2]  # R = 4 of D = 6
+    angle = torch.outer(torch.arange(7).double(), torch.tensor(frequencies, dtype=torch.float64))
+    angle = (angle.repeat_interleave(2, -1) if interleaved else angle.repeat(1, 2))[None]
+    got, got_lse = reference.split_triangle_attention(
+        *(x[None, None] for x in (q, k, v)),
+        angle.cos(),
+        angle.sin(),
+        span_ids=torch.tensor([spans], dtype=torch.int32),
+        mirror=mirror,
+        interleaved=interleaved,
+        scale=0.7,
+        return_lse=True,
+    )
+    want, want_lse = explicit(q.tolist(), k.tolist(), v.tolist(), frequencies, spans, mirror, interleaved, 0.7)
+    torch.testing.assert_close(got[0, 0], want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got_lse[0, 0], want_lse, rtol=1e-12, atol=1e-12)
+
+
+def test_packed_sequences_are_separate():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 9, 4, dtype=torch.float64)
+    angle = torch.rand(1, 9, 2, dtype=torch.float64).repeat(1, 1, 2)
+    offsets = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+    packed = reference.split_triangle_attention(q, k, v, angle.cos(), angle.sin(), cu_seqlens=offsets)
+    for begin, end in [(0, 4), (4, 9)]:
+        alone = reference.split_triangle_attention(
+            *(x[:, :, begin:end] for x in (q, k, v)), angle[:, begin:end].cos(), angle[:, begin:end].sin()
+        )
+        torch.testing.assert_close(packed[:, :, begin:end], alone, rtol=1e-12, atol=1e-12)
