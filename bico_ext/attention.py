@@ -112,10 +112,10 @@ def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    out = ctx.saved_tensors[3]
+    saved = ctx.saved_tensors  # read once: under gradient checkpointing a second read raises
     if grad_out is None:
-        grad_out = torch.zeros_like(out)
-    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *ctx.saved_tensors, *ctx.settings)
+        grad_out = torch.zeros_like(saved[3])  # out
+    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *saved, *ctx.settings)
     return (*grads, *[None] * 7)
 
 

@@ -1,0 +1,534 @@
+"""The plug-in against a Llama written out here in fp64, and against stock transformers wherever nothing may change."""
+
+import copy
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+)
+
+from bico_ext.models import attach, check_attached, detach
+
+LENGTH = 19
+ROPE = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def tiny_llama(rope: str = "default", dtype: torch.dtype = torch.float32, **overrides: object) -> Any:
+    """Two layers, 4 query and 2 key heads of 16; weights large enough for attention to be far from uniform."""
+    settings: dict = {
+        "vocab_size": 50,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.1,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "rope_parameters": ROPE[rope],
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval().to(dtype=dtype)
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(2, 50, shape, generator=torch.Generator().manual_seed(1))
+
+
+def some_span_ids(batch: int, length: int = LENGTH) -> Tensor:
+    """Context, two spans and a placeholder in every row."""
+    span_ids = torch.zeros(batch, length, dtype=torch.int32)
+    span_ids[:, 3] = -1
+    span_ids[:, 5:8] = 1
+    span_ids[:, 11:15] = 2
+    return span_ids
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+# --- A Llama with split-triangle attention, written from the definitions: complex numbers, |m - n|, fp64. ---
+
+
+def frequencies(rope: dict, head_dim: int) -> Tensor:
+    """Radians per position for each pair, fp64 [D / 2]; llama3 as in Llama 3.1's published scaling rule."""
+    theta = rope["rope_theta"] ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if rope["rope_type"] == "linear":
+        return theta / rope["factor"]
+    if rope["rope_type"] == "llama3":
+        turns = rope["original_max_position_embeddings"] * theta / (2 * math.pi)
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the original frequency
+        return theta * (kept + (1 - kept) / rope["factor"])
+    return theta
+
+
+def dense_llama(model: Any, input_ids: Tensor, span_ids: Tensor) -> Tensor:
+    """Logits [B, S, vocab] in fp64."""
+    config, weights = model.config, {name: w.double() for name, w in model.state_dict().items()}
+    batch, length = input_ids.shape
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weights[name]
+
+    def sees(spans: list[int], m: int, n: int) -> bool:
+        return spans[n] == 0 or (spans[n] > 0 and spans[n] == spans[m] and n <= m)
+
+    seen = torch.tensor(
+        [[[sees(row, m, n) for n in range(length)] for m in range(length)] for row in span_ids.tolist()]
+    )  # [B, m, n]
+    index = torch.arange(length)
+    distance = (index[:, None] - index[None, :]).abs()  # key n lies |m - n| behind query m, on either side
+    phase = torch.exp(1j * distance[..., None] * frequencies(config.rope_parameters, dim))  # [m, n, D / 2]
+
+    x = weights["model.embed_tokens.weight"][input_ids]
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        h = norm(x, prefix + "input_layernorm.weight")
+        q, k, v = (
+            (h @ weights[f"{prefix}self_attn.{name}_proj.weight"].T).view(batch, length, -1, dim).transpose(1, 2)
+            for name in "qkv"
+        )
+        k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
+        q, k = (torch.complex(t[..., : dim // 2], t[..., dim // 2 :]) for t in (q, k))
+        scores = torch.einsum("bhmi,bhni,mni->bhmn", q, k.conj(), phase).real / math.sqrt(dim)
+        grown = scores.exp() * seen[:, None]
+        share = grown / grown.sum(-1, keepdim=True).clamp_min(1e-300)  # a blind query: all 0
+        attention = (share @ v).transpose(1, 2).reshape(batch, length, heads * dim)
+        x = x + attention @ weights[prefix + "self_attn.o_proj.weight"].T
+        h = norm(x, prefix + "post_attention_layernorm.weight")
+        gate, up = (h @ weights[f"{prefix}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + (gate * gate.sigmoid() * up) @ weights[prefix + "mlp.down_proj.weight"].T
+    return norm(x, "model.norm.weight") @ weights["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("rope", list(ROPE))
+def test_logits_match_the_dense_llama(rope: str, kv_heads: int) -> None:
+    model = attach(tiny_llama(rope, num_key_value_heads=kv_heads))
+    input_ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    logits = model(input_ids=input_ids, span_ids=span_ids).logits
+    assert relative(logits, dense_llama(model, input_ids, span_ids)) < 1e-6
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_minus_one(side: str) -> None:
+    """The padded row must give the logits of the same row alone; blind and padded queries must stay finite."""
+    model = attach(tiny_llama())
+    input_ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    padding = slice(0, 6) if side == "left" else slice(LENGTH - 6, LENGTH)
+    real = slice(6, LENGTH) if side == "left" else slice(0, LENGTH - 6)
+    input_ids[1, padding], span_ids[1, padding] = 0, -1
+    logits = model(input_ids=input_ids, span_ids=span_ids).logits
+    assert logits.isfinite().all()
+    assert relative(logits, dense_llama(model, input_ids, span_ids)) < 1e-6
+    alone = dense_llama(model, input_ids[1:, real], span_ids[1:, real])
+    assert relative(logits[1:, real], alone) < 1e-6
+
+
+def test_all_blind_gives_finite_logits() -> None:
+    model = attach(tiny_llama())
+    span_ids = torch.full((1, 5), -1, dtype=torch.int32)
+    logits = model(input_ids=tokens(1, 5), span_ids=span_ids).logits
+    assert relative(logits, dense_llama(model, tokens(1, 5), span_ids)) < 1e-6
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    model = attach(tiny_llama())
+    lengths = [7, 1, 12]
+    rows = tokens(1, sum(lengths))[0].split(lengths)
+    batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": r.tolist()} for r in rows])
+    batch.pop("labels")
+    spans = some_span_ids(1, sum(lengths))
+    logits = model(**batch, span_ids=spans).logits[0].split(lengths)
+    for got, row, span_ids in zip(logits, rows, spans[0].split(lengths), strict=True):
+        assert relative(got, dense_llama(model, row[None], span_ids[None])[0]) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "qwen3", "granite", "phi", "gpt_neox"])
+def test_span_one_is_stock_causal_attention(family: str) -> None:
+    """NTP through the op: logits and every gradient of the stock model, in fp32.
+
+    granite has a score scale of its own; phi and gpt_neox rotate part of the head.
+    """
+    torch.manual_seed(0)
+    model = tiny_family(family)
+    input_ids = tokens(2, LENGTH)
+
+    def run(**inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        out = model(input_ids=input_ids, labels=input_ids, **inputs)
+        out.loss.backward()
+        return out.logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    stock_logits, stock_grads = run()
+    attach(model)
+    logits, grads = run(span_ids=torch.ones(2, LENGTH, dtype=torch.int32))
+    assert relative(logits, stock_logits) < 1e-5
+    assert grads.keys() == stock_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, stock_grads[name], rtol=1e-4, atol=1e-5 * stock_grads[name].abs().max().item())
+    # and with context everywhere the first output hears the last token
+    context = torch.zeros(1, LENGTH, dtype=torch.int32)
+    other = input_ids[:1].clone()
+    other[0, -1] += 1
+    first, second = (model(input_ids=ids, span_ids=context).logits[0, 0] for ids in (input_ids[:1], other))
+    assert not torch.allclose(first, second)
+
+
+def test_without_span_ids_everything_is_bitwise_stock() -> None:
+    stock, attached = tiny_llama(), attach(tiny_llama())
+    ids, mask = tokens(3, LENGTH), torch.ones(3, LENGTH, dtype=torch.long)
+    mask[1, :6] = 0  # left padding
+    for inputs in ({}, {"attention_mask": mask}, {"labels": ids}, {"span_ids": None}):
+        ours = attached(input_ids=ids, **inputs)
+        theirs = stock(input_ids=ids, **{k: v for k, v in inputs.items() if v is not None})
+        assert torch.equal(ours.logits, theirs.logits)
+        assert ours.past_key_values.get_seq_length() == LENGTH
+    searches: list[dict] = [{}, {"num_beams": 2}, {"use_cache": False}, {"cache_implementation": "static"}]
+    for options in searches:
+        options |= {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "disable_compile": True}
+        options |= {"output_scores": True, "return_dict_in_generate": True}
+        ours, theirs = attached.generate(ids, **options), stock.generate(ids, **options)
+        assert torch.equal(ours.sequences, theirs.sequences)
+        assert all(torch.equal(a, b) for a, b in zip(ours.scores, theirs.scores, strict=True))
+
+
+def test_no_cache_is_returned_with_span_ids() -> None:
+    """Its keys would be un-rotated. Also when the caller or the configuration asks for one."""
+    model = attach(tiny_llama())
+    assert model.config.use_cache
+    for options in ({}, {"use_cache": True}):
+        out = model(input_ids=tokens(1, LENGTH), span_ids=some_span_ids(1), **options)
+        assert out.past_key_values is None
+
+
+def test_no_mask_is_built_with_span_ids() -> None:
+    """Packed position ids made transformers build [B, 1, S, S], the one S x S tensor of the whole step."""
+    model = attach(tiny_llama())
+    mapping = AttentionMaskInterface._global_mapping
+    stock_mask = mapping["bico"]
+
+    def no_mask(**_: object) -> None:
+        raise AssertionError("a mask was built")
+
+    mapping["bico"] = no_mask
+    try:
+        positions = torch.cat((torch.arange(7), torch.arange(12)))[None]
+        cu_seqlens = torch.tensor([0, 7, 19], dtype=torch.int32)
+        model(input_ids=tokens(1, 19), position_ids=positions, span_ids=some_span_ids(1), cu_seq_lens_q=cu_seqlens)
+        model(input_ids=tokens(2, 19), span_ids=some_span_ids(2))
+        with pytest.raises(AssertionError, match="a mask was built"):
+            model(input_ids=tokens(1, 19), position_ids=positions)
+    finally:
+        mapping["bico"] = stock_mask
+
+
+def test_saved_files_are_those_of_the_stock_model(tmp_path: Path) -> None:
+    stock, attached = tiny_llama(), attach(tiny_llama())
+    assert list(attached.state_dict()) == list(stock.state_dict())
+    stock.save_pretrained(tmp_path / "stock")
+    attached.save_pretrained(tmp_path / "attached")
+    names = sorted(os.listdir(tmp_path / "stock"))
+    assert names == sorted(os.listdir(tmp_path / "attached"))
+    assert "config.json" in names
+    for name in names:
+        assert (tmp_path / "attached" / name).read_bytes() == (tmp_path / "stock" / name).read_bytes(), name
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "attached").eval()
+    with pytest.raises(RuntimeError, match="not attached"):
+        check_attached(loaded)
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    assert torch.equal(attach(loaded)(input_ids=ids, span_ids=span_ids).logits, attached(ids, span_ids=span_ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    model = attach(tiny_llama()).train()
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, span_ids=span_ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    again = gradients()
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("order", ["attach-then-lora", "lora-then-attach"])
+def test_lora(order: str) -> None:
+    """The adapter starts at zero, so the logits are the plain model's; it, and it alone, gets gradients."""
+    peft = pytest.importorskip("peft")
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    expected = attach(tiny_llama())(input_ids=ids, span_ids=span_ids).logits
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    if order == "attach-then-lora":
+        model = peft.get_peft_model(attach(tiny_llama()), lora)
+    else:
+        model = attach(peft.get_peft_model(tiny_llama(), lora))
+    check_attached(model)
+    model.eval()
+    out = model(input_ids=ids, span_ids=span_ids, labels=ids)
+    assert torch.equal(out.logits, expected)
+    out.loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert trained
+    assert all("lora_B" in name for name in trained)  # lora_A's gradient is 0 while lora_B is 0
+    assert len(trained) == 2 * 7
+    with pytest.raises(ValueError, match="attention_mask cannot be given"):
+        model(input_ids=ids, span_ids=span_ids, attention_mask=torch.ones_like(ids))
+    detach(model)
+    assert torch.equal(model(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_detach_restores_the_model(implementation: str) -> None:
+    model = tiny_llama(attn_implementation=implementation)
+    stock = tiny_llama(attn_implementation=implementation)
+    assert detach(attach(model)) is model
+    assert model.config._attn_implementation == implementation
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    ids = tokens(2, LENGTH)
+    assert torch.equal(model(input_ids=ids).logits, stock(input_ids=ids).logits)
+    assert vars(model).keys() == vars(stock).keys()
+    with pytest.raises(RuntimeError, match="LlamaForCausalLM is not attached; call attach"):
+        detach(model)
+
+
+def test_attach_twice_is_attach_once() -> None:
+    model = attach(tiny_llama())
+    assert attach(model) is model
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 3  # the decoder and two layers
+    detach(model)
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_deep_copy_is_attached_and_independent() -> None:
+    model = attach(tiny_llama())
+    twin = copy.deepcopy(model)
+    check_attached(twin)
+    detach(twin)
+    check_attached(model)
+    ids = tokens(1, LENGTH)
+    assert torch.equal(twin(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+
+
+def test_a_bare_decoder_can_be_attached() -> None:
+    model = tiny_llama()
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    expected = attach(copy.deepcopy(model))(input_ids=ids, span_ids=span_ids, output_hidden_states=True)
+    decoder = attach(model.model)
+    assert isinstance(decoder, LlamaModel)
+    assert torch.equal(decoder(ids, span_ids=span_ids).last_hidden_state, expected.hidden_states[-1])
+    with pytest.raises(TypeError, match="only input_ids may be positional, got 2"):
+        decoder(ids, None, span_ids=span_ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("vocab", [1, 50])
+def test_proof_leaves_no_trace(dtype: torch.dtype, vocab: int) -> None:
+    """Random state, training modes, gradients and weights are what they were, for attach and for check_attached."""
+    model = tiny_llama(dtype=dtype, vocab_size=vocab, bos_token_id=None, attention_dropout=0.5).train()
+    model.model.layers[0].eval()  # a frozen layer, as some recipes keep one
+    model.lm_head.weight.requires_grad_(False)
+    weights = {name: w.clone() for name, w in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    random = torch.get_rng_state()
+    attach(model)
+    check_attached(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.lm_head.weight.requires_grad
+    assert all(w.dtype == dtype and torch.equal(w, weights[name]) for name, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bf16_is_as_close_as_the_stock_model_is(autocast: bool) -> None:
+    """bf16 weights, or fp32 ones under autocast: no worse than twice the error that stock bf16 makes on causal rows."""
+    single, ids = tiny_llama(), tokens(2, LENGTH)
+    half = copy.deepcopy(single) if autocast else copy.deepcopy(single).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        allowed = 2 * relative(half(input_ids=ids).logits, single.float()(input_ids=ids).logits)
+    span_ids = some_span_ids(2)
+    exact = dense_llama(single, ids, span_ids)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = attach(half)(input_ids=ids, span_ids=span_ids, labels=ids)
+    out.loss.backward()
+    assert relative(out.logits, exact) < max(allowed, 2e-2)
+    assert all(p.grad.isfinite().all() for p in half.parameters())
+
+
+def test_compiles_as_one_graph() -> None:
+    model = attach(tiny_llama(num_hidden_layers=1))
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    expected = model(input_ids=ids, span_ids=span_ids).logits
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert relative(compiled(input_ids=ids, span_ids=span_ids).logits, expected) < 1e-6
+
+
+# --- What is refused ---
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_family(family: str, **overrides: object) -> Any:
+    own: dict = {
+        "mistral": {"sliding_window": None},
+        "granite": {"attention_multiplier": 0.1},
+        "hunyuan_v1_dense": {"head_dim": 16},
+        "smollm3": {"no_rope_layers": [1, 0, 1, 1]},
+        "deepseek_v3": {"num_key_value_heads": 4},
+    }
+    settings = SMALL | own.get(family, {}) | overrides
+    if family == "gpt2":
+        settings = {"vocab_size": 50, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "sentence"),
+    [
+        ("gpt2", "GPT2LMHeadModel has 2 layers but 0 attention modules that take position_embeddings"),
+        ("qwen3_next", "has 4 layers but 1 attention modules"),  # three linear-attention layers would stay causal
+        ("stablelm", r"StableLmAttention: it never received span_ids and would stay causal \(model.layers.0.self"),
+        ("nemotron", "NemotronAttention: it never received span_ids"),
+        ("glm", "GlmAttention: it does not just rotate q's elements"),  # interleaved pairs
+        ("smollm3", r"rotate q's elements \(i, i \+ R/2\) \(model.layers.1.self_attn\)$"),  # no RoPE in that one
+        ("hunyuan_v1_dense", "HunYuanDenseV1Attention: it does not just rotate"),  # normalises after rotating
+        ("llama4_text", r"Llama4TextAttention must be given position_embeddings=\(cos, sin\)"),  # complex numbers
+        ("doge", "DogeAttention makes an attention mask of its own"),
+        ("deepseek_v3", "DeepseekV3ForCausalLM cannot have split-triangle attention"),  # rotates the end of the head
+        ("gemma2", "Gemma2Attention uses sliding_window"),
+    ],
+)
+def test_models_that_are_refused(family: str, sentence: str) -> None:
+    torch.manual_seed(0)
+    model = tiny_family(family)
+    before = model(input_ids=tokens(2, LENGTH)).logits
+    implementation = model.config._attn_implementation
+    with pytest.raises(TypeError, match=sentence):
+        attach(model)
+    assert model.config._attn_implementation == implementation
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(input_ids=tokens(2, LENGTH)).logits, before)
+    with pytest.raises(RuntimeError, match="not attached"):
+        check_attached(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"sliding_window": 8}, "MistralAttention uses sliding_window"),
+        ({"sliding_window": 4096}, "MistralAttention uses sliding_window"),  # longer than the proof
+    ],
+)
+def test_sliding_window_is_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(TypeError, match=sentence):
+        attach(tiny_family("mistral", **settings))
+
+
+def test_what_is_no_transformers_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a transformers PreTrainedModel .* got Linear"):
+        attach(nn.Linear(2, 2))
+    with torch.device("meta"):
+        on_meta = LlamaForCausalLM(tiny_llama().config)
+    with pytest.raises(TypeError, match="LlamaForCausalLM is on the meta device"):
+        attach(on_meta)
+
+
+def test_a_layer_unhooked_later_is_named() -> None:
+    model = attach(tiny_llama())
+    model.model.layers[1].self_attn._forward_pre_hooks.clear()
+    with pytest.raises(RuntimeError, match="LlamaAttention got span_ids but has no hook of ours"):
+        check_attached(model)
+
+
+def test_changed_implementation_is_noticed() -> None:
+    """The hooks alone would hand un-rotated q and k to the other implementation."""
+    model = attach(tiny_llama())
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="implementation 'bico' that attach had set, but it is now 'sdpa'"):
+        check_attached(model)
+    with pytest.raises(RuntimeError, match="it is now 'sdpa'"):
+        model(input_ids=tokens(1, LENGTH), span_ids=some_span_ids(1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "sentence"),
+    [
+        (
+            {"span_ids": torch.zeros(2, LENGTH, dtype=torch.int64)},
+            ValueError,
+            r"int32 \[B, S\] = \[2, 19\], got int64 \[2, 19\]; use span_ids.int\(\)$",
+        ),
+        ({"span_ids": some_span_ids(1)}, ValueError, r"int32 \[B, S\] = \[2, 19\], got int32 \[1, 19\]$"),
+        ({"span_ids": some_span_ids(2)[0]}, ValueError, r"int32 \[B, S\] = \[2, 19\], got int32 \[19\]$"),
+        ({"attention_mask": torch.ones(2, LENGTH)}, ValueError, "mark padding with -1 in span_ids"),
+        ({"output_attentions": True}, ValueError, "output_attentions is not available with span_ids"),
+    ],
+    ids=["int64", "batch", "no-batch", "attention_mask", "output_attentions"],
+)
+def test_call_errors(inputs: dict, error: type[Exception], sentence: str) -> None:
+    model = attach(tiny_llama())
+    with pytest.raises(error, match=sentence):
+        model(**({"input_ids": tokens(2, LENGTH), "span_ids": some_span_ids(2)} | inputs))
+
+
+def test_a_given_cache_is_refused() -> None:
+    model = attach(tiny_llama())
+    cache = model(input_ids=tokens(2, LENGTH)).past_key_values
+    with pytest.raises(ValueError, match="past_key_values cannot be given together with span_ids"):
+        model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"not used by the model: .'span_ids'."):  # transformers' own sentence
+        model.generate(tokens(2, LENGTH), span_ids=some_span_ids(2), max_new_tokens=2)
+
+
+def test_attention_dropout_is_refused_in_training_only() -> None:
+    model = attach(tiny_llama(attention_dropout=0.1))
+    model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2))
+    model.train()
+    model(input_ids=tokens(2, LENGTH))
+    with pytest.raises(ValueError, match=r"LlamaAttention asks for attention dropout 0\.1"):
+        model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2))
