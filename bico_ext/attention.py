@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 try:
-    from bico_ext import _C
+    import bico_ext._C as _C
 except ImportError as error:
     raise ImportError(
         "bico_ext is imported without its compiled part. Install it with `pip install --no-build-isolation .` and run "
@@ -79,7 +79,9 @@ def split_triangle_attention(
     others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
     for name, x in others.items():
         if x is not None and x.device != q.device:
-            raise RuntimeError(f"{name} must be on the device of q ({q.device}), got {x.device}; use {name}.to(q.device)")
+            raise RuntimeError(
+                f"{name} must be on the device of q ({q.device}), got {x.device}; use {name}.to(q.device)"
+            )
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
     out, lse = torch.ops.bico.attention_forward(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)

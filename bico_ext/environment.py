@@ -1,0 +1,44 @@
+"""What a result was measured on: versions, instruction sets, threads, CUDA."""
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformers
+
+import bico_ext._C as _C
+
+
+def describe() -> dict[str, Any]:
+    """Versions and machine, ready for JSON.
+
+    Example:
+        >>> describe()["kernels"]
+        'avx2'
+    """
+    features = _C.cpu_features()
+    return {
+        "bico_ext": version("bico-ext"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "built_with_torch": _C.built_with_torch,
+        "compiler": _C.compiler,
+        "transformers": transformers.__version__,
+        "cpu": _cpu_name(),
+        "cpu_features": sorted(name for name, present in features.items() if present),
+        "kernels": _C.kernels,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
