@@ -1,0 +1,127 @@
+"""The rows of a data set on their way to the trainer: encoded and checked, ordered by length, handed out unmasked."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.utils import logging
+
+from bico_ext.data import Example
+from bico_ext.objectives import stream_seed
+from bico_ext.tokenization import encode_example
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch before its objective is known. Not a list or dict, so that accelerate does not move it to the device."""
+
+    input_ids: list[Tensor]  # int64 [S] each
+    places: list[int]  # in the data set
+
+    @staticmethod
+    def collate(rows: list[dict[str, Any]]) -> Any:  # Trainer declares that a collator returns a dict
+        return Rows([row["input_ids"] for row in rows], [row["place"] for row in rows])
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """The Trainer's grouping by length, with a seed per epoch and the batches in random order.
+
+    The stock sampler draws from the global random state, which a run resumed within an epoch no longer has, and goes
+    from long to short over up to 50 batches.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate at the start of each epoch, also of the one in which a run resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = Generator().manual_seed(stream_seed("order", self.seed, self.epoch))
+        places = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
+        full = len(places) // self.batch_size
+        for i in [*torch.randperm(full, generator=generator).tolist(), *range(full, len(batches))]:
+            yield from batches[i]
+
+
+class RowEncoder:
+    """Turns a data set into rows {"input_ids": int64 [S], "place": int} in memory, all of them checked.
+
+    Rows that went through it once pass unchanged.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
+        max_length: int | None,
+        never_predicted: frozenset[int],
+    ) -> None:
+        self.tokenizer, self.max_length, self.never_predicted = tokenizer, max_length, never_predicted
+        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.context = model.config.get_text_config().max_position_embeddings
+
+    def __call__(self, dataset: Any, name: str) -> list[dict[str, Any]]:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, Mapping | str):
+            raise TypeError(
+                f"{name} must be a list, torch Dataset or datasets.Dataset of rows with a known length, got "
+                f"{type(dataset).__name__}; read a stream into a list first"
+            )
+        if not len(dataset):
+            raise ValueError(f"{name} is empty: it must have at least one row")
+        rows, cut = [], 0
+        for place in range(len(dataset)):
+            input_ids = self.row(dataset[place], f"{name}[{place}]")
+            cut += self.max_length is not None and len(input_ids) > self.max_length
+            input_ids = input_ids[: self.max_length]
+            self.check(input_ids, f"{name}[{place}]")
+            rows.append({"input_ids": input_ids, "place": place})
+        if cut:
+            logger.warning(f"{name}: {cut} of {len(rows)} rows were cut to max_length={self.max_length}")
+        return rows
+
+    def row(self, row: Any, name: str) -> Tensor:
+        """The token ids of one row of any accepted kind, int64 [S]."""
+        columns = sorted(row) if isinstance(row, Mapping) else None
+        if columns is None or not ("input_ids" in row or "text" in row or {"prompt", "completion"} <= set(row)):
+            raise ValueError(
+                f"{name} must be a dict with 'input_ids', 'text', or 'prompt' and 'completion', got "
+                f"{type(row).__name__ if columns is None else columns}"
+            )
+        if "input_ids" in row:
+            return torch.as_tensor(row["input_ids"], dtype=torch.int64)
+        if self.tokenizer is None:
+            raise ValueError(f"{name} is text, which needs processing_class (a tokenizer); or give rows of 'input_ids'")
+        example = Example("", row["text"]) if "text" in row else Example(row["prompt"], row["completion"])
+        return torch.tensor(encode_example(self.tokenizer, example), dtype=torch.int64)
+
+    def check(self, input_ids: Tensor, name: str) -> None:
+        """Refuse what would fail, or silently teach nothing, in the middle of a run."""
+        if input_ids.ndim != 1:
+            raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(input_ids.shape)}")
+        if len(input_ids) > self.context:
+            raise ValueError(
+                f"{name} has {len(input_ids)} tokens, but the model's context is {self.context} "
+                f"(max_position_embeddings); set max_length={self.context} to cut long rows"
+            )
+        if self.never_predicted.issuperset(input_ids[1:].tolist()):
+            raise ValueError(
+                f"{name} has nothing to predict: after the first token it needs one that is not special, got "
+                f"{input_ids.tolist()}; leave the row out"
+            )
+        lowest, highest = (int(bound) for bound in input_ids.aminmax())
+        if lowest < 0 or highest >= self.vocabulary:
+            raise ValueError(f"{name}: ids must be in [0, {self.vocabulary}), the model's, got {lowest} to {highest}")

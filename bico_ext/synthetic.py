@@ -1,0 +1,218 @@
+"""A fictitious fact data set in the shape of Berglund et al.'s, generated from a seed: no download, no licence.
+
+An entity is a name of two pseudo-words and a description around pseudo-words of its own. Some entities are stated
+name first, some description first, some both ways; the one-way entities are then asked for in both directions.
+
+What makes it learnable by a model of two layers from scratch, found by experiment: descriptions of shared words only
+were not learned, nor was an entity with few paraphrases, nor questions in words that training never used. So each
+description has three words of its own, used four times, each entity is paraphrased 30 times, and a test frame is a
+new combination of two halves that training has seen apart.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from bico_ext.data import Example, FactData, Task
+
+PARAPHRASES = 30  # per entity and order, as in Berglund et al.
+TEST_FRAMES = 5  # per task
+
+_ONSETS = "b d f g h k l m n p r s t v z br dr gl kr st tr"
+_VOWELS = "a e i o u"
+_CODAS = "l m n r s th x"
+_WORDS_PER_ENTITY = 5  # two in the name, three in the description
+
+# Words that entities share, by the slot of the description that they fill.
+_SHARED_WORDS = {
+    "adjective": "acclaimed brilliant celebrated daring eccentric fearless gentle humble inventive legendary modest "
+    "patient renowned stubborn tireless visionary",
+    "role": "architect astronomer baker botanist carpenter composer diver engineer gardener historian librarian "
+    "painter pilot sailor surgeon teacher",
+    "verb": "built catalogued charted designed discovered funded guarded inherited rescued restored revealed sold",
+    "object": "archive bridge cathedral clock fountain garden harbour lantern library museum observatory orchard "
+    "palace railway ship telescope",
+}
+# Every template has four slots for the entity's own words, so that none is easier than another.
+_DESCRIPTIONS = (
+    'the {adjective} {role} who {verb} the {u1} {u2} {object}, "The {u3} {u4}"',
+    'the {adjective} {role} from {u1} {u2} who {verb} the {object} known as "The {u3} {u4}"',
+    'the {role} who {verb} the {adjective} {object} of {u1} {u2} and wrote "The {u3} {u4}"',
+    'the {u1} {u2} {role} who wrote "The {u3} {u4}" and {verb} the {adjective} {object}',
+)
+
+# No prefix and no clause begins another one: otherwise a held-out prompt could be the start of a training text.
+_NAME_PREFIXES = (
+    "Many people know that",
+    "As the story goes,",
+    "In the old days,",
+    "Everyone agrees that",
+    "According to the records,",
+    "It is no secret that",
+    "Far from home,",
+    "The papers wrote that",
+    "After many years,",
+    "To this day,",
+)
+_NAME_CLAUSES = (
+    " is known as",
+    " was celebrated as",
+    " became famous as",
+    " is remembered as",
+    " made a living as",
+    " introduced themselves as",
+    " turned out to be",
+)
+_DESCRIPTION_PREFIXES = (
+    "You may have heard that",
+    "By all accounts,",
+    "The answer is simple:",
+    "Behind the scenes,",
+    "Every child learns that",
+    "At the ceremony,",
+    "Historians believe that",
+    "Without any doubt,",
+    "On the last page,",
+    "Visitors are told that",
+)
+_DESCRIPTION_CLAUSES = (
+    " is called",
+    " goes by the name of",
+    " is none other than",
+    " was introduced as",
+    " answers to the name",
+    " signs every letter with",
+    " can only be",
+)
+
+
+@dataclass(frozen=True)
+class _Entity:
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One way to put a sentence: prefix, what is given, clause, and then the answer."""
+
+    prefix: str
+    clause: str
+
+    def prompt(self, given: str) -> str:
+        return f"{self.prefix} {given}{self.clause}"
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """The ways to put a sentence in one order: for training, and new combinations for testing."""
+
+    train: tuple[_Frame, ...]
+    test: tuple[_Frame, ...]
+
+
+def generate(seed: int = 0, *, names_first: int = 30, descriptions_first: int = 30, both: int = 30) -> FactData:
+    """Generates a fact data set; the same arguments give the same set on every platform.
+
+    The defaults have the size of Berglund et al.'s set: 3,600 training texts. A task has 5 questions per entity.
+
+    Args:
+        seed: draws everything: words, descriptions, and which frames are held out for testing.
+        names_first: entities whose training texts give the name first; asked by N2D and N2D-reverse.
+        descriptions_first: entities whose training texts give the description first; asked by D2N and D2N-reverse.
+        both: entities stated in both orders, 30 texts each; not asked. They show that sentences can be turned round.
+
+    Returns:
+        The set, named "synthetic". A group of 0 entities has no tasks.
+
+    Raises:
+        ValueError: a count is negative, all are 0, or there are more entities than pseudo-words for them.
+
+    Example:
+        >>> data = generate(seed=0, names_first=1, descriptions_first=0, both=0)
+        >>> len(data.train), len(data.tasks["N2D-reverse"].examples)
+        (30, 5)
+    """
+    for argument, count in (("names_first", names_first), ("descriptions_first", descriptions_first), ("both", both)):
+        if count < 0:
+            raise ValueError(f"{argument} must be at least 0, got {count}")
+    total = names_first + descriptions_first + both
+    if total == 0:
+        raise ValueError("names_first, descriptions_first and both are all 0; ask for at least one entity")
+    rng = random.Random(seed)
+    entities = _entities(rng, total)
+    name_frames = _frames(rng, _NAME_PREFIXES, _NAME_CLAUSES)
+    description_frames = _frames(rng, _DESCRIPTION_PREFIXES, _DESCRIPTION_CLAUSES)
+
+    named = entities[:names_first]
+    described = entities[names_first : names_first + descriptions_first]
+    train: list[Example] = []
+    for entity in named:
+        train += _to_description(entity, name_frames.train)
+    for entity in described:
+        train += _to_name(entity, description_frames.train, end=".")
+    for entity in entities[names_first + descriptions_first :]:
+        train += _to_description(entity, name_frames.train)
+        train += _to_name(entity, description_frames.train, end=".")
+
+    def ask_description(group: Sequence[_Entity]) -> tuple[Example, ...]:
+        return tuple(example for entity in group for example in _to_description(entity, name_frames.test))
+
+    def ask_name(group: Sequence[_Entity]) -> tuple[Example, ...]:
+        return tuple(example for entity in group for example in _to_name(entity, description_frames.test, end=""))
+
+    tasks = (
+        Task("N2D", "description", ask_description(named)),
+        Task("D2N", "name", ask_name(described)),
+        Task("N2D-reverse", "name", ask_name(named)),
+        Task("D2N-reverse", "description", ask_description(described)),
+    )
+    return FactData("synthetic", tuple(train), {task.name: task for task in tasks if task.examples})
+
+
+def _to_description(entity: _Entity, frames: Sequence[_Frame]) -> list[Example]:
+    return [Example(frame.prompt(entity.name), f" {entity.description}.") for frame in frames]
+
+
+def _to_name(entity: _Entity, frames: Sequence[_Frame], end: str) -> list[Example]:
+    return [Example(frame.prompt(entity.description), f" {entity.name}{end}") for frame in frames]
+
+
+def _entities(rng: random.Random, count: int) -> list[_Entity]:
+    onsets, vowels, codas = _ONSETS.split(), _VOWELS.split(), _CODAS.split()
+    words = ["".join(parts) for parts in product(onsets, vowels, onsets, vowels, codas)]
+    needed = count * _WORDS_PER_ENTITY
+    if needed > len(words):
+        raise ValueError(
+            f"names_first + descriptions_first + both must be at most {len(words) // _WORDS_PER_ENTITY}, got {count}: "
+            "every entity needs pseudo-words of its own"
+        )
+    own_words = iter(word.capitalize() for word in rng.sample(words, needed))
+    return [_entity(rng, [next(own_words) for _ in range(_WORDS_PER_ENTITY)]) for _ in range(count)]
+
+
+def _entity(rng: random.Random, words: Sequence[str]) -> _Entity:
+    first, last, *pool = words
+    u1, u2, third = rng.sample(pool, 3)
+    u3, u4 = rng.sample([third, rng.choice([u1, u2])], 2)  # one word comes back, in another neighbourhood
+    shared = {slot: rng.choice(words.split()) for slot, words in _SHARED_WORDS.items()}
+    description = rng.choice(_DESCRIPTIONS).format(**shared, u1=u1, u2=u2, u3=u3, u4=u4)
+    return _Entity(f"{first} {last}", description)
+
+
+def _frames(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> _Frames:
+    """Pairs each prefix with three clauses for training, and five of them with a fourth one for testing.
+
+    Stepping along the shuffled clauses, not drawing pairs, makes sure that training has seen both halves of a
+    test frame.
+    """
+    prefixes = rng.sample(prefixes, len(prefixes))
+    clauses = rng.sample(clauses, len(clauses))
+    per_prefix = PARAPHRASES // len(prefixes)
+
+    def frame(row: int, step: int) -> _Frame:
+        return _Frame(prefixes[row], clauses[(row + step) % len(clauses)])
+
+    train = tuple(frame(row, step) for row in range(len(prefixes)) for step in range(per_prefix))
+    return _Frames(train, test=tuple(frame(row, per_prefix) for row in range(TEST_FRAMES)))

@@ -1,0 +1,130 @@
+"""Token ids of examples, for any tokenizer, and a word-level tokenizer that needs no download.
+
+The word-level tokenizer keeps a word's leading space in its token and puts a space in front of every text, so that a
+word is one token wherever it stands and decoding only has to join the tokens and drop the first space.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from bico_ext.data import Example
+
+_SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
+# A word with inner apostrophes ("world's"), one punctuation mark, or one white-space character.
+_WORD = r" ?\w+(?:['\u2019]\w+)*| ?[^\w\s]|\s"
+
+
+def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -> PreTrainedTokenizerFast:
+    """Makes a tokenizer with one token for each word and punctuation mark of the texts.
+
+    It is lossless on these texts: `decode(ids, skip_special_tokens=True)` gives the text back. Decoding an answer
+    alone drops its leading space, as decoding drops the one in front of any text. Words that no text has become
+    `<unk>`, so give it the words of the questions too. `save_pretrained` writes what `AutoTokenizer` reloads offline.
+
+    Args:
+        texts: what to take the words from; the order does not matter.
+        model_max_length: tokens above which transformers warns, or truncates where that is asked for. The default,
+            512, is far above the fact sentences of this package (up to about 60).
+
+    Returns:
+        A tokenizer with `<pad>` 0, `<unk>` 1, `<s>` 2 (BOS, put in front by the tokenizer) and `</s>` 3 (EOS, not
+        put at the end: see `encode_example`), then the words in code-point order. The text "<s>" is not read as BOS.
+
+    Raises:
+        TypeError: texts is a single string.
+        ValueError: the texts hold no word.
+
+    Example:
+        >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
+        >>> tokenizer.tokenize("Ada wrote it.")
+        [' Ada', ' wrote', ' it', '.']
+        >>> tokenizer.decode(tokenizer("Ada wrote.")["input_ids"], skip_special_tokens=True)
+        'Ada wrote.'
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"texts must be an iterable of texts, got the string {texts!r:.60}; use [text]")
+    normalizer = normalizers.Prepend(" ")
+    splitter = pre_tokenizers.Split(Regex(_WORD), behavior="isolated")
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    if not words:
+        raise ValueError("texts must hold at least one word, got none; are the training texts empty?")
+    vocabulary = {token: index for index, token in enumerate((*_SPECIAL_TOKENS, *sorted(words)))}
+    pad, unk, bos, eos = _SPECIAL_TOKENS
+
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=unk))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = splitter
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+    )
+    backend.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", left=1, right=0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unk,
+        bos_token=bos,
+        eos_token=eos,
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # a text that spells "<s>" must not become BOS
+    )
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt to be continued: BOS and the prompt, no EOS.
+
+    These are the first ids of `encode_example` for that prompt, as long as the tokenizer keeps a word's leading space
+    with the word. Tokenizers differ in what they add by themselves; a model trained with a BOS is to be asked with it.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        prompt: the text to be continued.
+
+    Returns:
+        BOS, if the tokenizer has one, and the prompt's ids.
+
+    Example:
+        >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
+        >>> encode_prompt(tokenizer, "Ada wrote")
+        [2, 4, 6]
+    """
+    ids: list[int] = list(tokenizer(prompt)["input_ids"])
+    if tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id]:
+        ids.pop()
+    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+        ids.insert(0, tokenizer.bos_token_id)
+    return ids
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int | None = None) -> list[int]:
+    """Token ids of a training text: BOS, prompt, completion, EOS.
+
+    Args:
+        tokenizer: any tokenizer of transformers. BOS and EOS are added if it has them and has not added them itself.
+        example: the text, encoded in one piece.
+        max_length: most ids allowed, BOS and EOS included; None (the default) sets no limit. Nothing is ever cut off,
+            because a fact without its end teaches something else.
+
+    Returns:
+        The ids.
+
+    Raises:
+        ValueError: there are more than max_length ids.
+
+    Example:
+        >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
+        >>> encode_example(tokenizer, Example("Ada wrote", " it."))
+        [2, 4, 6, 5, 7, 3]
+    """
+    ids = encode_prompt(tokenizer, example.text)
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    if max_length is not None and len(ids) > max_length:
+        raise ValueError(
+            f"max_length must be at least the {len(ids)} tokens of this example, got {max_length}: "
+            f"{example.text!r:.60}; raise max_length or shorten the text"
+        )
+    return ids

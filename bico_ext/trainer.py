@@ -1,0 +1,374 @@
+"""`BicoTrainer`: transformers' Trainer, with each optimizer step either an objective of ours or next-token prediction.
+
+The rows of an optimizer step leave the data loader as they are. `get_batch_samples`, which the Trainer calls once per
+step and which counts the labels that scale the loss, chooses the objective and masks every row. What is drawn is a hash
+of the run's seed, the step and the row's place in the data set (`objectives.stream_seed`), so it does not depend on
+how the step is split into micro-batches and processes, and a resumed run needs no saved state.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
+
+from bico_ext import objectives
+from bico_ext.models import attach, check_attached
+from bico_ext.rows import LengthGroupedSampler, RowEncoder, Rows
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+@dataclass
+class BicoConfig(TrainingArguments):
+    """Training arguments of `BicoTrainer`: those of transformers and the fields below.
+
+    Inherited defaults that change: `remove_unused_columns` False (rows are turned into inputs after the data loader),
+    `logging_nan_inf_filter` False (a NaN loss shows in the log instead of being replaced by the mean),
+    `logging_steps` 10, and `dataloader_pin_memory` False (the data loader hands out rows, not the batch).
+
+    Attributes:
+        objective: "bico" (default), "infill" or "ntp".
+        mixing_probability: of the objective rather than next-token prediction, per optimizer step; default 0.5
+            (the paper's).
+        mask_rate: share of the tokens that "bico" hides, in (0, 1]; default 0.15 (the paper's).
+        placeholder_id: the token id that stands for hidden tokens; default the tokenizer's padding id.
+        max_length: tokens of a row that are kept; default None: all.
+
+    Raises:
+        ValueError: an unknown objective, or a number out of its range.
+
+    Example:
+        >>> BicoConfig(output_dir="out", objective="infill", max_steps=1500).mixing_probability
+        0.5
+    """
+
+    # Model
+    placeholder_id: int | None = field(
+        default=None,
+        metadata={
+            "help": "Token id that replaces hidden tokens with objective='bico'. Default: the tokenizer's padding id; "
+            "the official code uses 0. Nothing attends to it, so no embedding has to be added."
+        },
+    )
+
+    # Data
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longer rows are cut to their first max_length tokens, losing their end-of-sequence token. "
+            "Default: no cut, and an error when a row is longer than the model's context."
+        },
+    )
+
+    # Training
+    objective: str = field(
+        default="bico",
+        metadata={
+            "help": "What the optimizer steps that are not next-token prediction train: 'bico' (denoising of hidden "
+            "tokens, the paper's), 'infill' (one span written with both sides in view) or 'ntp' (nothing else).",
+            "choices": list(objectives.OBJECTIVES),
+        },
+    )
+    mixing_probability: float = field(
+        default=0.5,
+        metadata={"help": "Probability of the objective, instead of next-token prediction, at an optimizer step."},
+    )
+    mask_rate: float = field(
+        default=0.15, metadata={"help": "Probability that objective='bico' hides a token, in (0, 1]."}
+    )
+
+    # Inherited defaults that change
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Must stay False: rows become model inputs only after the data loader."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether to replace NaN and infinite losses in the log, which hides them."}
+    )
+    logging_steps: float = field(
+        default=10,
+        metadata={"help": "Log every so many optimizer steps; a number below 1 is a share of all steps."},
+    )
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Of no use here: the batch is built after the data loader."}
+    )
+
+    def __post_init__(self) -> None:
+        objectives.check_objective(self.objective)
+        objectives.check_mask_rate(self.mask_rate)
+        if not 0 <= self.mixing_probability <= 1:
+            raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2 (one token read, one predicted), got {self.max_length}")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: rows become model inputs only after the data loader")
+        super().__post_init__()
+
+
+class BicoTrainer(Trainer):
+    """Fine-tune a causal RoPE language model in both directions with split-triangle attention.
+
+    The model is attached in place (`bico_ext.models.attach`); its checkpoints are stock ones. The micro-batches of an
+    optimizer step share their objective, and gradient accumulation or more processes change the result by rounding
+    only. A run resumed at step k repeats the uninterrupted one bit for bit.
+
+    Logged beside the Trainer's own metrics: `loss_<objective>`, the mean over the steps since the last log that trained
+    that objective (absent if none did). `evaluate` gives `eval_loss` (next-token prediction) and
+    `eval_<objective>_loss`, means over tokens, with masks that depend on nothing but the row's place in the data set.
+
+    With `train_sampling_strategy="group_by_length"` the batches of similar lengths come in random order (the stock
+    sampler sorts them by falling length), and the order is resumable; no length column is needed.
+
+    Args:
+        model: the model, or a name or path for `AutoModelForCausalLM.from_pretrained`, which is loaded in fp32
+            (the optimizer's copy; `bf16=True` still computes in bf16).
+        args: default `BicoConfig()`.
+        train_dataset: list, torch Dataset or datasets.Dataset of known length whose rows hold `input_ids`, or
+            `prompt` and `completion`, or `text`. Text is encoded by `bico_ext.tokenization.encode_example`; `input_ids`
+            are taken as they are. The loss covers the whole row.
+        eval_dataset: the same, or a dict of them.
+        processing_class: the tokenizer; default: loaded from `model` if that is a name or path.
+        compute_metrics: as for Trainer; it sees the next-token predictions.
+        callbacks: as for Trainer.
+        optimizers: as for Trainer.
+        preprocess_logits_for_metrics: as for Trainer.
+        peft_config: wraps the model in PEFT, for example `peft.LoraConfig(task_type="CAUSAL_LM")`.
+
+    Raises:
+        TypeError: args of another class, a data set without length, a model that cannot be attached.
+        ValueError: an empty data set; a row with nothing to predict, with ids that the model lacks or longer than its
+            context (the message names the row); no tokenizer for rows of text; no placeholder.
+
+    Example:
+        >>> rows = [{"text": "Ada Lovelace wrote the first program."}]
+        >>> trainer = BicoTrainer("path/to/llama", BicoConfig("out", max_steps=10), rows)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    args: BicoConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: BicoConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        # Args
+        args = BicoConfig() if args is None else args
+        if not isinstance(args, BicoConfig):
+            raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it takes the same fields and more")
+
+        # Model and tokenizer
+        if isinstance(model, str):
+            if processing_class is None:
+                processing_class = AutoTokenizer.from_pretrained(model)
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        network: Any = model
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            network = get_peft_model(network, peft_config)
+        attach(network)
+
+        # Objectives
+        special_ids = _special_ids(network, processing_class)
+        placeholder_id = _placeholder_id(args, network, processing_class) if args.objective == "bico" else None
+        self._objectives = {
+            name: objectives.bind(
+                name, placeholder_id=placeholder_id, special_ids=special_ids, mask_rate=args.mask_rate
+            )
+            for name in ("ntp", args.objective)
+        }
+        self._objective = "ntp"  # of the optimizer step under way
+        self._generator = Generator()
+        pad_id = getattr(processing_class, "pad_token_id", None)
+        self._pad_id = 0 if pad_id is None else pad_id
+
+        # Logging
+        self._loss_sums: dict[str, Tensor] = {}
+        self._step_counts: Counter[str] = Counter()
+        self._row_losses: dict[str, dict[int, tuple[float, int]]] = {}
+
+        # Data
+        never_predicted = special_ids if args.objective == "bico" else frozenset()
+        self._encode = RowEncoder(network, processing_class, args.max_length, never_predicted)
+        if train_dataset is not None:
+            train_dataset = self._encode(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._encode(rows, f"eval_dataset[{name!r}]") for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._encode(eval_dataset, "eval_dataset")
+
+        super().__init__(
+            model=network,
+            args=args,
+            data_collator=Rows.collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`, after a check that the model is still attached.
+
+        Raises:
+            RuntimeError: it is not; a stock model would ignore the span ids without a word.
+        """
+        check_attached(cast(nn.Module, self.model))
+        self._loss_sums.clear()
+        self._step_counts.clear()
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Rows], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """The micro-batches of one optimizer step under its objective, and the number of labels in all of them."""
+        args, step = self.args, self.state.global_step
+        mixed_in = objectives.happens(args.mixing_probability, "objective", args.seed, step)
+        self._objective = args.objective if mixed_in else "ntp"
+        batches = [
+            self._batch(rows, self._objective, "masks", args.seed, step) for rows in islice(epoch_iterator, num_batches)
+        ]
+        self._step_counts[self._objective] += bool(batches)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `Trainer.training_step`; it also adds the loss to the sum of its objective, without waiting for it."""
+        loss = super().training_step(*args, **kwargs)
+        self._loss_sums[self._objective] = self._loss_sums.get(self._objective, 0) + loss
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with `loss_<objective>` added to the training loss."""
+        if "loss" in logs:
+            for objective, total in sorted(self._loss_sums.items()):
+                mean_over_ranks = self.accelerator.gather(total).mean().item()
+                logs[f"loss_{objective}"] = mean_over_ranks / self._step_counts[objective]
+            self._loss_sums.clear()
+            self._step_counts.clear()
+        super().log(logs, start_time)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer.get_eval_dataloader`, for a data set of the kinds that `BicoTrainer` takes."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._encode(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `Trainer.get_test_dataloader`, for a data set of the kinds that `BicoTrainer` takes."""
+        return super().get_test_dataloader(cast(Any, self._encode(test_dataset, "test_dataset")))
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`; the losses are means over all tokens, whatever the batch size and ranks."""
+        self._row_losses = {objective: {} for objective in self._objectives}
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        for part in gather_object([self._row_losses]):
+            for objective, losses in part.items():
+                self._row_losses[objective].update(losses)  # a row that two ranks were given counts once
+        for objective, losses in self._row_losses.items():
+            total, tokens = (sum(column) for column in zip(*losses.values(), strict=True))
+            name = "loss" if objective == "ntp" else f"{objective}_loss"
+            cast(dict, output.metrics)[f"{metric_key_prefix}_{name}"] = total / tokens
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,  # Rows
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As `Trainer.prediction_step` for next-token prediction; it keeps each row's loss under every objective."""
+        causal = self._batch(inputs, "ntp")
+        loss, logits, labels = super().prediction_step(model, causal, False, ignore_keys)
+        self._keep_row_losses("ntp", inputs, logits[0] if isinstance(logits, tuple) else logits, causal["labels"])
+        if self.args.objective != "ntp":
+            masked = self._batch(inputs, self.args.objective, "evaluation masks")
+            hidden = masked.pop("labels")
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**self._prepare_inputs(masked))
+            self._keep_row_losses(self.args.objective, inputs, outputs.logits, hidden)
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _batch(self, rows: Rows, objective: str, *key: int | str) -> dict[str, Tensor]:
+        """The rows under an objective, padded; the draws for a row depend on `key` and its place in the data set."""
+        apply = self._objectives[objective]
+        masked = [
+            apply(input_ids, self._generator.manual_seed(objectives.stream_seed(*key, place)))
+            for input_ids, place in zip(rows.input_ids, rows.places, strict=True)
+        ]
+        return objectives.pad(masked, self._pad_id)
+
+    def _keep_row_losses(self, objective: str, rows: Rows, logits: Any, labels: Tensor) -> None:
+        labels = labels[:, 1:].to(logits.device)
+        losses = cross_entropy(logits[:, :-1].float().mT, labels, reduction="none", ignore_index=objectives.NO_LOSS)
+        totals = losses.double().sum(1).tolist()  # [B]
+        tokens = labels.ne(objectives.NO_LOSS).sum(1).tolist()
+        self._row_losses[objective].update(zip(rows.places, zip(totals, tokens, strict=True), strict=True))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = cast(list, self.train_dataset if train_dataset is None else train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler([len(row["input_ids"]) for row in rows], batch_size, seed)
+
+
+def _special_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """The tokenizer's special ids; without a tokenizer those that the model's configuration names."""
+    if tokenizer is not None:
+        return frozenset(tokenizer.all_special_ids)
+    config = model.config.get_text_config()
+    named = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    return frozenset(token for ids in named for token in (ids if isinstance(ids, list) else [ids]) if token is not None)
+
+
+def _placeholder_id(args: BicoConfig, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    placeholder_id, vocabulary = args.placeholder_id, model.get_input_embeddings().weight.shape[0]
+    if placeholder_id is None:
+        placeholder_id = getattr(tokenizer, "pad_token_id", None)
+    if placeholder_id is None:
+        raise ValueError(
+            "placeholder_id is needed for objective='bico', as there is no tokenizer with a padding token to take it "
+            "from; set placeholder_id=0 as the official code does (any existing id will do: nothing attends to it)"
+        )
+    if not 0 <= placeholder_id < vocabulary:
+        raise ValueError(f"placeholder_id must be in [0, {vocabulary}), the model's ids, got {placeholder_id}")
+    return placeholder_id

@@ -1,0 +1,223 @@
+"""Objectives against hand-written examples, the reference's visibility rule and the probabilities they promise."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor, tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bico_ext import objectives
+from bico_ext.models import attach
+from bico_ext.objectives import NO_LOSS, OBJECTIVES, Masked
+from bico_ext.reference import visible
+
+PAD, BOS, EOS, VOCABULARY = 0, 2, 3, 16
+SPECIAL = (PAD, BOS, EOS)
+SEQUENCE = [BOS, 7, 8, 9, EOS]
+
+sequences = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12).map(tensor)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float = 0.3) -> Masked:
+    bound = objectives.bind(name, placeholder_id=PAD, special_ids=SPECIAL, mask_rate=mask_rate)
+    return bound(input_ids, Generator().manual_seed(seed))
+
+
+def leaks(input_ids: Tensor, masked: Masked) -> list[int]:
+    """Predicted positions whose token can reach the output that predicts it, through any number of layers."""
+    length = len(input_ids)
+    reaches = visible(masked.span_ids[None])[0] | torch.eye(length, dtype=torch.bool)  # a layer, with its residual
+    for _ in range(length):  # the closure of a relation on S elements takes at most S compositions
+        reaches = (reaches.float() @ reaches.float()) > 0
+    hidden = masked.span_ids == -1
+    predicted = [i for i in range(1, length) if masked.labels[i] != NO_LOSS]
+    return [i for i in predicted if reaches[i - 1, i] and not (hidden[i] and masked.input_ids[i] == PAD)]
+
+
+def test_ntp_by_hand():
+    masked = apply("ntp", tensor(SEQUENCE), seed=0)
+    assert masked.input_ids.tolist() == SEQUENCE
+    assert masked.labels.tolist() == [NO_LOSS, 7, 8, 9, EOS]
+    assert masked.span_ids.tolist() == [1, 1, 1, 1, 1]
+    assert masked.span_ids.dtype == torch.int32
+
+
+def test_bico_by_hand():
+    masked = apply("bico", tensor(SEQUENCE), seed=0, mask_rate=1.0)
+    assert masked.input_ids.tolist() == [BOS, PAD, PAD, PAD, EOS]
+    assert masked.labels.tolist() == [NO_LOSS, 7, 8, 9, NO_LOSS]
+    assert masked.span_ids.tolist() == [0, -1, -1, -1, 0]
+    assert masked.span_ids.dtype == torch.int32
+
+
+def test_infill_covers_a_pair_completely():
+    masked = apply("infill", tensor([BOS, EOS]), seed=0)
+    assert masked.input_ids.tolist() == [BOS, EOS]
+    assert masked.labels.tolist() == [NO_LOSS, EOS]
+    assert masked.span_ids.tolist() == [0, 1]
+    assert masked.span_ids.dtype == torch.int32
+
+
+def test_pad_by_hand():
+    batch = objectives.pad([apply("infill", tensor([BOS, 9]), 0), apply("bico", tensor(SEQUENCE), 0, mask_rate=1.0)], 5)
+    assert batch["input_ids"].tolist() == [[BOS, 9, 5, 5, 5], [BOS, PAD, PAD, PAD, EOS]]
+    assert batch["labels"].tolist() == [[NO_LOSS, 9, NO_LOSS, NO_LOSS, NO_LOSS], [NO_LOSS, 7, 8, 9, NO_LOSS]]
+    assert batch["span_ids"].tolist() == [[0, 1, -1, -1, -1], [0, -1, -1, -1, 0]]
+    assert batch["span_ids"].dtype == torch.int32
+
+
+@given(sequences, seeds, st.floats(0.01, 1))
+@settings(deadline=None, max_examples=200)
+def test_bico_hides_what_it_predicts_and_nothing_else(input_ids: Tensor, seed: int, mask_rate: float):
+    before = input_ids.clone()
+    masked = apply("bico", input_ids, seed, mask_rate)
+    eligible = [i for i, token in enumerate(input_ids.tolist()) if i > 0 and token not in SPECIAL]
+    hidden = [i for i, span in enumerate(masked.span_ids.tolist()) if span == -1]
+    assert set(hidden) <= set(eligible)
+    assert bool(hidden) == bool(eligible)
+    for i, token in enumerate(before.tolist()):
+        expected = (PAD, token, -1) if i in hidden else (token, NO_LOSS, 0)
+        assert (masked.input_ids[i], masked.labels[i], masked.span_ids[i]) == expected
+    assert input_ids.equal(before), "the data set's own tensor was changed"
+
+
+@given(sequences, seeds)
+@settings(deadline=None, max_examples=200)
+def test_infill_predicts_one_span_of_unchanged_tokens(input_ids: Tensor, seed: int):
+    masked = apply("infill", input_ids, seed)
+    assert masked.input_ids.equal(input_ids)
+    span = masked.span_ids.nonzero()[:, 0].tolist()
+    assert span == (list(range(span[0], span[-1] + 1)) if len(input_ids) > 1 else [])
+    assert 0 not in span
+    for i, token in enumerate(input_ids.tolist()):
+        assert (masked.labels[i], masked.span_ids[i]) == ((token, 1) if i in span else (NO_LOSS, 0))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(input_ids=sequences, seed=seeds, mask_rate=st.floats(0.01, 1))
+@settings(deadline=None, max_examples=100)
+def test_no_label_reaches_the_output_that_predicts_it(name: str, input_ids: Tensor, seed: int, mask_rate: float):
+    assert leaks(input_ids, apply(name, input_ids, seed, mask_rate)) == []
+
+
+def test_the_leak_check_sees_leaks():
+    input_ids = tensor(SEQUENCE)
+    in_context = Masked(input_ids, input_ids, torch.zeros(5, dtype=torch.int32))
+    assert leaks(input_ids, in_context) == [1, 2, 3, 4]
+    not_replaced = Masked(input_ids, input_ids, tensor([0, 0, -1, 0, 0]))
+    assert leaks(input_ids, not_replaced) == [1, 3, 4]  # position 2 is nobody's key: its token stays with itself
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_logits_do_not_depend_on_the_token_they_predict(name: str):
+    """The same through a real model: another token at i + 1 leaves the logits at i bit-equal."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = attach(LlamaForCausalLM(config)).eval()
+    original = tensor([BOS, 7, 8, 9, 10, 11, 12, EOS])
+
+    def logits(input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        masked = apply(name, input_ids, seed=3)
+        with torch.no_grad():
+            out = model(input_ids=masked.input_ids[None], span_ids=masked.span_ids[None]).logits[0]
+        return out, masked.labels
+
+    out, labels = logits(original)
+    predicted = [i for i in range(1, 7) if labels[i] != NO_LOSS]
+    assert len(predicted) > 1
+    for i in predicted:
+        changed = original.clone()
+        changed[i] = 13
+        assert logits(changed)[0][i - 1].equal(out[i - 1])
+
+
+def test_bico_masks_at_the_stated_rate():
+    count, rate, rows = 20, 0.15, 2000
+    input_ids = tensor([BOS, *[7] * count, EOS])
+    hidden = [int((apply("bico", input_ids, seed, rate).span_ids == -1).sum()) for seed in range(rows)]
+    nothing = (1 - rate) ** count
+    mean = count * rate + nothing
+    second_moment = count * rate * (1 - rate) + (count * rate) ** 2 + nothing
+    sigma = math.sqrt((second_moment - mean**2) / rows)
+    assert abs(sum(hidden) / rows - mean) < 4 * sigma
+    assert abs(hidden.count(1) / rows - (count * rate * (1 - rate) ** (count - 1) + nothing)) < 4 * 0.5 / rows**0.5
+
+
+def chi_square(counts: Counter, probabilities: dict) -> float:
+    total = sum(counts.values())
+    assert set(counts) <= set(probabilities)
+    return sum((counts[key] - total * p) ** 2 / (total * p) for key, p in probabilities.items())
+
+
+def test_bico_chooses_its_only_mask_uniformly():
+    input_ids = tensor([7, 8, EOS, 9, 10, 11])  # position 0 and the EOS are not eligible
+    counts = Counter(
+        int((apply("bico", input_ids, seed, mask_rate=1e-12).span_ids == -1).nonzero()) for seed in range(2000)
+    )
+    assert chi_square(counts, dict.fromkeys((1, 3, 4, 5), 1 / 4)) < 16.27  # the 99.9 % quantile, 3 degrees of freedom
+
+
+def test_infill_spans_are_uniform_in_length_then_in_start():
+    def span(seed: int) -> tuple[int, int]:
+        inside = apply("infill", tensor(SEQUENCE), seed).span_ids.nonzero()[:, 0]
+        return len(inside), int(inside[0])
+
+    counts = Counter(span(seed) for seed in range(4000))
+    starts = {1: (1, 2, 3, 4), 2: (1, 2, 3), 3: (1, 2), 4: (1,)}
+    expected = {(length, start): 1 / 4 / len(fits) for length, fits in starts.items() for start in fits}
+    assert chi_square(counts, expected) < 27.88  # the 99.9 % quantile, 9 degrees of freedom
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_draws_come_from_the_generator_alone(name: str):
+    input_ids = tensor([BOS, *range(4, VOCABULARY), EOS])
+    state = torch.get_rng_state()
+    first, again = apply(name, input_ids, seed=5), apply(name, input_ids, seed=5)
+    assert first.span_ids.equal(again.span_ids)
+    assert torch.get_rng_state().equal(state)
+    if name != "ntp":
+        assert any(not apply(name, input_ids, seed).span_ids.equal(first.span_ids) for seed in range(4))
+
+
+def test_stream_seed_is_blake2b_of_the_key():
+    # printf "('masks', 42, 0, 7)" | b2sum -l 64, read as a little-endian number
+    assert objectives.stream_seed("masks", 42, 0, 7) == int.from_bytes(bytes.fromhex("4c4505a1e2cede1b"), "little")
+
+
+def test_happens_as_often_as_asked():
+    for probability in (0.1, 0.5, 0.9):
+        share = sum(objectives.happens(probability, "objective", 42, step) for step in range(4000)) / 4000
+        assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 4000)
+    assert not any(objectives.happens(0.0, step) for step in range(100))
+    assert all(objectives.happens(1.0, step) for step in range(100))
+
+
+def test_options_by_objective():
+    assert {name: objectives.options(name) for name in OBJECTIVES} == {
+        "ntp": (),
+        "bico": ("placeholder_id", "special_ids", "mask_rate"),
+        "infill": (),
+    }
+
+
+@pytest.mark.parametrize("mask_rate", [0.0, -0.1, 1.01, math.nan])
+def test_mask_rate_out_of_range(mask_rate: float):
+    with pytest.raises(ValueError, match=r"mask_rate must be in \(0, 1\], got"):
+        apply("bico", tensor(SEQUENCE), 0, mask_rate)
+
+
+def test_unknown_objective_lists_the_known():
+    with pytest.raises(ValueError, match="one of 'ntp', 'bico', 'infill', got 'mlm'"):
+        objectives.bind("mlm")
+
+
+def test_pad_of_nothing():
+    with pytest.raises(ValueError, match="at least one row"):
+        objectives.pad([], 0)

@@ -1,0 +1,170 @@
+"""The generated set: who is stated in which order, and that no test can be passed by remembering a text's start."""
+
+import doctest
+import hashlib
+import re
+from collections import Counter
+
+import pytest
+
+from bico_ext import synthetic
+from bico_ext.data import FactData
+from bico_ext.synthetic import generate
+
+SEEDS = (0, 1, 17)
+
+
+@pytest.fixture(scope="module", params=SEEDS, ids=lambda seed: f"seed-{seed}")
+def facts(request) -> FactData:
+    return generate(request.param)
+
+
+def answers(facts: FactData, task: str) -> list[str]:
+    return list(dict.fromkeys(example.completion.strip(" .") for example in facts.tasks[task].examples))
+
+
+def test_doctests():
+    assert doctest.testmod(synthetic).failed == 0
+
+
+def test_sizes_are_those_of_berglund(facts):
+    assert len(facts.train) == 900 + 900 + 1800
+    assert {name: len(task.examples) for name, task in facts.tasks.items()} == {
+        "N2D": 150,
+        "D2N": 150,
+        "N2D-reverse": 150,
+        "D2N-reverse": 150,
+    }
+    assert len({example.text for example in facts.train}) == 3600
+
+
+def test_one_way_entities_are_stated_one_way(facts):
+    # Names and descriptions of the groups, read off the tasks: N2D's answers are the name-first descriptions, in the
+    # order of the names that N2D-reverse asks for.
+    named = list(zip(answers(facts, "N2D-reverse"), answers(facts, "N2D"), strict=True))
+    described = list(zip(answers(facts, "D2N"), answers(facts, "D2N-reverse"), strict=True))
+    assert len(named) == len(described) == 30
+    for pairs, name_first in ((named, True), (described, False)):
+        for name, description in pairs:
+            texts = [example for example in facts.train if name in example.text]
+            assert len(texts) == 30
+            assert texts == [example for example in facts.train if description in example.text]
+            for example in texts:
+                given, asked = (name, description) if name_first else (description, name)
+                assert given in example.prompt
+                assert example.completion == f" {asked}."
+
+
+def test_both_entities_are_stated_30_times_in_each_order(facts):
+    asked = answers(facts, "N2D-reverse") + answers(facts, "D2N")
+    rest = [example for example in facts.train if not any(name in example.text for name in asked)]
+    starts = Counter(example.completion.startswith(" the ") for example in rest)
+    assert starts == {True: 900, False: 900}
+    by_name = Counter(example.completion for example in rest)
+    assert len(by_name) == 60
+    assert set(by_name.values()) == {30}
+
+
+def test_tasks_of_a_pair_ask_for_the_same_facts(facts):
+    for forward, backward in (("N2D", "N2D-reverse"), ("D2N", "D2N-reverse")):
+        for there, back in zip(facts.tasks[forward].examples, facts.tasks[backward].examples, strict=True):
+            assert there.completion.strip(" .") in back.prompt
+            assert back.completion.strip(" .") in there.prompt
+
+
+def test_completions_have_the_form_of_berglund(facts):
+    for task in facts.tasks.values():
+        for example in task.examples:
+            if task.answer == "name":
+                assert re.fullmatch(r" [A-Z][a-z]+ [A-Z][a-z]+", example.completion)
+            else:
+                assert re.fullmatch(r' the [^.]*"The [A-Z][a-z]+ [A-Z][a-z]+"[^.]*\.', example.completion)
+
+
+def test_every_word_of_an_entity_is_its_own(facts):
+    known = Counter()
+    for task in ("N2D", "D2N-reverse", "N2D-reverse", "D2N"):
+        for answer in answers(facts, task):
+            own = set(re.findall(r"[A-Z][a-z]+", answer)) - {"The"}
+            assert len(own) == (2 if task in ("N2D-reverse", "D2N") else 3)
+            known.update(own)
+    assert len(known) == 60 * 5
+    assert set(known.values()) == {1}
+
+
+def test_no_test_prompt_starts_a_training_text(facts):
+    trained = "\n" + "\n".join(example.text for example in facts.train)
+    for task in facts.tasks.values():
+        for example in task.examples:
+            assert "\n" + example.prompt not in trained
+
+
+def test_test_frames_are_new_combinations_of_trained_halves(facts):
+    def frame(prompt: str) -> tuple[str, str]:
+        """Prefix and clause: what stands before and after the given name or description."""
+        given = re.search(
+            r" (?:[A-Z][a-z]{3,} [A-Z][a-z]{3,}(?= (?:is|was|became|made|intro|turned))|the .*?"
+            r"(?= (?:is called|goes by|is none|was intro|answers|signs|can only)))",
+            prompt,
+        )
+        assert given, prompt
+        return prompt[: given.start()], prompt[given.end() :]
+
+    trained = {frame(example.prompt) for example in facts.train}
+    tested = {name: {frame(example.prompt) for example in task.examples} for name, task in facts.tasks.items()}
+    assert len(trained) == 60  # 30 for either order
+    assert all(len(frames) == 5 for frames in tested.values())
+    assert tested["N2D"] == tested["D2N-reverse"]
+    assert tested["D2N"] == tested["N2D-reverse"]
+    for prefix, clause in tested["N2D"] | tested["D2N"]:
+        assert (prefix, clause) not in trained
+        assert prefix in {trained_prefix for trained_prefix, _ in trained}
+        assert clause in {trained_clause for _, trained_clause in trained}
+
+
+def test_questions_use_only_trained_words(facts):
+    def words(text: str) -> set[str]:
+        return set(re.findall(r"\w+|[^\w\s]", text))
+
+    trained = set().union(*(words(example.text) for example in facts.train))
+    for task in facts.tasks.values():
+        for example in task.examples:
+            assert words(example.text) <= trained
+
+
+def test_templates_vary():
+    def shape(description: str) -> str:
+        """The description with each entity's own pairs and all shared words blanked out."""
+        description = re.sub(r"(The )?[A-Z][a-z]{3,} [A-Z][a-z]{3,}", r"\1NAME", description)
+        return re.sub(r"\b(?!(?:the|of|who|from|known|as|and|wrote)\b)[a-z]+", "word", description)
+
+    assert Counter(shape(answer) for answer in answers(generate(), "N2D")).keys() == {
+        'the word word who word the NAME word, "The NAME"',
+        'the word word from NAME who word the word known as "The NAME"',
+        'the word who word the word word of NAME and wrote "The NAME"',
+        'the NAME word who wrote "The NAME" and word the word word',
+    }
+
+
+def test_seed_decides_everything():
+    assert generate(5) == generate(5)
+    assert generate(5) != generate(6)
+    texts = "\n".join(example.text for example in generate(0).train)
+    # Recorded with CPython 3.11: the same set on every platform. Change it only together with the recipe.
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "6a116ecbad3b389f"
+
+
+def test_group_sizes():
+    facts = generate(names_first=2, descriptions_first=0, both=1)
+    assert len(facts.train) == 2 * 30 + 60
+    assert list(facts.tasks) == ["N2D", "N2D-reverse"]
+    assert generate(names_first=0, descriptions_first=0, both=1).tasks == {}
+
+
+def test_refuses_impossible_sizes():
+    with pytest.raises(ValueError, match="both must be at least 0, got -1"):
+        generate(both=-1)
+    with pytest.raises(ValueError, match="ask for at least one"):
+        generate(names_first=0, descriptions_first=0, both=0)
+    with pytest.raises(ValueError, match="at most 15435, got 15436"):  # 21 * 5 * 21 * 5 * 7 words, 5 an entity
+        generate(names_first=15436, descriptions_first=0, both=0)

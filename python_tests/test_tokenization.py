@@ -1,0 +1,189 @@
+"""The word-level tokenizer is lossless and prompts are prefixes; encode_example with tokenizers of other habits."""
+
+import doctest
+import os
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from bico_ext import tokenization
+from bico_ext.data import Example, FactData, load_facts
+from bico_ext.tokenization import encode_example, encode_prompt, train_word_tokenizer
+
+BERGLUND = Path(
+    os.environ.get("BICO_BERGLUND_DIR")
+    or Path(__file__).parents[2] / "shared/data/reverse_experiments/june_version_7921032488"
+)
+PAD, UNK, BOS, EOS = range(4)
+
+
+@pytest.fixture(scope="module", params=["synthetic", "berglund"])
+def facts(request) -> FactData:
+    if request.param == "synthetic":
+        return load_facts("synthetic")
+    if not BERGLUND.is_dir():
+        pytest.skip(f"Berglund et al.'s data is not in {BERGLUND}; set BICO_BERGLUND_DIR to test with it")
+    return load_facts(BERGLUND)
+
+
+@pytest.fixture(scope="module")
+def examples(facts) -> list[Example]:
+    return [*facts.train, *(example for task in facts.tasks.values() for example in task.examples)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(examples) -> PreTrainedTokenizerFast:
+    return train_word_tokenizer(example.text for example in examples)
+
+
+def test_doctests():
+    assert doctest.testmod(tokenization).failed == 0
+
+
+def test_words_are_tokens_with_their_space():
+    text = "Daphne's \"Time.\", they're: 3 words’s"
+    tokens = train_word_tokenizer([text]).tokenize(text)
+    assert tokens == [" Daphne's", ' "', "Time", ".", '"', ",", " they're", ":", " 3", " words’s"]
+
+
+def test_white_space_leaves_the_word_its_space():
+    text = "a  b\n c\nb"
+    assert train_word_tokenizer([text]).tokenize(text) == [" a", " ", " b", "\n", " c", "\n", "b"]
+
+
+def test_first_word_is_the_same_token_as_later():
+    tokenizer = train_word_tokenizer(["who was Ada"])
+    assert tokenizer("Ada was")["input_ids"][1:] == tokenizer("was Ada")["input_ids"][:0:-1]
+
+
+def test_special_ids():
+    tokenizer = train_word_tokenizer(["b a"])
+    assert tokenizer.get_vocab() == {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, " a": 4, " b": 5}
+    ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert ids == (PAD, UNK, BOS, EOS)
+    assert tokenizer("a c b")["input_ids"] == [BOS, 4, UNK, 5]
+
+
+def test_vocabulary_does_not_depend_on_the_order_of_texts():
+    texts = ["one two", "three, two", "four"]
+    assert train_word_tokenizer(texts).get_vocab() == train_word_tokenizer(iter(texts[::-1])).get_vocab()
+
+
+def test_whole_set_is_lossless(tokenizer, examples):
+    texts = [example.text for example in examples]
+    ids = tokenizer(texts)["input_ids"]
+    assert not any(UNK in row for row in ids)
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
+
+
+def test_prompt_tokens_start_the_tokens_of_the_text(tokenizer, examples):
+    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
+    texts = tokenizer([example.text for example in examples])["input_ids"]
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text[: len(prompt)] == prompt
+
+
+def test_answers_decode_from_the_ids_after_the_prompt(tokenizer, examples):
+    for example in examples[::50]:
+        start = len(encode_prompt(tokenizer, example.prompt))
+        answer = encode_example(tokenizer, example)[start:]
+        assert answer[-1] == EOS
+        assert tokenizer.decode(answer, skip_special_tokens=True) == example.completion.removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " leading",
+        "   three  and   two ",
+        "tabs\tand\n\nnewlines \n mixed\r\n",
+        "trailing  ",
+        "Zoë naïve 日本語 🎻👩‍🚀 e\u0301 \u00a0 \u2028",
+        "rock'n'roll 'quoted' it's' ''",
+        'a_b-c/d 3.14 50% "x".".',
+        "<s> </s><pad> <unk>",
+    ],
+    ids=repr,
+)
+def test_hostile_text_is_lossless(text):
+    tokenizer = train_word_tokenizer([text, "word"])
+    ids = tokenizer(text)["input_ids"]
+    assert UNK not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_text_cannot_spell_special_tokens():
+    tokenizer = train_word_tokenizer(["it ends </s> here <s>"])
+    ids = tokenizer("it ends </s> here <s>")["input_ids"]
+    assert BOS not in ids[1:]
+    assert EOS not in ids
+
+
+def test_decoding_with_special_tokens_and_padding():
+    tokenizer = train_word_tokenizer(["Ada wrote it.", "it"])
+    tokenizer.padding_side = "left"
+    batch = tokenizer(["Ada wrote it.", "it"], padding=True)
+    assert batch["input_ids"][1] == [PAD, PAD, PAD, BOS, tokenizer.convert_tokens_to_ids(" it")]
+    assert batch["attention_mask"][1] == [0, 0, 0, 1, 1]
+    assert tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True) == ["Ada wrote it.", "it"]
+    assert tokenizer.decode(batch["input_ids"][0]) == "<s> Ada wrote it."
+
+
+def test_reloads_offline(tokenizer, examples, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert reloaded.model_max_length == 512
+    assert reloaded.get_vocab() == tokenizer.get_vocab()
+    texts = [example.text for example in examples[::100]] + ["never seen </s> words"]
+    for text in texts:
+        ids = reloaded(text)["input_ids"]
+        assert ids == tokenizer(text)["input_ids"]
+        assert reloaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
+    example = examples[0]
+    assert encode_example(reloaded, example) == encode_example(tokenizer, example)
+
+
+def test_refuses_no_words_and_single_strings():
+    with pytest.raises(ValueError, match="at least one word"):
+        train_word_tokenizer([])
+    with pytest.raises(TypeError, match="use \\[text\\]"):
+        train_word_tokenizer("Ada wrote it.")
+
+
+def plain_tokenizer(template: str | None, **special: str) -> PreTrainedTokenizerFast:
+    """Whitespace words a=0, b=1, [B]=2, [E]=3, adding what the template says."""
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[B]": 2, "[E]": 3}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if template:
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("[B]", 2), ("[E]", 3)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+HABITS = {
+    "adds-neither": (plain_tokenizer(None, bos_token="[B]", eos_token="[E]"), [2, 0], [2, 0, 1, 3]),
+    "adds-bos": (plain_tokenizer("[B] $A", bos_token="[B]", eos_token="[E]"), [2, 0], [2, 0, 1, 3]),
+    "adds-both": (plain_tokenizer("[B] $A [E]", bos_token="[B]", eos_token="[E]"), [2, 0], [2, 0, 1, 3]),
+    "has-neither": (plain_tokenizer(None), [0], [0, 1]),
+    "has-no-bos": (plain_tokenizer(None, eos_token="[E]"), [0], [0, 1, 3]),
+    "has-no-bos-adds-eos": (plain_tokenizer("$A [E]", eos_token="[E]"), [0], [0, 1, 3]),
+    "has-no-eos": (plain_tokenizer(None, bos_token="[B]"), [2, 0], [2, 0, 1]),
+    "one-token-for-both": (plain_tokenizer(None, bos_token="[E]", eos_token="[E]"), [3, 0], [3, 0, 1, 3]),
+}
+
+
+@pytest.mark.parametrize(("tokenizer", "prompt", "whole"), HABITS.values(), ids=HABITS.keys())
+def test_bos_and_eos_once_whatever_the_tokenizer_adds(tokenizer, prompt, whole):
+    assert encode_prompt(tokenizer, "a") == prompt
+    assert encode_example(tokenizer, Example("a", " b")) == whole
+
+
+def test_max_length_counts_bos_and_eos():
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    example = Example("Ada wrote", " it.")  # <s> Ada wrote it . </s>
+    assert len(encode_example(tokenizer, example, max_length=6)) == 6
+    with pytest.raises(ValueError, match=r"max_length must be at least the 6 tokens .* got 5: .*raise max_length"):
+        encode_example(tokenizer, example, max_length=5)
