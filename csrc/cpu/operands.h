@@ -28,22 +28,28 @@ void rotate_at(const Problem& p, int64_t batch, int64_t position, const T* x, in
 
 // to[0, padded) = scale * from[0, count), then zeros; false if anything was infinite or NaN.
 template <typename Element, typename T = Compute<Element>>
-bool load_row(const Element* from, int64_t count, int64_t padded, T scale, T* to) {
-  T zero = 0;
+bool load_row(const Element* __restrict from, int64_t count, int64_t padded, T scale, T* __restrict to) {
+  int infinite = 0;
   for (int64_t i = 0; i < count; ++i) {
     to[i] = widen(from[i]) * scale;
-    zero += to[i] * T(0);
+    infinite |= to[i] - to[i] != 0;
   }
   for (int64_t i = count; i < padded; ++i) to[i] = 0;
-  return zero == 0;
+  return infinite == 0;
 }
 
-// [rows, padded] -> [padded, tile_rows], columns beyond the rows zero.
+// [rows, padded] -> [padded, tile_rows]; columns beyond the rows are zero up to the column step, and not written
+// after it. In register blocks: element by element it took a third of a forward on sequences of 28 tokens.
 template <typename T>
 void transpose(const T* rows, int64_t row_count, int64_t padded, T* columns) {
-  for (int64_t d = 0; d < padded; ++d) {
-    for (int64_t r = 0; r < row_count; ++r) columns[d * tile_rows + r] = rows[r * padded + d];
-    for (int64_t r = row_count; r < tile_rows; ++r) columns[d * tile_rows + r] = 0;
+  constexpr int step = lanes<T>;
+  for (int64_t r = 0; r < round_up(row_count, column_step<T>); r += step) {
+    for (int64_t d = 0; d < padded; d += step) {
+      Vector<T> block[step];
+      for (int i = 0; i < step; ++i) block[i] = r + i < row_count ? load(rows + (r + i) * padded + d) : Vector<T>{};
+      transpose_block<T>(block);
+      for (int i = 0; i < step; ++i) store(columns + (d + i) * tile_rows + r, block[i]);
+    }
   }
 }
 

@@ -2,13 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "../attention.h"
 #include "../visibility.h"
+#include "buffer.h"
 #include "kernels.h"
 #include "tile_product.h"
 
@@ -48,24 +46,6 @@ inline double flops_per_task(const Problem& p) {
   const auto sequences = double(p.cu_seqlens ? p.sequences : p.batch);
   return 4.0 * tile_rows * double(p.head_dim) * double(p.batch * p.length) / (sequences + 1e-9);
 }
-
-// Uninitialised, aligned for any vector.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)) + 1, 64))))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 // One block of `tile_rows` x padded head dim for each head and tile, and whether all its inputs were finite.
 template <typename T>

@@ -19,6 +19,7 @@ struct VectorOf<float> {
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(vector_bytes)));
+  typedef int64_t bits __attribute__((vector_size(vector_bytes)));
 };
 
 template <typename T>
@@ -39,6 +40,28 @@ void store(T* to, Vector<T> x) {
 template <typename T>
 Vector<T> splat(T x) {
   return x - Vector<T>{};
+}
+
+// Transposes `lanes` vectors in place: log2(lanes) rounds, each swapping blocks of `size` across the diagonal.
+template <typename T>
+void transpose_block(Vector<T>* v) {
+  using Index = typename VectorOf<T>::bits;
+#pragma GCC unroll 8
+  for (int size = 1; size < lanes<T>; size *= 2) {
+    Index upper, lower;  // of the concatenated pair: elements of the second vector count from `lanes` on
+#pragma GCC unroll 8
+    for (int j = 0; j < lanes<T>; ++j) {
+      upper[j] = j & size ? lanes<T> + (j ^ size) : j;
+      lower[j] = j & size ? lanes<T> + j : j | size;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes<T>; ++i) {
+      if (i & size) continue;
+      const Vector<T> a = v[i], b = v[i | size];
+      v[i] = __builtin_shuffle(a, b, upper);
+      v[i | size] = __builtin_shuffle(a, b, lower);
+    }
+  }
 }
 
 // e^x to 2 ulp in float: 2^n * e^r with |r| <= ln(2) / 2 and a degree-6 Taylor polynomial of e^r, whose remainder
