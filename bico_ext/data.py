@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from bico_ext.files import write_text
+
 logger = logging.getLogger(__name__)
 
 Answer = Literal["name", "description"]
@@ -183,7 +185,6 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
     if unknown:
         raise ValueError(f"data.tasks must be named after {', '.join(TASKS)}, got {', '.join(unknown)}")
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / _OWN_FILES[_TRAIN]).unlink(missing_ok=True)
     for name in TASKS:
         if name in data.tasks:
@@ -297,14 +298,5 @@ def _example(record: Any, where: str) -> Example:
 
 
 def _write_jsonl(path: Path, examples: Sequence[Example]) -> None:
-    lines = (
-        json.dumps({"prompt": example.prompt, "completion": example.completion}, ensure_ascii=False) + "\n"
-        for example in examples
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    records = ({"prompt": example.prompt, "completion": example.completion} for example in examples)
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,7 +129,7 @@ def evaluate(
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     max_new_tokens: int = 40,
     batch_size: int = BATCH_SIZE,
@@ -174,7 +174,7 @@ def generate(
         2
     """
     if isinstance(prompts, str):
-        raise TypeError(f"prompts must be a list of texts, got the string {prompts!r:.60}; use [text]")
+        raise TypeError(f"prompts must be an iterable of texts, got the string {prompts!r:.60}; use [text]")
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -184,6 +184,7 @@ def generate(
             "tokenizer must have a pad token to generate in batches, got none; set tokenizer.pad_token = "
             "tokenizer.eos_token"
         )
+    prompts = list(prompts)
     ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
     _check_lengths(ids, model.config.get_text_config().max_position_embeddings, max_new_tokens)
     # Longest first, so that a batch that does not fit in memory fails at once.

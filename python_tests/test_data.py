@@ -138,7 +138,7 @@ def test_missing_path_is_not_taken_for_a_hub_name(source, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: pytest.fail("hub")))
     if source == "":  # Path("") is the current folder, which holds no facts
-        with pytest.raises(FileNotFoundError, match="lacks all_prompts_train.jsonl"):
+        with pytest.raises(FileNotFoundError, match=r"lacks all_prompts_train.jsonl"):
             load_facts(source)
     else:
         with pytest.raises(FileNotFoundError, match="no such file or folder"):
@@ -147,7 +147,7 @@ def test_missing_path_is_not_taken_for_a_hub_name(source, tmp_path, monkeypatch)
 
 def test_jsonl_keeps_unusual_text(tmp_path):
     texts = [
-        pair("Zoë Ødegård is", " the 日本 – “quoted” 🎻 one."),
+        pair("Zoë Ødegård is", " the 日本 “quoted” 🎻 one."),
         pair("line\u2028separator\x85and\x0bmore", " one\u2029line"),  # str.splitlines cuts at each of these
         pair('"quotes" and \\ and \t', " tab\nand newline"),
         {"prompt": "extra keys", "completion": "", "id": 7},
@@ -162,7 +162,7 @@ def test_jsonl_keeps_unusual_text(tmp_path):
 def test_jsonl_empty_file(tmp_path):
     (tmp_path / "none.jsonl").write_text("\n\n")
     assert load_jsonl(tmp_path / "none.jsonl") == ()
-    with pytest.raises(ValueError, match="none.jsonl: train holds no examples"):
+    with pytest.raises(ValueError, match=r"none.jsonl: train holds no examples"):
         load_facts(tmp_path / "none.jsonl")
 
 
@@ -187,7 +187,7 @@ BROKEN = {
 def test_broken_line_is_named(line, defect, tmp_path):
     path = tmp_path / "facts.jsonl"
     path.write_bytes(b'{"prompt": "ok", "completion": " ok"}\n' + line + b'\n{"prompt": "x", "completion": " y"}\n')
-    with pytest.raises(ValueError, match="facts.jsonl, line 2: ") as error:
+    with pytest.raises(ValueError, match=r"facts.jsonl, line 2: ") as error:
         load_jsonl(path)
     assert defect in str(error.value)
 
@@ -304,7 +304,7 @@ def test_interrupted_write_does_not_look_complete(failing, tmp_path, monkeypatch
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_facts(facts, tmp_path)
-    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     with pytest.raises(FileNotFoundError, match="lacks"):
         load_facts(tmp_path)
 

@@ -1,0 +1,59 @@
+# make demo | test | lint | benchmark: each sets up what it needs in $(VENV) and is quick when nothing has changed.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DATA ?= synthetic
+OUT ?= out/demo-$(notdir $(patsubst %/,%,$(DATA)))
+
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
+
+.PHONY: setup demo test lint format benchmark clean
+
+setup: $(VENV)/installed
+
+# A suitable torch of $(PYTHON) is used as it is (with CUDA, say); otherwise $(TORCH) goes into the environment.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "bico-ext needs Python 3.10 or newer; set PYTHON=..." >&2; exit 1; }
+	@if $(PYTHON) csrc/torch/locate.py >/dev/null 2>&1; then \
+	  $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --progress-bar off --quiet '$(TORCH)'; \
+	fi
+	@touch $@
+
+$(VENV)/requirements: pyproject.toml $(VENV)/created
+	@command -v $${CXX:-c++} >/dev/null || \
+	  { echo "bico-ext compiles C++: install g++ 12 or newer (on Debian: apt install g++), or set CXX." >&2; exit 1; }
+	$(BIN)/pip install --progress-bar off --quiet 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' 'ninja>=1.11'
+	@touch $@
+
+# Editable: changes to Python files take effect at once, changes to csrc/ recompile what they touch.
+$(VENV)/installed: $(NATIVE) $(VENV)/requirements
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -e '.[test,lint]'
+	@touch $@
+
+demo: setup
+	$(BIN)/bico compare --data $(DATA) --output-dir $(OUT) --resume
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+benchmark: setup
+	$(BIN)/python benchmarks/attention.py
+
+clean:
+	rm -rf build $(VENV)

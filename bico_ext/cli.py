@@ -1,0 +1,189 @@
+"""The `bico` command: parses, builds, calls. Heavy imports wait until a command needs them."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+USAGE = """usage: bico COMMAND [OPTIONS]     bico COMMAND --help lists a command's options
+
+  compare    train one initial model under several objectives and seeds, write the comparison
+  train      fine-tune a model on facts in both directions
+  evaluate   ask a model facts in both directions
+  info       versions, instruction sets, threads, CUDA
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 it failed, 2 wrong usage."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("--help", "-h"):
+        print(USAGE, end="")
+        return 0
+    if command not in COMMANDS:
+        print(f"{USAGE}\nbico: {command!r} is not a command", file=sys.stderr)
+        return 2
+    try:
+        COMMANDS[command](rest)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"bico {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compare(arguments: list[str]) -> None:
+    from bico_ext.compare import CompareConfig, compare
+    from bico_ext.report import write_report
+
+    (config,) = _parse("compare", [CompareConfig], arguments)
+    results = compare(config)
+    print(write_report(results, config.output_dir))
+    print(f"{config.output_dir}: results.json, predictions.jsonl, table.md, accuracy.png, loss.png")
+
+
+@dataclass
+class TrainConfig:
+    """What to train on what; how is in `BicoConfig`."""
+
+    data: str = field(metadata={"help": "'synthetic', a folder of facts, a JSONL file or a hub name."})
+    model: str = field(metadata={"help": "A path or a hub name."})
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Train LoRA adapters of this rank on all linear layers but lm_head; 32 in the paper."},
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "Of LoRA; the paper's."})
+    lora_dropout: float = field(default=0.01, metadata={"help": "Of LoRA; the paper's."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+
+
+def _train(arguments: list[str]) -> None:
+    from transformers import AutoTokenizer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from bico_ext.data import load_facts
+    from bico_ext.trainer import BicoConfig, BicoTrainer
+
+    config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
+    folder = Path(args.output_dir)
+    if folder.exists() and any(folder.iterdir()) and not config.resume:
+        raise FileExistsError(
+            f"output_dir {folder} already holds files; add --resume to go on from its newest checkpoint, or name "
+            "another folder"
+        )
+    facts = load_facts(config.data)
+    rows = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    trainer = BicoTrainer(config.model, args, rows, processing_class=tokenizer, peft_config=_lora(config))
+    checkpoint = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()  # with the tokenizer
+    print(f"{folder}: the trained model; bico evaluate --model {folder} --data {config.data} --output-dir OUT")
+
+
+def _lora(config: TrainConfig) -> Any:
+    if config.lora_r is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError('lora_r needs PEFT: pip install "bico-ext[lora]"') from error
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+    )
+
+
+@dataclass
+class EvaluateConfig:
+    """Which model to ask what."""
+
+    data: str = field(metadata={"help": "'synthetic', a folder of facts or a hub name."})
+    model: str = field(metadata={"help": "A path or a hub name."})
+    output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
+    max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
+    batch_size: int | None = field(default=None, metadata={"help": "Prompts at once."})
+    dtype: str = field(default="float32", metadata={"help": "Of the weights; half precision flips near-ties."})
+
+
+def _evaluate(arguments: list[str]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bico_ext import environment, report
+    from bico_ext.data import load_facts
+    from bico_ext.evaluation import evaluate, write_predictions
+    from bico_ext.files import write_json, write_text
+
+    (config,) = _parse("evaluate", [EvaluateConfig], arguments)
+    folder = Path(config.output_dir)
+    if (folder / "results.json").exists():
+        raise FileExistsError(f"output_dir {folder} already holds results; name another folder")
+    facts = load_facts(config.data)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    extra = {} if config.batch_size is None else {"batch_size": config.batch_size}
+    evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, **extra)
+    run = {"objective": config.model, "seed": 0, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
+    results = {"environment": environment.describe(), "settings": vars(config), "runs": [run]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / "predictions.jsonl", evaluation.predictions)
+    write_text(folder / "table.md", report.table(results))
+    write_json(folder / "results.json", results)
+    print(report.table(results))
+
+
+def _info(arguments: list[str]) -> None:
+    import argparse
+
+    from bico_ext import environment
+
+    argparse.ArgumentParser("bico info", description="Versions and machine, as JSON.").parse_args(arguments)
+    print(json.dumps(environment.describe(), indent=1))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "compare": _compare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "info": _info,
+}
+
+
+def _parse(command: str, configs: list[Any], arguments: list[str]) -> tuple[Any, ...]:
+    """The dataclasses from flags, over the YAML file that `--config` names, over their defaults."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(configs, prog=f"bico {command}", description=configs[0].__doc__.split("\n")[0])
+    parser.add_argument("--config", metavar="FILE", help="YAML with any of these options by name; flags win over it.")
+    if "--config" in arguments:
+        path = arguments[arguments.index("--config") + 1 :][:1]
+        _take_defaults(parser, *(path or [""]))
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return tuple(parsed)
+
+
+def _take_defaults(parser: Any, path: str) -> None:
+    """Let the options in the YAML file at path be the parser's defaults."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold options as `name: value`, got {type(options).__name__}")
+    unknown = sorted(set(options) - {action.dest for action in parser._actions})
+    if unknown:
+        raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; see --help for those there are")
+    for action in parser._actions:  # two of them for a bool that is true by default: --x and --no_x
+        if action.dest in options:
+            action.required = False
+            action.default = options[action.dest]

@@ -1,0 +1,275 @@
+"""One initial model trained under several objectives and seeds, each run evaluated on the same tasks.
+
+A run is a process of its own with one thread, as many at once as `jobs`: on models of this size two processes with a
+thread each get twice as far as one with two threads, and other work on the machine cannot stall them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers.utils import logging as transformers_logging
+
+from bico_ext import environment
+from bico_ext.data import FactData, load_facts
+from bico_ext.evaluation import evaluate
+from bico_ext.files import write_json, write_text
+from bico_ext.objectives import check_mask_rate, check_objective
+from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.trainer import BicoConfig, BicoTrainer
+
+# What the two data sets differ in; everything else is the same for both. Sources: docs/experiments.md.
+PRESETS: dict[str, dict[str, Any]] = {
+    "synthetic": {"layers": 2, "learning_rate": 2e-3, "steps": 3000},
+    "berglund": {"layers": 4, "learning_rate": 3e-3, "steps": 1500},
+}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Everything that `bico compare` does, in numbers. `None` takes the preset of the data set (`PRESETS`).
+
+    Raises:
+        ValueError: an unknown objective, a repeated seed or objective, a number out of range.
+    """
+
+    output_dir: str = field(metadata={"help": "Where results, predictions, table and pictures go."})
+    data: str = field(
+        default="synthetic", metadata={"help": "'synthetic', a folder of facts, a JSONL file or a hub name."}
+    )
+    objectives: list[str] = field(
+        default_factory=lambda: ["ntp", "bico", "infill"],
+        metadata={"help": "Objectives to train, each mixed half and half with NTP."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Seeds of initial weights, order and masks."}
+    )
+    model: str = field(
+        default="tiny", metadata={"help": "'tiny' (a random Llama and a word tokenizer), a path or a hub name."}
+    )
+    steps: int | None = field(default=None, metadata={"help": "Optimizer steps; 3,000 (synthetic) or 1,500."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak; 2e-3 (synthetic) or 3e-3."})
+    layers: int | None = field(default=None, metadata={"help": "Of the tiny model; 2 (synthetic) or 4."})
+    hidden_size: int = field(default=128, metadata={"help": "Of the tiny model, which has 4 heads."})
+    batch_size: int = field(default=32, metadata={"help": "Rows an optimizer step."})
+    mask_rate: float = field(default=0.3, metadata={"help": "Of 'bico'. The library's default is the paper's 0.15."})
+    mixing_probability: float = field(default=0.5, metadata={"help": "Of the objective, at each optimizer step."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Of AdamW, betas 0.9 and 0.98."})
+    warmup_steps: int = field(default=50, metadata={"help": "Before the cosine decay to 0."})
+    bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast; evaluation is in float32."})
+    max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
+    jobs: int | None = field(default=None, metadata={"help": "Runs at once, a thread each; default: one a core."})
+    resume: bool = field(
+        default=False, metadata={"help": "Keep the finished runs that output_dir holds and add the missing ones."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            check_objective(name)
+        check_mask_rate(self.mask_rate)
+        for name, values in (("objectives", self.objectives), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be one or more, each once, got {list(values)}")
+        preset = PRESETS["synthetic" if self.data == "synthetic" else "berglund"]
+        for name, value in preset.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("steps", "layers", "hidden_size", "batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a run's numbers: all but where they go, and which runs are asked for."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("output_dir", "objectives", "seeds", "jobs", "resume")
+        }
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Train and evaluate every objective under every seed; write and return the results.
+
+    Args:
+        config: what to run.
+
+    Returns:
+        What `results.json` holds: {"environment", "settings", "runs": [{"objective", "seed", "train_seconds",
+        "parameters", "losses", "tasks": {name: {"n", "contains", "exact_match", "bleu_char", "bleu", ...}}}]}.
+
+    Raises:
+        FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others.
+        ValueError: the data has no training examples or no tasks.
+    """
+    folder = Path(config.output_dir)
+    facts = load_facts(config.data)
+    if not facts.tasks:
+        raise ValueError(
+            f"data {config.data!r} has no tasks to evaluate: bico train takes it, bico compare needs tests"
+        )
+
+    _claim(folder, config)
+    wanted = [(objective, seed) for seed in config.seeds for objective in config.objectives]
+    missing = [run for run in wanted if not _run_file(folder, *run).exists()]
+    if missing:
+        _run_all(config, missing)
+    runs = [json.loads(_run_file(folder, *run).read_text()) for run in wanted]
+    predictions = [row for run in runs for row in run.pop("predictions")]
+    results = {"environment": environment.describe(), "settings": config.settings, "runs": runs}
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
+    write_json(folder / "results.json", results)
+    return results
+
+
+def run(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:
+    """One run: initial model, training, evaluation. See `compare` for the result; it also has "predictions"."""
+    facts = load_facts(config.data)
+    model, tokenizer = initial_model(config, facts, seed)
+    args = BicoConfig(
+        output_dir=str(Path(config.output_dir) / "runs" / f"{objective}-seed{seed}"),
+        objective=objective,
+        mixing_probability=config.mixing_probability,
+        mask_rate=config.mask_rate,
+        max_steps=cast(int, config.steps),
+        per_device_train_batch_size=config.batch_size,
+        train_sampling_strategy="group_by_length",
+        learning_rate=cast(float, config.learning_rate),
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.98,
+        bf16=config.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        logging_steps=25,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=not _alone(config),
+    )
+    rows = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
+    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer)
+    started = time.perf_counter()
+    trainer.train()
+    train_seconds = time.perf_counter() - started
+    evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, progress=_alone(config))
+    return {
+        "objective": objective,
+        "seed": seed,
+        "train_seconds": round(train_seconds, 1),
+        "parameters": model.num_parameters(),
+        "losses": [
+            {name: value for name, value in entry.items() if name == "step" or name.startswith("loss_")}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ],
+        "tasks": evaluation.summary(),
+        "predictions": [
+            {"objective": objective, "seed": seed, **dataclasses.asdict(row)} for row in evaluation.predictions
+        ],
+    }
+
+
+def initial_model(config: CompareConfig, facts: FactData, seed: int) -> tuple[Any, Any]:
+    """The model before training and its tokenizer; the same for every objective of a seed.
+
+    The tiny model's vocabulary comes from the training text alone: a word that only a test prompt has is unknown.
+    """
+    set_seed(seed)
+    if config.model != "tiny":
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        return AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32), tokenizer
+    tokenizer = train_word_tokenizer([example.prompt + example.completion for example in facts.train])
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.hidden_size * 4,
+        num_hidden_layers=cast(int, config.layers),
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(llama), tokenizer
+
+
+def _claim(folder: Path, config: CompareConfig) -> None:
+    """Take the folder for these settings, or say why not."""
+    file = folder / "settings.json"
+    settings = json.loads(json.dumps(config.settings))  # as they will be read back
+    if file.exists():
+        if not config.resume:
+            raise FileExistsError(
+                f"output_dir {folder} already holds a run; add --resume to keep its finished runs and add the missing "
+                "ones, or name another folder"
+            )
+        held = json.loads(file.read_text())
+        changed = [name for name in settings if held.get(name) != settings[name]]
+        if changed:
+            differences = ", ".join(f"{name} {held.get(name)!r} -> {settings[name]!r}" for name in changed)
+            raise FileExistsError(
+                f"output_dir {folder} holds runs with other settings ({differences}); name another folder"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"output_dir {folder} is not empty and holds no comparison; name another folder")
+    write_json(file, settings)
+
+
+def _run_file(folder: Path, objective: str, seed: int) -> Path:
+    return folder / "runs" / f"{objective}-seed{seed}.json"
+
+
+def _alone(config: CompareConfig) -> bool:
+    """One run at a time: then its own progress bars are shown."""
+    return _jobs(config) == 1
+
+
+def _jobs(config: CompareConfig) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return config.jobs or min(cores, len(config.objectives) * len(config.seeds))
+
+
+def _run_and_write(config: CompareConfig, objective: str, seed: int) -> None:
+    write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed))
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+
+
+def _run_all(config: CompareConfig, missing: list[tuple[str, int]]) -> None:
+    """Every missing run, each in a fresh process; a finished run is on disk whatever becomes of the others."""
+    with _single_threaded_children(), tqdm(total=len(missing), desc="runs", unit="run") as bar:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(_jobs(config), context, _prepare_worker, max_tasks_per_child=1) as pool:
+            futures = {pool.submit(_run_and_write, config, *run): run for run in missing}
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+
+
+@contextlib.contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -1,0 +1,148 @@
+"""The command line: usage, YAML under flags, the shipped configs, and a fine-tuning from folder to scores."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from bico_ext.cli import TrainConfig, _parse, main
+from bico_ext.compare import PRESETS, CompareConfig, initial_model
+from bico_ext.data import write_facts
+from bico_ext.synthetic import generate
+from bico_ext.trainer import BicoConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_usage_names_every_command(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("compare", "train", "evaluate", "info"))
+    assert main(["compere"]) == 2
+    assert "'compere' is not a command" in capsys.readouterr().err
+
+
+def test_info_is_json(capsys):
+    assert main(["info"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert {"torch", "built_with_torch", "kernels", "cpu_features", "threads", "cuda"} <= set(info)
+    assert "avx2" in info["cpu_features"]
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "info"])
+def test_help_works(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"bico {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--output-dir", "out", "--sedes", "1"])
+    assert stop.value.code == 2
+    assert "--sedes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_shipped_comparison_is_the_default(preset):
+    (config,) = _parse(
+        "compare", [CompareConfig], ["--config", f"{CONFIGS}/compare_{preset}.yaml", "--output-dir", "o"]
+    )
+    assert config == CompareConfig(output_dir="o", data=config.data)
+    assert config.settings.keys() <= {line.split(":")[0] for line in open(f"{CONFIGS}/compare_{preset}.yaml")}
+
+
+def test_the_shipped_training_is_the_official_recipe():
+    path = f"{CONFIGS}/train_llama_lora.yaml"
+    train, args = _parse(
+        "train", [TrainConfig, BicoConfig], ["--config", path, "--data", "d", "--model", "m", "--use_cpu"]
+    )
+    assert (train.lora_r, train.lora_alpha, train.lora_dropout) == (32, 16, 0.01)
+    assert (args.learning_rate, args.warmup_steps, args.per_device_train_batch_size) == (2e-5, 100, 4)
+    assert (args.objective, args.mask_rate, args.mixing_probability) == ("bico", 0.15, 0.5)
+
+
+def test_every_config_starts_with_its_command():
+    for path in CONFIGS.iterdir():
+        assert path.read_text().startswith("# bico "), path.name
+
+
+def test_flags_win_over_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("output_dir: from-yaml\nseeds: [3, 4]\nsteps: 7\nbf16: false\n")
+    (config,) = _parse("compare", [CompareConfig], ["--config", str(path), "--steps", "9", "--objectives", "ntp"])
+    expected = CompareConfig(output_dir="from-yaml", seeds=[3, 4], steps=9, objectives=["ntp"], bf16=False)
+    assert dataclasses.asdict(config) == dataclasses.asdict(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sedes: [1]", "unknown options: sedes"),
+        ("- a list", "must hold options as `name: value`, got list"),
+        ("a: [1", "is not YAML"),
+    ],
+)
+def test_bad_yaml_is_named(text, message, tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert main(["compare", "--config", str(path), "--output-dir", "o"]) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert message in error
+
+
+def test_a_missing_yaml_is_named(capsys):
+    assert main(["compare", "--config", "nowhere.yaml"]) == 1
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    write_facts(facts, tmp_path / "facts")
+    config = CompareConfig(output_dir="", layers=1, hidden_size=32)
+    model, tokenizer = initial_model(config, facts, 0)
+    model.save_pretrained(tmp_path / "initial")
+    tokenizer.save_pretrained(tmp_path / "initial")
+    out = tmp_path / "trained"
+    command = [
+        "train",
+        "--data",
+        str(tmp_path / "facts"),
+        "--model",
+        str(tmp_path / "initial"),
+        "--output_dir",
+        str(out),
+    ]
+    command += ["--max_steps", "4", "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+    assert main(command) == 0
+    assert LlamaForCausalLM.from_pretrained(out).num_parameters() == model.num_parameters()
+    trained = (out / "model.safetensors").read_bytes()
+    capsys.readouterr()
+
+    assert main(command) == 1
+    assert "already holds files; add --resume" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == trained
+    assert main([*command, "--resume"]) == 0
+    assert (out / "model.safetensors").read_bytes() == trained
+
+    ask = ["evaluate", "--data", str(tmp_path / "facts"), "--model", str(out), "--output_dir", str(tmp_path / "scores")]
+    ask += ["--max_new_tokens", "3"]
+    assert main(ask) == 0
+    results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert results["runs"][0]["tasks"].keys() == facts.tasks.keys()
+    assert (tmp_path / "scores" / "predictions.jsonl").exists()
+    assert main(ask) == 1
+    assert "already holds results" in capsys.readouterr().err
+
+
+def test_an_error_is_one_sentence_on_stderr(capsys, tmp_path):
+    assert main(["compare", "--data", "/no/such/folder", "--output-dir", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists(), "a corrected command must not find a claimed folder"
+    captured = capsys.readouterr()
+    assert captured.err.startswith("bico compare: ")
+    assert "/no/such/folder" in captured.err
+    assert "Traceback" not in captured.err

@@ -1,0 +1,155 @@
+"""`compare` and its report: the files it promises, resuming, and refusing to touch what another run wrote."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from bico_ext.compare import CompareConfig, compare, initial_model
+from bico_ext.data import TASKS, load_facts, write_facts
+from bico_ext.report import table, write_report
+from bico_ext.synthetic import generate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("facts")
+    write_facts(generate(names_first=2, descriptions_first=2, both=1), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    return CompareConfig(
+        output_dir=str(tmp_path / "out"),
+        data=data,
+        objectives=["ntp", "infill"],
+        steps=26,
+        layers=1,
+        hidden_size=32,
+        batch_size=4,
+        max_new_tokens=4,
+        jobs=1,
+    )
+
+
+def test_writes_what_it_promises_and_resumes(config, data, tmp_path):
+    results = compare(config)
+    out = tmp_path / "out"
+    assert json.loads((out / "results.json").read_text()) == results
+    assert [(run["objective"], run["seed"]) for run in results["runs"]] == [("ntp", 0), ("infill", 0)]
+    assert results["environment"]["torch"] == torch.__version__
+    tasks = load_facts(data).tasks
+    for run in results["runs"]:
+        assert set(run["tasks"]) == set(TASKS)
+        assert run["parameters"] > 0
+        assert run["train_seconds"] > 0
+        assert [entry["step"] for entry in run["losses"]] == [25]
+        for name, scores in run["tasks"].items():
+            assert scores["n"] == len(tasks[name].examples)
+            assert all(0 <= scores[metric] <= 1 for metric in ("contains", "exact_match", "bleu_char", "bleu"))
+    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 2 * sum(len(task.examples) for task in tasks.values())
+    mean = sum(row["contains"] for row in predictions if (row["objective"], row["task"]) == ("ntp", "D2N"))
+    assert mean / len(tasks["D2N"].examples) == results["runs"][0]["tasks"]["D2N"]["contains"]
+
+    with pytest.raises(FileExistsError, match="already holds a run; add --resume"):
+        compare(config)
+    changed = dataclasses.replace(config, resume=True, steps=27)
+    with pytest.raises(FileExistsError, match="other settings \\(steps 26 -> 27\\)"):
+        compare(changed)
+
+    ntp = out / "runs" / "ntp-seed0.json"
+    finished = ntp.read_bytes(), os.stat(ntp).st_mtime_ns
+    (out / "runs" / "infill-seed0.json").unlink()
+    again = compare(dataclasses.replace(config, resume=True))
+    assert (ntp.read_bytes(), os.stat(ntp).st_mtime_ns) == finished, "a finished run was touched"
+    same = [{name: run[name] for name in ("losses", "tasks")} for run in again["runs"]]
+    assert same == [{name: run[name] for name in ("losses", "tasks")} for run in results["runs"]], "runs are seeded"
+
+
+def test_a_failed_run_leaves_the_finished_ones(config, tmp_path):
+    finished = tmp_path / "out" / "runs" / "ntp-seed0.json"
+    compare(dataclasses.replace(config, objectives=["ntp"]))
+    before = finished.read_bytes()
+    weights = tmp_path / "out" / "runs" / "infill-seed0"
+    weights.write_text("a file where the run wants its folder")
+    with pytest.raises(OSError, match="infill-seed0"):
+        compare(dataclasses.replace(config, resume=True))
+    assert finished.read_bytes() == before
+
+
+def test_refuses_a_folder_with_other_things(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="is not empty and holds no comparison"):
+        compare(config)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_refuses_data_without_tasks(config, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Ada", "completion": " wrote."}\n')
+    with pytest.raises(ValueError, match="has no tasks to evaluate"):
+        compare(dataclasses.replace(config, data=str(tmp_path / "train.jsonl")))
+
+
+def test_one_initial_model_a_seed(config, data):
+    facts = load_facts(data)
+    first, again, other = (initial_model(config, facts, seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objectives": ["ntp", "bert"]}, "bert"),
+        ({"objectives": ["ntp", "ntp"]}, "objectives must be one or more, each once"),
+        ({"seeds": []}, "seeds must be one or more, each once"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"mask_rate": 1.5}, "mask_rate"),
+    ],
+)
+def test_config_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(output_dir="out", **change)
+
+
+def fake_results(scores):
+    """Results with the given `contains` by objective and seed, the same for every task."""
+    metrics = ("contains", "exact_match", "bleu_char", "bleu")
+    return {
+        "runs": [
+            {
+                "objective": objective,
+                "seed": seed,
+                "losses": [{"step": 10, "loss_ntp": 2.0, f"loss_{objective}": 1.0}],
+                "tasks": {
+                    task: {"n": 10, **dict.fromkeys(metrics, value), "contains_interval": [value, value]}
+                    for task in TASKS
+                },
+            }
+            for objective, values in scores.items()
+            for seed, value in enumerate(values)
+        ]
+    }
+
+
+def test_table_gives_mean_and_spread_over_seeds():
+    text = table(fake_results({"ntp": [0.0, 0.0], "bico": [0.2, 0.6]}))
+    assert "Seeds 0, 1; test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10." in text
+    assert text.count("| bico | 0.40 ± 0.28 | 0.40 ± 0.28 | 0.40 ± 0.28 | 0.40 ± 0.28 |") == 4
+    assert "| ntp | 0.00 ± 0.00 |" in text
+
+
+def test_report_draws_pictures(tmp_path):
+    write_report(fake_results({"ntp": [0.0], "bico": [0.5], "infill": [0.9]}), tmp_path)
+    assert (tmp_path / "table.md").read_text().startswith("Seeds 0;")
+    for name in ("accuracy.png", "loss.png"):
+        picture = imread(tmp_path / name)
+        assert picture.shape[0] > 300
+        assert picture.std() > 0.05, "an empty picture"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "loss.png", "table.md"]

@@ -1,0 +1,55 @@
+"""Who may know whom: a wrong import or include is a design error, found here before a reader stumbles over it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each module may import only from those before it; modules of one row do not know each other.
+PYTHON_LAYERS = [
+    ["_C", "files", "reference"],
+    ["environment", "attention", "data"],
+    ["models", "synthetic", "tokenization", "metrics"],
+    ["objectives"],
+    ["rows"],
+    ["trainer", "evaluation"],
+    ["compare", "report"],
+    ["cli"],
+]
+LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported inside the function that needs it
+CPP_MAY_INCLUDE = {
+    "csrc": r"<\w+>",
+    "csrc/cpu": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"',
+    "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|<torch/csrc/stable/.+>|<torch/headeronly/.+>',
+    "csrc/python": r"<\w+>|<pybind11/.+>",
+}
+HOUSE = {name: row for row, names in enumerate(PYTHON_LAYERS) for name in names}
+
+
+def test_every_module_has_its_place():
+    modules = {path.stem for path in (ROOT / "bico_ext").glob("*.py")} - {"__init__"}
+    assert modules == set(HOUSE) - {"_C"}
+
+
+@pytest.mark.parametrize("module", sorted(set(HOUSE) - {"_C"}))
+def test_a_module_imports_only_from_its_left(module):
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / "bico_ext" / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bico_ext":
+            parts = node.module.split(".")[1:]
+            imported |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("bico_ext.")}
+    wrong = {name for name in imported if HOUSE[name] >= HOUSE[module] and (module, name) not in LAZY}
+    assert not wrong, f"{module} may not import {wrong}"
+
+
+@pytest.mark.parametrize("folder", CPP_MAY_INCLUDE)
+def test_a_source_includes_only_what_its_folder_may(folder):
+    sources = [path for suffix in ("*.h", "*.cpp") for path in (ROOT / folder).glob(suffix)]
+    assert sources
+    for source in sources:
+        for include in re.findall(r"^#include (\S+)", source.read_text(), re.MULTILINE):
+            assert re.fullmatch(CPP_MAY_INCLUDE[folder], include), f"{source.name} may not include {include}"
