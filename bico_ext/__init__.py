@@ -1,5 +1,44 @@
-"""bico-ext: split-triangle RoPE attention and mask denoising against the reversal curse."""
+"""bico-ext: split-triangle RoPE attention and mask denoising against the reversal curse.
+
+`split_triangle_attention` is the op, `attach` plugs it into a Hugging Face Llama, `BicoTrainer` trains with it,
+`evaluate` asks in both directions.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from bico_ext.attention import split_triangle_attention
 
-__all__ = ["split_triangle_attention"]
+if TYPE_CHECKING:
+    from bico_ext.evaluation import evaluate, generate
+    from bico_ext.models import attach, check_attached, detach
+    from bico_ext.trainer import BicoConfig, BicoTrainer
+
+__all__ = [
+    "BicoConfig",
+    "BicoTrainer",
+    "attach",
+    "check_attached",
+    "detach",
+    "evaluate",
+    "generate",
+    "split_triangle_attention",
+]
+
+# Imported when first asked for: the op alone must not cost the seconds that transformers takes to import.
+_HOMES = {
+    "BicoConfig": "trainer",
+    "BicoTrainer": "trainer",
+    "attach": "models",
+    "check_attached": "models",
+    "detach": "models",
+    "evaluate": "evaluation",
+    "generate": "evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

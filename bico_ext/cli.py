@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ def _evaluate(arguments: list[str]) -> None:
 
     from bico_ext import environment, report
     from bico_ext.data import load_facts
-    from bico_ext.evaluation import evaluate, write_predictions
-    from bico_ext.files import write_json, write_text
+    from bico_ext.evaluation import evaluate
+    from bico_ext.files import write_json, write_json_lines, write_text
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
     folder = Path(config.output_dir)
@@ -131,8 +131,7 @@ def _evaluate(arguments: list[str]) -> None:
     evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, **extra)
     run = {"objective": config.model, "seed": 0, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
     results = {"environment": environment.describe(), "settings": vars(config), "runs": [run]}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / "predictions.jsonl", evaluation.predictions)
+    write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
     write_text(folder / "table.md", report.table(results))
     write_json(folder / "results.json", results)
     print(report.table(results))

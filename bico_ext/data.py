@@ -15,13 +15,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from bico_ext.files import write_text
+from bico_ext.files import write_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -188,10 +188,10 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
     (folder / _OWN_FILES[_TRAIN]).unlink(missing_ok=True)
     for name in TASKS:
         if name in data.tasks:
-            _write_jsonl(folder / _OWN_FILES[name], data.tasks[name].examples)
+            write_json_lines(folder / _OWN_FILES[name], map(asdict, data.tasks[name].examples))
         else:
             (folder / _OWN_FILES[name]).unlink(missing_ok=True)
-    _write_jsonl(folder / _OWN_FILES[_TRAIN], data.train)
+    write_json_lines(folder / _OWN_FILES[_TRAIN], map(asdict, data.train))
 
 
 def _load_folder(folder: Path) -> FactData:
@@ -295,8 +295,3 @@ def _example(record: Any, where: str) -> Example:
             "start the completion with a space"
         )
     return Example(prompt, completion)
-
-
-def _write_jsonl(path: Path, examples: Sequence[Example]) -> None:
-    records = ({"prompt": example.prompt, "completion": example.completion} for example in examples)
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

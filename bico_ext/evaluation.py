@@ -1,11 +1,8 @@
 """Asks a model the questions of its tasks, by ordinary greedy causal generation, and scores what it writes."""
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -213,41 +210,6 @@ def generate(
                 completions[prompt] = text[len(decoded_prompt) :]
             bar.update(len(batch))
     return [completions[prompt] for prompt in prompts]
-
-
-def write_predictions(
-    path: str | os.PathLike[str], predictions: Sequence[Prediction], **extra: Any
-) -> list[dict[str, Any]]:
-    """Writes predictions as JSONL, UTF-8, one object a line; the file appears whole or not at all.
-
-    Args:
-        path: the file; one that exists is replaced. Missing folders are made.
-        predictions: what to write.
-        extra: further keys of every row, in front, such as objective="bico", seed=0.
-
-    Returns:
-        The rows that were written.
-
-    Raises:
-        ValueError: extra has the name of a prediction's field.
-
-    Example:
-        >>> write_predictions("out/predictions.jsonl", evaluation.predictions, seed=0)  # doctest: +SKIP
-    """
-    taken = sorted(extra.keys() & Prediction.__dataclass_fields__.keys())
-    if taken:
-        raise ValueError(f"extra must not have the names of a prediction's fields, got {', '.join(taken)}; rename them")
-    rows = [{**extra, **asdict(prediction)} for prediction in predictions]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return rows
 
 
 def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:

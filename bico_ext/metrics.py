@@ -134,9 +134,8 @@ def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tup
         raise ValueError(f"successes must be between 0 and n = {n}, got {successes}")
     centre = successes + z * z / 2
     half_width = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    # At the ends rounding would leave 1e-18 in place of 0, or a bound above 1.
-    low = 0.0 if successes == 0 else (centre - half_width) / (n + z * z)
-    high = 1.0 if successes == n else (centre + half_width) / (n + z * z)
+    low = (centre - half_width) / (n + z * z)  # exactly 0 without successes
+    high = 1.0 if successes == n else (centre + half_width) / (n + z * z)  # rounding could give more than 1
     return low, high
 
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bico_ext.data import Example
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
-# A word with inner apostrophes ("world's"), one punctuation mark, or one white-space character.
-_WORD = r" ?\w+(?:['\u2019]\w+)*| ?[^\w\s]|\s"
+# GPT-2's rule, so that a contraction ("that's") is its word and an ending that other words have too: an English
+# ending, a word, a punctuation mark, or one white-space character.
+_WORD = r"['\u2019](?:[sdmt]|ll|ve|re)\b| ?\w+| ?[^\w\s]|\s"
 
 
 def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -> PreTrainedTokenizerFast:
@@ -22,7 +23,7 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
 
     It is lossless on these texts: `decode(ids, skip_special_tokens=True)` gives the text back. Decoding an answer
     alone drops its leading space, as decoding drops the one in front of any text. Words that no text has become
-    `<unk>`, so give it the words of the questions too. `save_pretrained` writes what `AutoTokenizer` reloads offline.
+    `<unk>`. `save_pretrained` writes what `AutoTokenizer` reloads offline.
 
     Args:
         texts: what to take the words from; the order does not matter.

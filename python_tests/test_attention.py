@@ -102,9 +102,7 @@ def test_gradcheck(case):
     inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v)]
 
     def run(q, k, v):
-        out, lse = split_triangle_attention(
-            q, k, v, problem.cos, problem.sin, return_lse=True, **problem.options
-        )
+        out, lse = split_triangle_attention(q, k, v, problem.cos, problem.sin, return_lse=True, **problem.options)
         return out, lse[lse.isfinite()]
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=case.S > 10)

@@ -136,7 +136,7 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
         ({"k": torch.zeros(2, 2, 8, 16).double()}, "k must have the dtype of q (float32), got float64"),
         ({"k": torch.zeros(2, 3, 8, 16), "v": torch.zeros(2, 3, 8, 16)}, "divides the 4 heads of q, got 3"),
         ({"v": torch.zeros(2, 4, 8, 16)}, "k and v must have the same number of heads, got 2 and 4"),
-        ({"v": torch.zeros(2, 2, 9, 16)}, "v must be [B, Hkv, S, D] = [2, Hkv, 8, 16] to match q, got float32 [2, 2, 9"),
+        ({"v": torch.zeros(2, 2, 9, 16)}, "v must be [B, Hkv, S, D] = [2, Hkv, 8, 16] to match q, got float32 [2"),
         ({"cos": torch.zeros(3, 8, 16)}, "cos must be [1 or B, S, R] = [1 or 2, 8, R], got float32 [3, 8, 16]"),
         ({"cos": torch.zeros(1, 8, 16).int()}, "cos must be floating point, got int32"),
         ({"cos": torch.zeros(1, 8, 15)}, "even rotary width R of at most D = 16, got R = 15"),

@@ -52,7 +52,8 @@ def test_the_shipped_comparison_is_the_default(preset):
         "compare", [CompareConfig], ["--config", f"{CONFIGS}/compare_{preset}.yaml", "--output-dir", "o"]
     )
     assert config == CompareConfig(output_dir="o", data=config.data)
-    assert config.settings.keys() <= {line.split(":")[0] for line in open(f"{CONFIGS}/compare_{preset}.yaml")}
+    written = (CONFIGS / f"compare_{preset}.yaml").read_text().splitlines()
+    assert config.settings.keys() <= {line.split(":")[0] for line in written}, "every setting is written out"
 
 
 def test_the_shipped_training_is_the_official_recipe():

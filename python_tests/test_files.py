@@ -1,0 +1,31 @@
+"""Files are whole or not there."""
+
+import json
+import os
+
+import pytest
+
+from bico_ext.files import write_json, write_json_lines, write_text
+
+
+def test_lines_stay_whole_whatever_the_text(tmp_path):
+    value = {"text": ' "zwei"\n日本\u2028語 🎻 \t\\'}
+    path = tmp_path / "new" / "rows.jsonl"
+    write_json_lines(path, [value, value])
+    lines = path.read_bytes().split(b"\n")
+    assert lines[2:] == [b""]
+    assert [json.loads(line) for line in lines[:2]] == [value, value]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(path, {"model": object()})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["results.json"]
