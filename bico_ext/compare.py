@@ -11,14 +11,22 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.utils import logging as transformers_logging
 
 from bico_ext import environment
@@ -133,7 +141,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     return results
 
 
-def run(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:
+def run(
+    config: CompareConfig, objective: str, seed: int, callbacks: list[TrainerCallback] | None = None
+) -> dict[str, Any]:
     """One run: initial model, training, evaluation. See `compare` for the result; it also has "predictions"."""
     facts = load_facts(config.data)
     model, tokenizer = initial_model(config, facts, seed)
@@ -154,16 +164,18 @@ def run(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         logging_steps=25,
-        save_strategy="no",
+        save_strategy="no",  # but for the trained model
         report_to="none",
-        disable_tqdm=not _alone(config),
+        disable_tqdm=True,
     )
     rows = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
-    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer)
+    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)  # the log goes into the results
     started = time.perf_counter()
     trainer.train()
     train_seconds = time.perf_counter() - started
-    evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, progress=_alone(config))
+    trainer.save_model()
+    evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, progress=False)
     return {
         "objective": objective,
         "seed": seed,
@@ -234,34 +246,45 @@ def _run_file(folder: Path, objective: str, seed: int) -> Path:
     return folder / "runs" / f"{objective}-seed{seed}.json"
 
 
-def _alone(config: CompareConfig) -> bool:
-    """One run at a time: then its own progress bars are shown."""
-    return _jobs(config) == 1
+_steps_done: Any = None  # in a worker: the shared counter of optimizer steps
 
 
-def _jobs(config: CompareConfig) -> int:
-    cores = len(os.sched_getaffinity(0))
-    return config.jobs or min(cores, len(config.objectives) * len(config.seeds))
+class _CountSteps(TrainerCallback):
+    """Tells the parent process how far the run is."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with _steps_done.get_lock():
+            _steps_done.value += 1
 
 
-def _run_and_write(config: CompareConfig, objective: str, seed: int) -> None:
-    write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed))
-
-
-def _prepare_worker() -> None:
+def _prepare_worker(steps_done: Any) -> None:
+    global _steps_done
+    _steps_done = steps_done
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
 
 
+def _run_and_write(config: CompareConfig, objective: str, seed: int) -> None:
+    write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed, [_CountSteps()]))
+
+
 def _run_all(config: CompareConfig, missing: list[tuple[str, int]]) -> None:
     """Every missing run, each in a fresh process; a finished run is on disk whatever becomes of the others."""
-    with _single_threaded_children(), tqdm(total=len(missing), desc="runs", unit="run") as bar:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(_jobs(config), context, _prepare_worker, max_tasks_per_child=1) as pool:
-            futures = {pool.submit(_run_and_write, config, *run): run for run in missing}
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
+    context = multiprocessing.get_context("spawn")
+    steps_done = context.Value("q", 0)
+    jobs = config.jobs or min(len(os.sched_getaffinity(0)), len(missing))
+    with (
+        _single_threaded_children(),
+        tqdm(total=len(missing) * cast(int, config.steps), desc=f"{len(missing)} runs", unit="step") as bar,
+        ProcessPoolExecutor(jobs, context, _prepare_worker, (steps_done,), max_tasks_per_child=1) as pool,
+    ):
+        futures = [pool.submit(_run_and_write, config, *run) for run in missing]
+        pending = set(futures)
+        while pending:
+            _, pending = wait(pending, timeout=0.5)
+            bar.update(steps_done.value - bar.n)
+        for future in futures:
+            future.result()
 
 
 @contextlib.contextmanager

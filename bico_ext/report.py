@@ -77,16 +77,17 @@ def draw_accuracy(results: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     for i, (objective, members) in enumerate(groups.items()):
         places = [t + (i - (len(groups) - 1) / 2) * width for t in range(len(tasks))]
         scores = [[run["tasks"][task]["contains"] for run in members] for task in tasks]
-        means = [mean(values) for values in scores]
-        axes.bar(places, means, width * 0.92, label=objective, color=COLOURS.get(objective))
+        axes.bar(
+            places, [mean(values) for values in scores], width * 0.92, label=objective, color=COLOURS.get(objective)
+        )
         for place, values, task in zip(places, scores, tasks, strict=True):
+            top = max(values)
             if len(values) > 1:
                 axes.plot([place] * len(values), values, "k.", markersize=4)
             else:
-                low, high = members[0]["tasks"][task]["contains_interval"]
-                axes.plot([place, place], [low, high], "k-", linewidth=1)
-        for place, value in zip(places, means, strict=True):
-            axes.text(place, value + 0.02, f"{value:.2f}", ha="center", fontsize=7)
+                low, top = members[0]["tasks"][task]["contains_interval"]
+                axes.plot([place, place], [low, top], "k-", linewidth=1)
+            axes.text(place, top + 0.02, f"{mean(values):.2f}", ha="center", fontsize=7)
     axes.set_xticks(range(len(tasks)), [f"{task}\n{_question(task)}" for task in tasks])
     axes.set_ylim(0, 1.12)
     axes.set_ylabel("answers that contain the target")
