@@ -1,0 +1,118 @@
+"""What the plug-in refuses, and the sentence it says: a layer that silently stays causal is the worst outcome."""
+
+import pytest
+import torch
+from tiny_models import LENGTH, some_span_ids, tiny_family, tiny_llama, tokens
+from torch import nn
+from transformers import (
+    LlamaForCausalLM,
+)
+
+from bico_ext.models import attach, check_attached
+
+
+@pytest.mark.parametrize(
+    ("family", "sentence"),
+    [
+        ("gpt2", "GPT2LMHeadModel has 2 layers but 0 attention modules that take position_embeddings"),
+        ("qwen3_next", "has 4 layers but 1 attention modules"),  # three linear-attention layers would stay causal
+        ("stablelm", r"StableLmAttention: it never received span_ids and would stay causal \(model.layers.0.self"),
+        ("nemotron", "NemotronAttention: it never received span_ids"),
+        ("glm", "GlmAttention: it does not just rotate q's elements"),  # interleaved pairs
+        ("smollm3", r"rotate q's elements \(i, i \+ R/2\) \(model.layers.1.self_attn\)$"),  # no RoPE in that one
+        ("hunyuan_v1_dense", "HunYuanDenseV1Attention: it does not just rotate"),  # normalises after rotating
+        ("llama4_text", r"Llama4TextAttention must be given position_embeddings=\(cos, sin\)"),  # complex numbers
+        ("doge", "DogeAttention makes an attention mask of its own"),
+        ("deepseek_v3", "DeepseekV3ForCausalLM cannot have split-triangle attention"),  # rotates the end of the head
+        ("gemma2", "Gemma2Attention uses sliding_window"),
+    ],
+)
+def test_models_that_are_refused(family: str, sentence: str) -> None:
+    torch.manual_seed(0)
+    model = tiny_family(family)
+    before = model(input_ids=tokens(2, LENGTH)).logits
+    implementation = model.config._attn_implementation
+    with pytest.raises(TypeError, match=sentence):
+        attach(model)
+    assert model.config._attn_implementation == implementation
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(input_ids=tokens(2, LENGTH)).logits, before)
+    with pytest.raises(RuntimeError, match="not attached"):
+        check_attached(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"sliding_window": 8}, "MistralAttention uses sliding_window"),
+        ({"sliding_window": 4096}, "MistralAttention uses sliding_window"),  # longer than the proof
+    ],
+)
+def test_sliding_window_is_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(TypeError, match=sentence):
+        attach(tiny_family("mistral", **settings))
+
+
+def test_what_is_no_transformers_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a transformers PreTrainedModel .* got Linear"):
+        attach(nn.Linear(2, 2))
+    with torch.device("meta"):
+        on_meta = LlamaForCausalLM(tiny_llama().config)
+    with pytest.raises(TypeError, match="LlamaForCausalLM is on the meta device"):
+        attach(on_meta)
+
+
+def test_a_layer_unhooked_later_is_named() -> None:
+    model = attach(tiny_llama())
+    model.model.layers[1].self_attn._forward_pre_hooks.clear()
+    with pytest.raises(RuntimeError, match="LlamaAttention got span_ids but has no hook of ours"):
+        check_attached(model)
+
+
+def test_changed_implementation_is_noticed() -> None:
+    """The hooks alone would hand un-rotated q and k to the other implementation."""
+    model = attach(tiny_llama())
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="implementation 'bico' that attach had set, but it is now 'sdpa'"):
+        check_attached(model)
+    with pytest.raises(RuntimeError, match="it is now 'sdpa'"):
+        model(input_ids=tokens(1, LENGTH), span_ids=some_span_ids(1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "sentence"),
+    [
+        (
+            {"span_ids": torch.zeros(2, LENGTH, dtype=torch.int64)},
+            ValueError,
+            r"int32 \[B, S\] = \[2, 19\], got int64 \[2, 19\]; use span_ids.int\(\)$",
+        ),
+        ({"span_ids": some_span_ids(1)}, ValueError, r"int32 \[B, S\] = \[2, 19\], got int32 \[1, 19\]$"),
+        ({"span_ids": some_span_ids(2)[0]}, ValueError, r"int32 \[B, S\] = \[2, 19\], got int32 \[19\]$"),
+        ({"attention_mask": torch.ones(2, LENGTH)}, ValueError, "mark padding with -1 in span_ids"),
+        ({"output_attentions": True}, ValueError, "output_attentions is not available with span_ids"),
+    ],
+    ids=["int64", "batch", "no-batch", "attention_mask", "output_attentions"],
+)
+def test_call_errors(inputs: dict, error: type[Exception], sentence: str) -> None:
+    model = attach(tiny_llama())
+    with pytest.raises(error, match=sentence):
+        model(**({"input_ids": tokens(2, LENGTH), "span_ids": some_span_ids(2)} | inputs))
+
+
+def test_a_given_cache_is_refused() -> None:
+    model = attach(tiny_llama())
+    cache = model(input_ids=tokens(2, LENGTH)).past_key_values
+    with pytest.raises(ValueError, match="past_key_values cannot be given together with span_ids"):
+        model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"not used by the model: .'span_ids'."):  # transformers' own sentence
+        model.generate(tokens(2, LENGTH), span_ids=some_span_ids(2), max_new_tokens=2)
+
+
+def test_attention_dropout_is_refused_in_training_only() -> None:
+    model = attach(tiny_llama(attention_dropout=0.1))
+    model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2))
+    model.train()
+    model(input_ids=tokens(2, LENGTH))
+    with pytest.raises(ValueError, match=r"LlamaAttention asks for attention dropout 0\.1"):
+        model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2))

@@ -1,0 +1,174 @@
+"""The rows that BicoTrainer takes, how they are ordered, and what it refuses before training starts."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import BOS, CONTEXT, EOS, VOCABULARY, config, logged, some_rows, tiny_llama, train
+from torch import Generator, tensor
+from torch.utils.data import Dataset, IterableDataset
+from transformers import HfArgumentParser, TrainingArguments
+
+from bico_ext.rows import LengthGroupedSampler
+from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.trainer import BicoConfig, BicoTrainer
+
+# Rows
+
+
+class Numbered(Dataset):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": tensor(some_rows()[place]["input_ids"]), "unused": tensor(place)}
+
+
+def test_a_torch_dataset_is_the_list_of_its_rows(tmp_path: Path):
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path / "torch"), Numbered())
+    trainer.train()
+    assert logged(trainer) == logged(train(tmp_path / "list"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "Ada wrote it."}, {"prompt": "Ada wrote", "completion": " it."}, {"input_ids": [2, 4, 6, 5, 7, 3]}],
+)
+def test_kinds_of_rows(tmp_path: Path, row: dict):
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path, placeholder_id=None), [row, row], processing_class=tokenizer)
+    assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [[2, 4, 6, 5, 7, 3]] * 2
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+def test_special_tokens_and_placeholder_come_from_the_tokenizer(tmp_path: Path):
+    """Every ordinary token is hidden (mask_rate 1), so the batch shows which ids are special."""
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    tokenizer.pad_token = "."  # an ordinary token, id 7, as placeholder and padding
+    args = config(tmp_path, placeholder_id=None, mixing_probability=1.0, mask_rate=1.0)
+    trainer = BicoTrainer(tiny_llama(), args, [{"text": "Ada wrote it."}], processing_class=tokenizer)
+    batches, labels = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    assert batches[0]["input_ids"].tolist() == [[2, 7, 7, 7, 7, 3]]
+    assert batches[0]["span_ids"].tolist() == [[0, -1, -1, -1, 0, 0]]
+    assert labels == 3
+
+
+def test_model_and_tokenizer_from_a_folder(tmp_path: Path):
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    train_word_tokenizer(["Ada wrote it."]).save_pretrained(tmp_path / "model")
+    trainer = BicoTrainer(str(tmp_path / "model"), config(tmp_path), [{"text": "Ada wrote it."}])
+    trainer.train()
+    assert next(trainer.model.parameters()).dtype == torch.float32
+    assert len(logged(trainer)) == 6
+
+
+def test_max_length_cuts_rows(tmp_path: Path):
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path, max_length=4), some_rows())
+    assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [row["input_ids"][:4] for row in some_rows()]
+
+
+def test_grouping_by_length(tmp_path: Path):
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    args = config(tmp_path, train_sampling_strategy="group_by_length", **changes)
+    trainer = BicoTrainer(tiny_llama(), args, some_rows())
+    loader = trainer.get_train_dataloader()
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        epochs.append([rows.places for rows in loader])
+    assert sorted(place for places in epochs[0] for place in places) == list(range(40))
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_grouped_batches_are_alike_in_length_and_in_random_order():
+    lengths = torch.randint(5, 60, (1010,), generator=Generator().manual_seed(0)).tolist()
+    places = list(LengthGroupedSampler(lengths, batch_size=16, seed=0))
+    assert sorted(places) == list(range(1010))
+    batches = [[lengths[place] for place in places[i : i + 16]] for i in range(0, 1010, 16)]
+    assert len(batches[-1]) == 1010 % 16
+    padded = sum(len(batch) * max(batch) for batch in batches)
+    assert padded < 1.15 * sum(lengths)  # 1.8 in random order
+    longest = [max(batch) for batch in batches]
+    rises = sum(after > before for before, after in pairwise(longest))
+    assert rises > 20  # the stock order falls, but for its 3 restarts
+
+
+# Refusals
+
+
+def constructed(tmp_path: Path, rows: Any, model: Any = None, **changes: Any) -> BicoTrainer:
+    return BicoTrainer(tiny_llama() if model is None else model, config(tmp_path, **changes), rows)
+
+
+LONG = {"input_ids": [BOS, *[7] * CONTEXT]}
+GOOD = {"input_ids": [BOS, 7, 8, EOS]}
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield GOOD
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([], ValueError, "train_dataset is empty"),
+        (Stream(), TypeError, "train_dataset must be .* known length, got Stream; read a stream into a list"),
+        ("rows.jsonl", TypeError, "got str"),
+        ({"train": [GOOD]}, TypeError, "got dict"),
+        ([GOOD, LONG], ValueError, r"train_dataset\[1\] has 33 tokens, but the model's context is 32"),
+        ([GOOD, {"input_ids": [BOS]}], ValueError, r"train_dataset\[1\] has nothing to predict"),
+        ([GOOD, {"input_ids": [7, BOS, EOS]}], ValueError, r"train_dataset\[1\] has nothing to predict"),
+        ([{"input_ids": []}], ValueError, r"train_dataset\[0\] has nothing to predict"),
+        ([{"input_ids": [BOS, 7, VOCABULARY]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got 2 to 40"),
+        ([{"input_ids": [BOS, -1, 7]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got -1 to 7"),
+        ([{"input_ids": [[BOS, 7]]}], ValueError, r"one sequence, got the shape \[1, 2\]"),
+        ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion', got \['prompt'\]"),
+        (["Ada wrote it."], ValueError, r"train_dataset\[0\] must be a dict .* got str"),
+        ([{"text": "Ada wrote it."}], ValueError, r"train_dataset\[0\] is text, which needs processing_class"),
+    ],
+)
+def test_rows_refused(tmp_path: Path, rows: Any, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        constructed(tmp_path, rows)
+
+
+def test_a_row_of_special_tokens_is_fine_where_they_are_predicted(tmp_path: Path):
+    assert constructed(tmp_path, [{"input_ids": [7, BOS, EOS]}], objective="infill").train_dataset
+    with pytest.raises(ValueError, match="nothing to predict"):
+        constructed(tmp_path, [{"input_ids": [BOS]}], objective="infill")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "mlm"}, "objective must be one of 'ntp', 'bico', 'infill', got 'mlm'"),
+        ({"mask_rate": 0.0}, r"mask_rate must be in \(0, 1\], got 0.0"),
+        ({"mixing_probability": 1.5}, r"mixing_probability must be in \[0, 1\], got 1.5"),
+        ({"mixing_probability": math.nan}, "mixing_probability must be in"),
+        ({"max_length": 1}, "max_length must be at least 2"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
+        ({"placeholder_id": VOCABULARY}, r"placeholder_id must be in \[0, 40\), the model's ids, got 40"),
+        ({"placeholder_id": None}, "placeholder_id is needed .* set placeholder_id=0"),
+    ],
+)
+def test_arguments_refused(tmp_path: Path, changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        constructed(tmp_path, [GOOD], **changes)
+
+
+def test_plain_training_arguments_are_refused(tmp_path: Path):
+    with pytest.raises(TypeError, match="args must be a BicoConfig, got TrainingArguments"):
+        BicoTrainer(tiny_llama(), TrainingArguments(str(tmp_path)), [GOOD])
+
+
+def test_config_parses_from_a_command_line(tmp_path: Path):
+    command = f"--output_dir {tmp_path} --objective infill --mask_rate 0.3 --placeholder_id 5 --use_cpu".split()
+    (args,) = HfArgumentParser(BicoConfig).parse_args_into_dataclasses(command)
+    assert (args.objective, args.mask_rate, args.placeholder_id) == ("infill", 0.3, 5)
+    assert (args.mixing_probability, args.max_length) == (0.5, None)
+    assert (args.remove_unused_columns, args.logging_nan_inf_filter, args.logging_steps) == (False, False, 10)

@@ -1,0 +1,68 @@
+"""A two-layer Llama and short rows to train it on, shared by the trainer's tests."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Generator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bico_ext.trainer import BicoConfig, BicoTrainer
+
+PAD, BOS, EOS, VOCABULARY, CONTEXT = 0, 2, 3, 40, 32
+SPECIAL = (PAD, BOS, EOS)
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            initializer_range=0.5,  # far from uniform predictions, so that a wrong mask shows in the loss
+        )
+    )
+
+
+def some_rows(count: int = 40) -> list[dict[str, list[int]]]:
+    generator = Generator().manual_seed(1)
+    lengths = torch.randint(2, 14, (count,), generator=generator).tolist()
+    middles = [torch.randint(4, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": [BOS, *middle, EOS]} for middle in middles]
+
+
+def config(folder: Path, **changes: Any) -> BicoConfig:
+    fields = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "placeholder_id": PAD,
+        "per_device_train_batch_size": 8,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "learning_rate": 1e-2,
+    }
+    return BicoConfig(**{**fields, **changes})
+
+
+def train(
+    folder: Path, resume: str | None = None, peft_config: LoraConfig | None = None, **changes: Any
+) -> BicoTrainer:
+    trainer = BicoTrainer(tiny_llama(), config(folder, **changes), some_rows(), peft_config=peft_config)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def logged(trainer: BicoTrainer, key: str = "loss") -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
