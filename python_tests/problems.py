@@ -29,12 +29,15 @@ class Case:
 
 
 def rotary_table(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """cos, sin [tables, S, R] in fp64, positions restarting with each packed sequence."""
+    """cos, sin [tables, S, R] in fp64, positions restarting with each packed sequence.
+
+    Each table has its own frequencies: another start alone would not show, as scores know distances only.
+    """
     width = case.D // 2 * 2 if case.R is None else case.R
     lengths = case.packed or (case.S,)
     position = torch.cat([torch.arange(n) for n in lengths]).double()
     start = torch.randint(0, 50, (case.tables, 1), generator=generator).double()
-    frequency = torch.rand(width // 2, dtype=torch.float64, generator=generator)
+    frequency = torch.rand(case.tables, 1, width // 2, dtype=torch.float64, generator=generator)
     angle = (position + start)[..., None] * frequency
     angle = angle.repeat_interleave(2, -1) if case.interleaved else angle.repeat(1, 1, 2)
     return angle.cos(), angle.sin()

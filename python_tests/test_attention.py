@@ -30,9 +30,9 @@ CASES = [
     Case("packed", S=200, B=1, packed=(1, 0, 63, 64, 65, 7, 0), Hq=4, Hkv=2),
     Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),
 ]
-# One epsilon of the largest result, for results that torch happens to get exactly (S = 1); in float64 the reference
-# rounds too, so both sides' accumulated rounding is allowed.
-FLOOR = {torch.float64: 16 * 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# Some results torch gets exactly (S = 1), where the kernels' order of additions shows: a few epsilons of the precision
+# they compute in. In float64 the reference rounds as well.
+FLOOR = {torch.float64: 16 * 2**-52, torch.float32: 2**-22, torch.bfloat16: 2**-22, torch.float16: 2**-22}
 
 
 def rms(x):

@@ -12,7 +12,7 @@ namespace {
 template <typename T>
 struct PackedQueries {
   Panels<T> query_rows[frames], grad_out_rows;
-  Panels<T> lse, delta;  // [tile_rows]; lse is 0 where a query sees nothing: its weights are e^-inf anyway
+  Panels<T> lse, delta;  // [tile_rows]
 
   PackedQueries(const Problem& p, int64_t tiles)
       : query_rows{{p.query_heads, tiles, tile_rows * padded_head_dim<T>(p)},
@@ -30,8 +30,7 @@ void pack_statistics(const Backward& p, int64_t head, const Tile& tile, T* lse, 
     const auto* grad_out = p.grad_out.row<const Element>(tile.batch, head, m);
     T dot = 0;
     for (int64_t d = 0; d < p.head_dim; ++d) dot += widen(out[d]) * widen(grad_out[d]);
-    const T row_lse = *p.lse.row<const T>(tile.batch, head, m);
-    lse[i] = row_lse == -T(INFINITY) ? T(0) : row_lse;
+    lse[i] = *p.lse.row<const T>(tile.batch, head, m);
     delta[i] = dot - (p.grad_lse.data ? *p.grad_lse.row<const T>(tile.batch, head, m) : T(0));
   }
 }
