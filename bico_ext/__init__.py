@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 from bico_ext.attention import split_triangle_attention
 
 if TYPE_CHECKING:
-    from bico_ext.evaluation import evaluate, generate
-    from bico_ext.models import attach, check_attached, detach
-    from bico_ext.trainer import BicoConfig, BicoTrainer
-
-__all__ = [
-    "BicoConfig",
-    "BicoTrainer",
-    "attach",
-    "check_attached",
-    "detach",
-    "evaluate",
-    "generate",
-    "split_triangle_attention",
-]
+    from bico_ext.evaluation import evaluate as evaluate
+    from bico_ext.evaluation import generate as generate
+    from bico_ext.models import attach as attach
+    from bico_ext.models import check_attached as check_attached
+    from bico_ext.models import detach as detach
+    from bico_ext.trainer import BicoConfig as BicoConfig
+    from bico_ext.trainer import BicoTrainer as BicoTrainer
 
 # Imported when first asked for: the op alone must not cost the seconds that transformers takes to import.
 _HOMES = {
@@ -34,6 +27,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "generate": "evaluation",
 }
+__all__ = ["split_triangle_attention", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,21 @@ except ImportError as error:
         "outside the source folder, or develop with `pip install --no-build-isolation -e .`"
     ) from error
 torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
+_DEVICES = {"meta"} | {
+    device
+    for device in ("cpu", "cuda")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("bico::attention_forward", device.upper())
+}
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether this build runs the op on that type of device ("cpu", "cuda", "meta", ...).
+
+    Example:
+        >>> has_kernels("cpu")
+        True
+    """
+    return device_type in _DEVICES
 
 
 def split_triangle_attention(
@@ -60,8 +75,8 @@ def split_triangle_attention(
     Raises:
         RuntimeError: an argument's dtype, shape, device or stride does not fit; the message names it and what to do.
 
-    The backward is deterministic. Second derivatives raise RuntimeError. NaN and infinity in a row of q, k or v reach
-    the outputs that see that row, and no others.
+    The backward is deterministic. Second derivatives raise RuntimeError. NaN in a row of q, k or v reaches the outputs
+    that see that row, and no others; so does infinity, but that a score of -inf has weight 0.
 
     Example:
         >>> import torch
@@ -74,8 +89,8 @@ def split_triangle_attention(
     """
     if cos.requires_grad or sin.requires_grad:
         raise RuntimeError("cos and sin must not require gradients: the op has none for them; pass them .detach()ed")
-    if q.device.type != "cpu":
-        raise RuntimeError(f"q is on {q.device}, and this build of bico-ext has CPU kernels only; use q.cpu()")
+    if not has_kernels(q.device.type):
+        raise RuntimeError(f"q is on {q.device}, for which this build of bico-ext has no kernels; use q.cpu()")
     others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
     for name, x in others.items():
         if x is not None and x.device != q.device:

@@ -67,17 +67,16 @@ def _train(arguments: list[str]) -> None:
 
     config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
     folder = Path(args.output_dir)
-    if folder.exists() and any(folder.iterdir()) and not config.resume:
-        raise FileExistsError(
-            f"output_dir {folder} already holds files; add --resume to go on from its newest checkpoint, or name "
-            "another folder"
-        )
+    used = folder.exists() and any(folder.iterdir())
+    checkpoint = get_last_checkpoint(str(folder)) if used and config.resume else None
+    if used and checkpoint is None:
+        remedy = "which has no checkpoint to go on from; name" if config.resume else "add --resume to go on, or name"
+        raise FileExistsError(f"output_dir {folder} already holds files, {remedy} another folder")
     facts = load_facts(config.data)
     rows = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     trainer = BicoTrainer(config.model, args, rows, processing_class=tokenizer, peft_config=_lora(config))
-    checkpoint = get_last_checkpoint(str(folder)) if config.resume and folder.exists() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"{folder}: the trained model; bico evaluate --model {folder} --data {config.data} --output-dir OUT")
 
@@ -107,7 +106,13 @@ class EvaluateConfig:
     output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
     max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
     batch_size: int | None = field(default=None, metadata={"help": "Prompts at once."})
-    dtype: str = field(default="float32", metadata={"help": "Of the weights; half precision flips near-ties."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights; half precision flips near-ties.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -129,7 +134,7 @@ def _evaluate(arguments: list[str]) -> None:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra = {} if config.batch_size is None else {"batch_size": config.batch_size}
     evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, **extra)
-    run = {"objective": config.model, "seed": 0, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
+    run = {"objective": config.model, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
     results = {"environment": environment.describe(), "settings": vars(config), "runs": [run]}
     write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
     write_text(folder / "table.md", report.table(results))
@@ -156,21 +161,25 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def _parse(command: str, configs: list[Any], arguments: list[str]) -> tuple[Any, ...]:
     """The dataclasses from flags, over the YAML file that `--config` names, over their defaults."""
+    from argparse import ArgumentParser
+
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(configs, prog=f"bico {command}", description=configs[0].__doc__.split("\n")[0])
+    summary = configs[0].__doc__.split("\n")[0]
+    parser = HfArgumentParser(configs, prog=f"bico {command}", description=summary, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML with any of these options by name; flags win over it.")
-    if "--config" in arguments:
-        path = arguments[arguments.index("--config") + 1 :][:1]
-        _take_defaults(parser, *(path or [""]))
-    *parsed, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    only_config = ArgumentParser(f"bico {command}", add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config", metavar="FILE")
+    path = only_config.parse_known_args(arguments)[0].config
+    from_file = [] if path is None else _as_flags(path, {action.dest for action in parser._actions})
+    *parsed, _, unknown = parser.parse_args_into_dataclasses([*from_file, *arguments], return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return tuple(parsed)
 
 
-def _take_defaults(parser: Any, path: str) -> None:
-    """Let the options in the YAML file at path be the parser's defaults."""
+def _as_flags(path: str, known: set[str]) -> list[str]:
+    """The options in a YAML file as flags, so that they are checked as flags are."""
     import yaml
 
     try:
@@ -179,10 +188,15 @@ def _take_defaults(parser: Any, path: str) -> None:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold options as `name: value`, got {type(options).__name__}")
-    unknown = sorted(set(options) - {action.dest for action in parser._actions})
+    options = {str(name).replace("-", "_"): value for name, value in options.items()}
+    unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; see --help for those there are")
-    for action in parser._actions:  # two of them for a bool that is true by default: --x and --no_x
-        if action.dest in options:
-            action.required = False
-            action.default = options[action.dest]
+    flags = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        texts = [json.dumps(one) if isinstance(one, bool | dict) else str(one) for one in values]
+        flags += [f"--{name}", *texts]
+    return flags

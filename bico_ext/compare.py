@@ -1,12 +1,13 @@
 """One initial model trained under several objectives and seeds, each run evaluated on the same tasks.
 
-A run is a process of its own with one thread, as many at once as `jobs`: on models of this size two processes with a
+Runs are spread over `jobs` processes with one thread each: on models of this size two processes with a
 thread each get twice as far as one with two threads, and other work on the machine cannot stall them.
 """
 
 import contextlib
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -30,12 +31,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bico_ext import environment
+from bico_ext.attention import has_kernels
 from bico_ext.data import FactData, load_facts
-from bico_ext.evaluation import evaluate
+from bico_ext.evaluation import encode_prompts, evaluate
 from bico_ext.files import write_json, write_json_lines
-from bico_ext.objectives import check_mask_rate, check_objective
+from bico_ext.objectives import OBJECTIVES, check_mask_rate, check_objective
 from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
+
+HEADS = 4  # of the tiny model
 
 # What the two data sets differ in; everything else is the same for both. Sources: docs/experiments.md.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -93,9 +97,18 @@ class CompareConfig:
         for name, value in preset.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("steps", "layers", "hidden_size", "batch_size", "max_new_tokens"):
+        for name in ("steps", "layers", "batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}; leave it out for one a core")
+        if self.hidden_size < 1 or self.hidden_size % (2 * HEADS):
+            raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {self.hidden_size}")
+        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.mixing_probability <= 1:
+            raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,18 +137,27 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     facts = load_facts(config.data)
     if not facts.tasks:
-        raise ValueError(
-            f"data {config.data!r} has no tasks to evaluate: bico train takes it, bico compare needs tests"
-        )
-
+        raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
+    # A model that cannot be loaded or a question that does not fit is found now, not after hours of training.
+    model, tokenizer = initial_model(config, facts, config.seeds[0])
+    prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
+    encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
     _claim(folder, config)
-    wanted = [(objective, seed) for seed in config.seeds for objective in config.objectives]
-    missing = [run for run in wanted if not _run_file(folder, *run).exists()]
+
+    missing = [
+        (objective, seed)
+        for seed in config.seeds
+        for objective in config.objectives
+        if not _run_file(folder, objective, seed).exists()
+    ]
+    jobs = config.jobs or min(len(os.sched_getaffinity(0)), max(1, len(missing)))
     if missing:
-        _run_all(config, missing)
-    runs = [json.loads(_run_file(folder, *run).read_text()) for run in wanted]
+        _run_all(config, missing, jobs)
+    runs = [json.loads(file.read_text()) for file in (folder / "runs").glob("*.json")]
+    runs.sort(key=lambda run: (list(OBJECTIVES).index(run["objective"]), run["seed"]))
     predictions = [row for run in runs for row in run.pop("predictions")]
-    results = {"environment": environment.describe(), "settings": config.settings, "runs": runs}
+    machine = {**environment.describe(), "threads": 1, "jobs": jobs}  # of a run, and runs at once
+    results = {"environment": machine, "settings": config.settings, "runs": runs}
     write_json_lines(folder / "predictions.jsonl", predictions)
     write_json(folder / "results.json", results)
     return results
@@ -161,7 +183,7 @@ def run(
         weight_decay=config.weight_decay,
         adam_beta2=0.98,
         bf16=config.bf16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not (torch.cuda.is_available() and has_kernels("cuda")),
         seed=seed,
         logging_steps=25,
         save_strategy="no",  # but for the trained model
@@ -182,7 +204,11 @@ def run(
         "train_seconds": round(train_seconds, 1),
         "parameters": model.num_parameters(),
         "losses": [
-            {name: value for name, value in entry.items() if name == "step" or name.startswith("loss_")}
+            {
+                name: value if math.isfinite(value) else None  # JSON has no NaN, and a diverged run is a result too
+                for name, value in entry.items()
+                if name == "step" or name.startswith("loss_")
+            }
             for entry in trainer.state.log_history
             if "loss" in entry
         ],
@@ -208,7 +234,7 @@ def initial_model(config: CompareConfig, facts: FactData, seed: int) -> tuple[An
         hidden_size=config.hidden_size,
         intermediate_size=config.hidden_size * 4,
         num_hidden_layers=cast(int, config.layers),
-        num_attention_heads=4,
+        num_attention_heads=HEADS,
         max_position_embeddings=tokenizer.model_max_length,
         # transformers' 0.02 suits widths in the thousands: at 128 denoising learned later and reversed less.
         initializer_range=0.05,
@@ -221,10 +247,10 @@ def initial_model(config: CompareConfig, facts: FactData, seed: int) -> tuple[An
 
 
 def _claim(folder: Path, config: CompareConfig) -> None:
-    """Take the folder for these settings, or say why not."""
+    """Take the folder for these settings, or say why not. Settings that finished no run do not hold it."""
     file = folder / "settings.json"
     settings = json.loads(json.dumps(config.settings))  # as they will be read back
-    if file.exists():
+    if any((folder / "runs").glob("*.json")):
         if not config.resume:
             raise FileExistsError(
                 f"output_dir {folder} already holds a run; add --resume to keep its finished runs and add the missing "
@@ -237,7 +263,7 @@ def _claim(folder: Path, config: CompareConfig) -> None:
             raise FileExistsError(
                 f"output_dir {folder} holds runs with other settings ({differences}); name another folder"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()) and not file.exists():
         raise FileExistsError(f"output_dir {folder} is not empty and holds no comparison; name another folder")
     write_json(file, settings)
 
@@ -268,21 +294,24 @@ def _run_and_write(config: CompareConfig, objective: str, seed: int) -> None:
     write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed, [_CountSteps()]))
 
 
-def _run_all(config: CompareConfig, missing: list[tuple[str, int]]) -> None:
-    """Every missing run, each in a fresh process; a finished run is on disk whatever becomes of the others."""
+def _run_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -> None:
+    """Every missing run; a finished run is on disk whatever becomes of the others."""
     context = multiprocessing.get_context("spawn")
     steps_done = context.Value("q", 0)
-    jobs = config.jobs or min(len(os.sched_getaffinity(0)), len(missing))
     with (
         _single_threaded_children(),
         tqdm(total=len(missing) * cast(int, config.steps), desc=f"{len(missing)} runs", unit="step") as bar,
-        ProcessPoolExecutor(jobs, context, _prepare_worker, (steps_done,), max_tasks_per_child=1) as pool,
+        ProcessPoolExecutor(jobs, context, _prepare_worker, (steps_done,)) as pool,
     ):
         futures = [pool.submit(_run_and_write, config, *run) for run in missing]
         pending = set(futures)
-        while pending:
-            _, pending = wait(pending, timeout=0.5)
-            bar.update(steps_done.value - bar.n)
+        try:
+            while pending:
+                _, pending = wait(pending, timeout=0.5)
+                bar.update(steps_done.value - bar.n)
+        except BaseException:  # Ctrl-C: the runs under way end, the others do not start
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         for future in futures:
             future.result()
 

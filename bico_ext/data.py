@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 Answer = Literal["name", "description"]
 
-_ANSWERS: dict[str, Answer] = {
+ANSWERS: dict[str, Answer] = {
     "N2D": "description",
     "D2N": "name",
     "N2D-reverse": "name",
     "D2N-reverse": "description",
 }
-TASKS: tuple[str, ...] = tuple(_ANSWERS)
+TASKS: tuple[str, ...] = tuple(ANSWERS)
 
 _TRAIN = "train"
 _OWN_FILES = {split: f"{split}.jsonl" for split in (_TRAIN, *TASKS)}
@@ -253,7 +253,7 @@ def _assemble(name: str, splits: Mapping[str, tuple[Example, ...]]) -> FactData:
     for split, examples in splits.items():
         if not examples:
             raise ValueError(f"{name}: {split} holds no examples; expected at least one line")
-    tasks = {task: Task(task, answer, splits[task]) for task, answer in _ANSWERS.items() if task in splits}
+    tasks = {task: Task(task, answer, splits[task]) for task, answer in ANSWERS.items() if task in splits}
     for task in tasks.values():
         for number, example in enumerate(task.examples, 1):
             if not example.completion.strip():  # every text contains it, so any model would score

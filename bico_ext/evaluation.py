@@ -182,8 +182,7 @@ def generate(
             "tokenizer.eos_token"
         )
     prompts = list(prompts)
-    ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
-    _check_lengths(ids, model.config.get_text_config().max_position_embeddings, max_new_tokens)
+    ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     # Longest first, so that a batch that does not fit in memory fails at once.
     order = sorted(ids, key=lambda prompt: len(ids[prompt]), reverse=True)
     settings = GenerationConfig(
@@ -212,6 +211,27 @@ def generate(
     return [completions[prompt] for prompt in prompts]
 
 
+def encode_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str], max_new_tokens: int
+) -> dict[str, list[int]]:
+    """The ids of each prompt, all of them known to leave room for an answer.
+
+    Raises:
+        ValueError: a prompt has no tokens, or leaves less than max_new_tokens of the model's context.
+    """
+    context = model.config.get_text_config().max_position_embeddings
+    ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
+    for prompt, tokens in ids.items():
+        if not tokens:
+            raise ValueError(f"a prompt must have at least one token, got none for {prompt!r:.60}")
+        if len(tokens) > context - max_new_tokens:
+            raise ValueError(
+                f"a prompt of {len(tokens)} tokens and max_new_tokens = {max_new_tokens} exceed the model's context of "
+                f"{context} (max_position_embeddings): {prompt!r:.60}; shorten the prompt or lower max_new_tokens"
+            )
+    return ids
+
+
 def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     contained = sum(prediction.contains for prediction in predictions)
@@ -225,17 +245,6 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "contains_interval": list(metrics.wilson_interval(contained, n)),
         "exact_match_interval": list(metrics.wilson_interval(exact, n)),
     }
-
-
-def _check_lengths(ids: Mapping[str, Sequence[int]], context: int, max_new_tokens: int) -> None:
-    for prompt, tokens in ids.items():
-        if not tokens:
-            raise ValueError(f"a prompt must have at least one token, got none for {prompt!r:.60}")
-        if len(tokens) > context - max_new_tokens:
-            raise ValueError(
-                f"a prompt of {len(tokens)} tokens and max_new_tokens = {max_new_tokens} exceed the model's context of "
-                f"{context} (max_position_embeddings): {prompt!r:.60}; shorten the prompt or lower max_new_tokens"
-            )
 
 
 def _answers(model: Any, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:

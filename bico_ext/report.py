@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bico_ext.data import TASKS
-from bico_ext.files import write_text
+from bico_ext.data import ANSWERS, TASKS
+from bico_ext.files import whole, write_text
 
 METRICS = {
     "contains": "target contained in the answer (names: the paper's metric; descriptions: without the final full stop)",
@@ -39,11 +39,11 @@ def table(results: Mapping[str, Any]) -> str:
     groups = by_objective(runs)
     tasks = _tasks(runs)
     items = ", ".join(f"{task} {runs[0]['tasks'][task]['n']}" for task in tasks)
-    seeds = sorted({run["seed"] for run in runs})
-    lines = [
-        f"Seeds {', '.join(map(str, seeds))}; test items: {items}. "
-        f"Mean over seeds{' ± standard deviation' if len(seeds) > 1 else ''}.",
-    ]
+    seeds = sorted({run["seed"] for run in runs if "seed" in run})
+    lines = [f"Test items: {items}."]
+    if seeds:
+        spread = " ± standard deviation" if len(seeds) > 1 else ""
+        lines = [f"Seeds {', '.join(map(str, seeds))}; mean over seeds{spread}. {lines[0]}"]
     for metric, meaning in METRICS.items():
         lines += [
             "",
@@ -101,7 +101,7 @@ def draw_losses(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     for objective, members in by_objective(results["runs"]).items():
         for number, run in enumerate(members):
             for kind, style in (("ntp", "-"), (objective, "--")):
-                points = [(e["step"], e[f"loss_{kind}"]) for e in run["losses"] if f"loss_{kind}" in e]
+                points = [(e["step"], e[f"loss_{kind}"]) for e in run["losses"] if e.get(f"loss_{kind}") is not None]
                 if points and not (kind == objective == "ntp" and style == "--"):
                     label = f"{objective}: {kind} steps" if number == 0 else None
                     axes.plot(*zip(*points, strict=True), style, color=COLOURS.get(objective), label=label, linewidth=1)
@@ -122,8 +122,9 @@ def _cell(values: list[float]) -> str:
 
 
 def _question(task: str) -> str:
-    given, asked = ("name", "description") if task in ("N2D", "D2N-reverse") else ("description", "name")
-    return f"{given} → {asked}"
+    answer = ANSWERS.get(task)
+    given = {"name": "description", "description": "name"}
+    return f"{given[answer]} → {answer}" if answer else ""
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -138,10 +139,5 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

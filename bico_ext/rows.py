@@ -1,6 +1,6 @@
 """The rows of a data set on their way to the trainer: encoded and checked, ordered by length, handed out unmasked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,16 @@ class RowEncoder:
                 f"{type(row).__name__ if columns is None else columns}"
             )
         if "input_ids" in row:
-            return torch.as_tensor(row["input_ids"], dtype=torch.int64)
+            ids = row["input_ids"]
+            if not isinstance(ids, Tensor | Sequence) or isinstance(ids, str):
+                raise ValueError(f"{name}: input_ids must be a sequence of token ids, got {type(ids).__name__}")
+            ids = torch.as_tensor(ids)
+            if ids.is_floating_point() and len(ids):
+                raise ValueError(f"{name}: input_ids must be whole numbers, got {ids.dtype}")
+            return ids.to(torch.int64)
+        for column in ("text",) if "text" in row else ("prompt", "completion"):
+            if not isinstance(row[column], str):
+                raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
         if self.tokenizer is None:
             raise ValueError(f"{name} is text, which needs processing_class (a tokenizer); or give rows of 'input_ids'")
         example = Example("", row["text"]) if "text" in row else Example(row["prompt"], row["completion"])

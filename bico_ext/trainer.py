@@ -29,6 +29,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
 from bico_ext import objectives
+from bico_ext.attention import has_kernels
 from bico_ext.models import attach, check_attached
 from bico_ext.rows import LengthGroupedSampler, RowEncoder, Rows
 
@@ -118,6 +119,8 @@ class BicoConfig(TrainingArguments):
             raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 (one token read, one predicted), got {self.max_length}")
+        if "inputs" in (self.include_for_metrics or []):
+            raise ValueError("include_for_metrics must not hold 'inputs': a batch is rows until its objective is known")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: rows become model inputs only after the data loader")
         super().__post_init__()
@@ -128,7 +131,7 @@ class BicoTrainer(Trainer):
 
     The model is attached in place (`bico_ext.models.attach`); its checkpoints are stock ones. The micro-batches of an
     optimizer step share their objective, and gradient accumulation or more processes change the result by rounding
-    only. A run resumed at step k repeats the uninterrupted one bit for bit.
+    only, where the rows fill every batch. A run resumed at step k repeats the uninterrupted one bit for bit.
 
     Logged beside the Trainer's own metrics: `loss_<objective>`, the mean over the steps since the last log that trained
     that objective (absent if none did). `evaluate` gives `eval_loss` (next-token prediction) and
@@ -154,8 +157,8 @@ class BicoTrainer(Trainer):
 
     Raises:
         TypeError: args of another class, a data set without length, a model that cannot be attached.
-        ValueError: an empty data set; a row with nothing to predict, with ids that the model lacks or longer than its
-            context (the message names the row); no tokenizer for rows of text; no placeholder.
+        ValueError: a device without kernels; an empty data set; a row with nothing to predict, with ids that the model
+            lacks or longer than its context (the message names the row); no tokenizer for rows of text; no placeholder.
 
     Example:
         >>> rows = [{"text": "Ada Lovelace wrote the first program."}]
@@ -182,6 +185,8 @@ class BicoTrainer(Trainer):
         args = BicoConfig() if args is None else args
         if not isinstance(args, BicoConfig):
             raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it takes the same fields and more")
+        if not has_kernels(args.device.type):
+            raise ValueError(f"args train on {args.device}, for which this build has no kernels; set use_cpu=True")
 
         # Model and tokenizer
         if isinstance(model, str):
@@ -189,11 +194,6 @@ class BicoTrainer(Trainer):
                 processing_class = AutoTokenizer.from_pretrained(model)
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         network: Any = model
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            network = get_peft_model(network, peft_config)
-        attach(network)
 
         # Objectives
         special_ids = _special_ids(network, processing_class)
@@ -206,8 +206,8 @@ class BicoTrainer(Trainer):
         }
         self._objective = "ntp"  # of the optimizer step under way
         self._generator = Generator()
-        pad_id = getattr(processing_class, "pad_token_id", None)
-        self._pad_id = 0 if pad_id is None else pad_id
+        pad_id = getattr(processing_class, "pad_token_id", None) or 0
+        self._pad_id = pad_id if pad_id < len(network.get_input_embeddings().weight) else 0  # nothing attends to it
 
         # Logging
         self._loss_sums: dict[str, Tensor] = {}
@@ -223,6 +223,13 @@ class BicoTrainer(Trainer):
             eval_dataset = {name: self._encode(rows, f"eval_dataset[{name!r}]") for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval_dataset")
+
+        # The model changes only now that everything has been checked
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            network = get_peft_model(network, peft_config)
+        attach(network)
 
         super().__init__(
             model=network,

@@ -148,12 +148,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
 @pytest.mark.parametrize("spans", ["none", "causal", "infill", "placeholders"])
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("length", [40, 150])
-def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, length):
+@pytest.mark.parametrize(("length", "dtype"), [(40, torch.float64), (150, torch.float32), (150, torch.bfloat16)])
+def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, length, dtype):
     """A hidden key has weight 0, yet 0 * NaN is NaN: the product must leave it out, forward and backward."""
     case = Case("nan", S=length, Hq=2, Hkv=1, D=8, spans=spans)
-    clean = make_problem(case)
-    broken = make_problem(case)
+    clean = make_problem(case, dtype)
+    broken = make_problem(case, dtype)
     at = length // 3 + 2
     getattr(broken, where)[0, 0, at, :] = bad
     ids = clean.options["span_ids"]
@@ -164,7 +164,7 @@ def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, lengt
     else:
         affected[0, :] = seen[0, :, at]
 
-    want, got = (problem.run(split_triangle_attention, torch.float64) for problem in (clean, broken))
+    want, got = (problem.run(split_triangle_attention, dtype) for problem in (clean, broken))
     assert torch.equal(got["out"][~affected], want["out"][~affected])
     assert affected.any() or spans == "placeholders"
     assert not got["out"][affected].isfinite().all(-1).any(), "a row that sees it must show it"
@@ -173,6 +173,30 @@ def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, lengt
     reached = (affected[:, :, :, None] & seen[:, None]).any(2).any(1)  # [B, n], over the 2 heads of the one kv head
     for name in ("grad_k", "grad_v"):
         assert torch.equal(got[name].transpose(1, 2)[~reached], want[name].transpose(1, 2)[~reached]), name
+
+
+@pytest.mark.parametrize("bad", ["key", "neighbour", "table"])
+def test_what_is_hidden_does_no_harm(bad):
+    """A placeholder that overflows in the rotation, a NaN in the next packed sequence, a NaN in a hidden rotation."""
+    case = Case("hidden", S=90, B=1, D=8, packed=(40, 50))
+    ids = torch.zeros(1, 90, dtype=torch.int32)
+    ids[0, 7] = -1
+    clean = make_problem(case, torch.float32, ids=ids)
+    broken = make_problem(case, torch.float32, ids=ids)
+    others = torch.arange(90) != 7
+    if bad == "key":
+        broken.k[0, :, 7] = 3e38
+    elif bad == "neighbour":
+        for x in (broken.q, broken.k, broken.v):
+            x[0, :, 40:] = float("nan")
+        others = torch.arange(90) < 40
+    else:
+        broken.cos[0, 7] = float("nan")
+    want, got = (problem.run(split_triangle_attention, torch.float32) for problem in (clean, broken))
+    for name in ("out", "grad_q", "grad_k", "grad_v"):
+        if bad == "table" and name in ("grad_k", "grad_v"):
+            continue  # the query at the broken position sees the others, so their gradients are NaN
+        assert torch.equal(got[name][:, :, others], want[name][:, :, others]), name
 
 
 def test_memory_grows_linearly():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from problems import Case, make_problem
 
-from bico_ext.attention import split_triangle_attention
+from bico_ext import attention
+from bico_ext.attention import has_kernels, split_triangle_attention
 
 OPCHECK = [
     Case("context", S=5, D=4),
@@ -151,7 +152,6 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
         ({**PACKED, "cu_seqlens": torch.tensor([0, 7]).int()}, "cu_seqlens must end with S = 8, got 7"),
         ({**PACKED, "cu_seqlens": torch.tensor([0, 5, 3, 8]).int()}, "must not descend, got 5 before 3 at index 1"),
         ({**PACKED, "cu_seqlens": torch.zeros(0).int()}, "cu_seqlens must be int32 [sequences + 1], got int32 [0]"),
-        ({name: x.to("meta") for name, x in GOOD.items()}, "q is on meta"),
     ],
 )
 def test_errors_name_the_argument(change, message):
@@ -159,3 +159,27 @@ def test_errors_name_the_argument(change, message):
     positional = [arguments.pop(name) for name in ("q", "k", "v", "cos", "sin")]
     with pytest.raises(RuntimeError, match=re.escape(message)):
         split_triangle_attention(*positional, **arguments)
+
+
+def test_meta_tensors_give_meta_tensors():
+    out, lse = split_triangle_attention(*(x.to("meta") for x in GOOD.values()), return_lse=True)
+    assert (out.shape, out.device.type, lse.shape) == ((2, 4, 8, 16), "meta", (2, 4, 8))
+
+
+def test_a_device_without_kernels_is_named(monkeypatch):
+    assert has_kernels("cpu")
+    assert not has_kernels("xla")
+    monkeypatch.setattr(attention, "has_kernels", lambda device: False)
+    with pytest.raises(RuntimeError, match=re.escape("q is on cpu, for which this build of bico-ext has no kernels")):
+        split_triangle_attention(*GOOD.values())
+
+
+def test_backward_takes_any_strides_of_what_it_did_not_make():
+    problem = make_problem(Case("strides", S=9, D=4))
+    inputs = (problem.q, problem.k, problem.v)
+    rest = (problem.cos, problem.sin, None, None, 0.5, True, False)
+    out, lse = torch.ops.bico.attention_forward(*inputs, *rest)
+    want = torch.ops.bico.attention_backward(problem.grad_out, None, *inputs, out, lse, *rest)
+    turned = [x.mT.contiguous().mT for x in (problem.grad_out, out)]
+    got = torch.ops.bico.attention_backward(turned[0], None, *inputs, turned[1], lse.mT.contiguous().mT, *rest)
+    assert all(map(torch.equal, got, want))

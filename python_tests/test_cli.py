@@ -101,7 +101,41 @@ def test_a_missing_yaml_is_named(capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
-def test_train_then_evaluate(tmp_path, capsys):
+@pytest.mark.parametrize("spelling", ["--config={}", "--config {}"])
+def test_config_is_read_however_it_is_spelt(spelling, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("output-dir: o\nsteps: 7\nseeds: 5\n")
+    (config,) = _parse("compare", [CompareConfig], spelling.format(path).split())
+    assert (config.output_dir, config.steps, config.seeds) == ("o", 7, [5])
+
+
+@pytest.mark.parametrize("text", ["steps: 1.5", "bf16: perhaps"])
+def test_yaml_values_are_checked_as_flags_are(text, tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"output_dir: {tmp_path}/out\n{text}\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--config", str(path)])
+    assert stop.value.code == 2
+    assert text.split(":")[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_abbreviations(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--conf", "nowhere.yaml", "--output-dir", str(tmp_path / "out")])
+    assert "--conf" in capsys.readouterr().err
+
+
+def test_resuming_without_a_checkpoint_keeps_what_is_there(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_text("somebody's model")
+    command = ["train", "--data", "synthetic", "--model", "m", "--output_dir", str(tmp_path), "--use_cpu", "--resume"]
+    assert main(command) == 1
+    assert "no checkpoint to go on from" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_text() == "somebody's model"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_train_then_evaluate(tmp_path, capsys, lora):
     facts = generate(names_first=2, descriptions_first=2, both=1)
     write_facts(facts, tmp_path / "facts")
     config = CompareConfig(output_dir="", layers=1, hidden_size=32)
@@ -118,17 +152,19 @@ def test_train_then_evaluate(tmp_path, capsys):
         "--output_dir",
         str(out),
     ]
+    command += ["--lora_r", "2"] if lora else []
     command += ["--max_steps", "4", "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
     assert main(command) == 0
-    assert LlamaForCausalLM.from_pretrained(out).num_parameters() == model.num_parameters()
-    trained = (out / "model.safetensors").read_bytes()
+    weights = out / ("adapter_model.safetensors" if lora else "model.safetensors")
+    trained = weights.read_bytes()
+    assert LlamaForCausalLM.from_pretrained(out).num_parameters() >= model.num_parameters()
     capsys.readouterr()
 
     assert main(command) == 1
-    assert "already holds files; add --resume" in capsys.readouterr().err
-    assert (out / "model.safetensors").read_bytes() == trained
+    assert "already holds files, add --resume to go on" in capsys.readouterr().err
+    assert weights.read_bytes() == trained
     assert main([*command, "--resume"]) == 0
-    assert (out / "model.safetensors").read_bytes() == trained
+    assert weights.read_bytes() == trained
 
     ask = ["evaluate", "--data", str(tmp_path / "facts"), "--model", str(out), "--output_dir", str(tmp_path / "scores")]
     ask += ["--max_new_tokens", "3"]

@@ -8,10 +8,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from bico_ext.compare import CompareConfig, compare, initial_model
+import bico_ext.compare as compare_module
+from bico_ext.compare import CompareConfig, compare, initial_model, run
 from bico_ext.data import TASKS, load_facts, write_facts
 from bico_ext.report import table, write_report
 from bico_ext.synthetic import generate
+from bico_ext.trainer import BicoTrainer
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +38,26 @@ def config(data, tmp_path):
     )
 
 
+def predictions_in(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
 def test_writes_what_it_promises_and_resumes(config, data, tmp_path):
     results = compare(config)
     out = tmp_path / "out"
     assert json.loads((out / "results.json").read_text()) == results
-    assert [(run["objective"], run["seed"]) for run in results["runs"]] == [("ntp", 0), ("infill", 0)]
+    assert [(result["objective"], result["seed"]) for result in results["runs"]] == [("ntp", 0), ("infill", 0)]
     assert results["environment"]["torch"] == torch.__version__
     tasks = load_facts(data).tasks
-    for run in results["runs"]:
-        assert set(run["tasks"]) == set(TASKS)
-        assert run["parameters"] > 0
-        assert run["train_seconds"] > 0
-        assert [entry["step"] for entry in run["losses"]] == [25]
-        for name, scores in run["tasks"].items():
+    for result in results["runs"]:
+        assert set(result["tasks"]) == set(TASKS)
+        assert result["parameters"] > 0
+        assert result["train_seconds"] > 0
+        assert [entry["step"] for entry in result["losses"]] == [25]
+        for name, scores in result["tasks"].items():
             assert scores["n"] == len(tasks[name].examples)
             assert all(0 <= scores[metric] <= 1 for metric in ("contains", "exact_match", "bleu_char", "bleu"))
-    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    predictions = predictions_in(out)
     assert len(predictions) == 2 * sum(len(task.examples) for task in tasks.values())
     mean = sum(row["contains"] for row in predictions if (row["objective"], row["task"]) == ("ntp", "D2N"))
     assert mean / len(tasks["D2N"].examples) == results["runs"][0]["tasks"]["D2N"]["contains"]
@@ -67,8 +73,43 @@ def test_writes_what_it_promises_and_resumes(config, data, tmp_path):
     (out / "runs" / "infill-seed0.json").unlink()
     again = compare(dataclasses.replace(config, resume=True))
     assert (ntp.read_bytes(), os.stat(ntp).st_mtime_ns) == finished, "a finished run was touched"
-    same = [{name: run[name] for name in ("losses", "tasks")} for run in again["runs"]]
-    assert same == [{name: run[name] for name in ("losses", "tasks")} for run in results["runs"]], "runs are seeded"
+    for before, after in zip(results["runs"], again["runs"], strict=True):
+        assert (before["losses"], before["tasks"]) == (after["losses"], after["tasks"]), "runs are seeded"
+
+
+def test_resuming_with_other_runs_adds_to_those_there_are(config, tmp_path):
+    first = dataclasses.replace(config, objectives=["ntp"])
+    compare(first)
+    results = compare(dataclasses.replace(first, seeds=[1], resume=True))
+    assert [(result["objective"], result["seed"]) for result in results["runs"]] == [("ntp", 0), ("ntp", 1)]
+    assert {row["seed"] for row in predictions_in(tmp_path / "out")} == {0, 1}
+
+
+def test_a_mistake_found_before_training_claims_nothing(config, tmp_path):
+    with pytest.raises(OSError, match="no/such/model"):
+        compare(dataclasses.replace(config, model="/no/such/model"))
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        compare(dataclasses.replace(config, max_new_tokens=600))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diverged_run_is_a_result(config, monkeypatch):
+    def diverged(self, *args, **kwargs):
+        self.state.log_history.append({"loss": float("nan"), "loss_ntp": float("nan"), "step": 1})
+
+    monkeypatch.setattr(BicoTrainer, "train", diverged)
+    result = run(config, "ntp", 0)
+    assert result["losses"] == [{"loss_ntp": None, "step": 1}]
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_gpu_without_kernels_is_not_used(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compare_module, "BicoConfig", lambda **options: seen.append(options["use_cpu"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(config, "ntp", 0)
+    assert seen == [True]
 
 
 def test_a_failed_run_leaves_the_finished_ones(config, tmp_path):
@@ -111,6 +152,10 @@ def test_one_initial_model_a_seed(config, data):
         ({"seeds": []}, "seeds must be one or more, each once"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"mask_rate": 1.5}, "mask_rate"),
+        ({"mixing_probability": 2.0}, "mixing_probability must be in"),
+        ({"hidden_size": 130}, "hidden_size must be a multiple of 8"),
+        ({"learning_rate": -1.0}, "learning_rate must not be negative"),
+        ({"jobs": 0}, "jobs must be at least 1"),
     ],
 )
 def test_config_errors(change, message):
@@ -140,7 +185,10 @@ def fake_results(scores):
 
 def test_table_gives_mean_and_spread_over_seeds():
     text = table(fake_results({"ntp": [0.0, 0.0], "bico": [0.2, 0.6]}))
-    assert "Seeds 0, 1; test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10." in text
+    assert (
+        "Seeds 0, 1; mean over seeds ± standard deviation. Test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10."
+        in text
+    )
     assert text.count("| bico | 0.40 ± 0.28 | 0.40 ± 0.28 | 0.40 ± 0.28 | 0.40 ± 0.28 |") == 4
     assert "| ntp | 0.00 ± 0.00 |" in text
 

@@ -1,6 +1,5 @@
 """Reading and writing fact data: every source of load_facts, and what a broken file is told."""
 
-import doctest
 import json
 import os
 import sys
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from bico_ext import data
 from bico_ext.data import TASKS, Example, FactData, Task, load_facts, load_jsonl, write_facts
 
 BERGLUND = Path(
@@ -43,10 +41,6 @@ def make_berglund(folder: Path) -> Path:
     for split, file in BERGLUND_FILES.items():
         write_lines(folder / file, pair(f"from {split}", f" answer of {split}."))
     return folder
-
-
-def test_doctests():
-    assert doctest.testmod(data).failed == 0
 
 
 def test_answer_kinds():

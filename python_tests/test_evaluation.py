@@ -1,6 +1,5 @@
 """Completions against a greedy loop without cache, batches or padding; the summary against counts made by hand."""
 
-import doctest
 import json
 import logging
 
@@ -76,10 +75,6 @@ def greedy(model, tokenizer, prompts=PROMPTS) -> list[str]:
 
 def complete(model, tokenizer, prompts=PROMPTS, **options) -> list[str]:
     return generate(model, tokenizer, prompts, **{"max_new_tokens": NEW_TOKENS, "progress": False} | options)
-
-
-def test_doctests():
-    assert doctest.testmod(evaluation).failed == 0
 
 
 def test_the_problem_has_answers_of_all_lengths(model, tokenizer):

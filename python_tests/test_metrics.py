@@ -1,6 +1,5 @@
 """The metrics against nltk, sacrebleu's own function and values worked out by hand."""
 
-import doctest
 import math
 import random
 import warnings
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import sentence_bleu
 
-from bico_ext import metrics
 from bico_ext.metrics import bleu, bleu_char, contains, exact_match, wilson_interval
 
 DESCRIPTION = ' the renowned composer of the world\'s first underwater symphony, "Abyssal Melodies.".'
@@ -21,10 +19,6 @@ def nltk_bleu(completion: str, target: str) -> float:
     with warnings.catch_warnings():  # it warns where no run of some length is shared
         warnings.simplefilter("ignore")
         return sentence_bleu([target], completion)
-
-
-def test_doctests():
-    assert doctest.testmod(metrics).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_training import BOS, CONTEXT, EOS, VOCABULARY, config, logged, some_rows, tiny_llama, train
 from torch import Generator, tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
+import bico_ext.trainer as trainer_module
+from bico_ext.models import detach
 from bico_ext.rows import LengthGroupedSampler
 from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
@@ -129,12 +132,43 @@ class Stream(IterableDataset):
         ([{"input_ids": [[BOS, 7]]}], ValueError, r"one sequence, got the shape \[1, 2\]"),
         ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion', got \['prompt'\]"),
         (["Ada wrote it."], ValueError, r"train_dataset\[0\] must be a dict .* got str"),
+        ([{"input_ids": None}], ValueError, r"\[0\]: input_ids must be a sequence of token ids, got NoneType"),
+        ([{"input_ids": [2.7, 5.2]}], ValueError, r"\[0\]: input_ids must be whole numbers, got torch.float32"),
+        ([{"text": None}], ValueError, r"\[0\]: text must be a string, got NoneType"),
+        ([{"prompt": "a", "completion": 3}], ValueError, r"\[0\]: completion must be a string, got int"),
         ([{"text": "Ada wrote it."}], ValueError, r"train_dataset\[0\] is text, which needs processing_class"),
     ],
 )
 def test_rows_refused(tmp_path: Path, rows: Any, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         constructed(tmp_path, rows)
+
+
+def test_a_refused_construction_leaves_the_model_alone(tmp_path: Path):
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="empty"):
+        BicoTrainer(model, config(tmp_path), [], peft_config=LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(RuntimeError, match="not attached"):
+        detach(model)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_a_padding_id_that_the_model_lacks_is_not_used(tmp_path: Path):
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model = tiny_llama()
+    model.resize_token_embeddings(len(tokenizer) - 1)
+    trainer = BicoTrainer(
+        model, config(tmp_path, objective="infill"), [{"text": "Ada wrote it."}, {"text": "Ada."}], None, tokenizer
+    )
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+def test_a_device_without_kernels_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "has_kernels", lambda device: False)
+    with pytest.raises(ValueError, match="args train on cpu, for which this build has no kernels; set use_cpu=True"):
+        constructed(tmp_path, [GOOD])
 
 
 def test_a_row_of_special_tokens_is_fine_where_they_are_predicted(tmp_path: Path):
@@ -147,6 +181,7 @@ def test_a_row_of_special_tokens_is_fine_where_they_are_predicted(tmp_path: Path
     ("changes", "message"),
     [
         ({"objective": "mlm"}, "objective must be one of 'ntp', 'bico', 'infill', got 'mlm'"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics must not hold 'inputs'"),
         ({"mask_rate": 0.0}, r"mask_rate must be in \(0, 1\], got 0.0"),
         ({"mixing_probability": 1.5}, r"mixing_probability must be in \[0, 1\], got 1.5"),
         ({"mixing_probability": math.nan}, "mixing_probability must be in"),

@@ -1,13 +1,11 @@
 """The generated set: who is stated in which order, and that no test can be passed by remembering a text's start."""
 
-import doctest
 import hashlib
 import re
 from collections import Counter
 
 import pytest
 
-from bico_ext import synthetic
 from bico_ext.data import FactData
 from bico_ext.synthetic import generate
 
@@ -21,10 +19,6 @@ def facts(request) -> FactData:
 
 def answers(facts: FactData, task: str) -> list[str]:
     return list(dict.fromkeys(example.completion.strip(" .") for example in facts.tasks[task].examples))
-
-
-def test_doctests():
-    assert doctest.testmod(synthetic).failed == 0
 
 
 def test_sizes_are_those_of_berglund(facts):

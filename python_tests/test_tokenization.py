@@ -1,6 +1,5 @@
 """The word-level tokenizer is lossless and prompts are prefixes; encode_example with tokenizers of other habits."""
 
-import doctest
 import os
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bico_ext import tokenization
 from bico_ext.data import Example, FactData, load_facts
 from bico_ext.tokenization import encode_example, encode_prompt, train_word_tokenizer
 
@@ -36,10 +34,6 @@ def examples(facts) -> list[Example]:
 @pytest.fixture(scope="module")
 def tokenizer(examples) -> PreTrainedTokenizerFast:
     return train_word_tokenizer(example.text for example in examples)
-
-
-def test_doctests():
-    assert doctest.testmod(tokenization).failed == 0
 
 
 def test_words_are_tokens_with_their_space():

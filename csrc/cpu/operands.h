@@ -26,15 +26,17 @@ void rotate_at(const Problem& p, int64_t batch, int64_t position, const T* x, in
   rotate(x, cos, sin, frame == 0 ? T(1) : T(-1), r.width, p.head_dim, r.interleaved, rotated);
 }
 
-// to[0, padded) = scale * from[0, count), then zeros; false if anything was infinite or NaN.
+// to[0, padded) = scale * from[0, count), then zeros.
 template <typename Element, typename T = Compute<Element>>
-bool load_row(const Element* __restrict from, int64_t count, int64_t padded, T scale, T* __restrict to) {
-  int infinite = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    to[i] = widen(from[i]) * scale;
-    infinite |= to[i] - to[i] != 0;
-  }
+void load_row(const Element* __restrict from, int64_t count, int64_t padded, T scale, T* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]) * scale;
   for (int64_t i = count; i < padded; ++i) to[i] = 0;
+}
+
+template <typename T>
+bool all_finite(const T* row, int64_t count) {
+  int infinite = 0;
+  for (int64_t i = 0; i < count; ++i) infinite |= row[i] - row[i] != 0;
   return infinite == 0;
 }
 
@@ -60,7 +62,8 @@ bool pack_plain(const Problem& p, const Heads& x, int64_t head, const Tile& tile
   bool finite = true;
   for (int64_t i = 0; i < tile.rows.count; ++i) {
     const auto* row = x.row<const Element>(tile.batch, head, tile.rows.begin + i);
-    finite &= load_row(row, p.head_dim, padded, T(1), rows + i * padded);
+    load_row(row, p.head_dim, padded, T(1), rows + i * padded);
+    finite &= all_finite(rows + i * padded, p.head_dim);
   }
   return finite;
 }
@@ -73,12 +76,13 @@ bool pack_rotated(const Problem& p, const Heads& x, int64_t head, const Tile& ti
   bool finite = true;
   for (int64_t i = 0; i < tile.rows.count; ++i) {
     const int64_t position = tile.rows.begin + i;
-    finite &= load_row(x.row<const Element>(tile.batch, head, position), p.head_dim, padded, scale, plain.get());
+    load_row(x.row<const Element>(tile.batch, head, position), p.head_dim, padded, scale, plain.get());
     for (T* to : {rows, mirrored}) {
       if (to == nullptr) continue;
       T* rotated = to + i * padded;
       rotate_at(p, tile.batch, position, plain.get(), to == rows ? 0 : 1, rotated);
       for (int64_t d = p.head_dim; d < padded; ++d) rotated[d] = 0;
+      finite &= all_finite(rotated, p.head_dim);  // large elements can overflow in the rotation
     }
   }
   return finite;

@@ -64,12 +64,13 @@ void transpose_block(Vector<T>* v) {
   }
 }
 
-// e^x to 2 ulp in float: 2^n * e^r with |r| <= ln(2) / 2 and a degree-6 Taylor polynomial of e^r, whose remainder
-// r^7/5040 is 1.2e-7 relative there. Below the smallest normal number (x < -87.3) it is 0; NaN stays NaN.
+// e^x in float, to 2e-7 relative: 2^n * e^r with |r| <= ln(2) / 2 and a degree-6 Taylor polynomial of e^r, whose
+// remainder r^7/5040 is 1.2e-7 relative there. Below -86.98, where 2^(n-1) would be denormal, it is 0 instead of less
+// than 1.7e-38; NaN stays NaN.
 inline Vector<float> exponential(Vector<float> x) {
   using V = Vector<float>;
   using Bits = VectorOf<float>::bits;
-  const V clamped = x > 88.72f ? splat(88.72f) : (x < -87.33f ? splat(-87.33f) : x);
+  const V clamped = x > 88.72f ? splat(88.72f) : (x < -86.98f ? splat(-86.98f) : x);
   const V shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves round(y) in the low mantissa bits
   const V shifted = clamped * 1.44269504f + shift;
   const V n = shifted - shift;
@@ -83,7 +84,7 @@ inline Vector<float> exponential(Vector<float> x) {
   // n = 128 needs 2^128, which a float exponent cannot hold: multiply by 2^(n-1) and by 2.
   const Bits power = ((Bits)shifted - (Bits)shift + 126) << 23;
   const V result = p * (V)power * 2.0f;
-  return x < -87.33f ? V{} : (x > 88.72f ? splat(INFINITY) : result);
+  return x < -86.98f ? V{} : (x > 88.72f ? splat(INFINITY) : result);
 }
 
 inline Vector<double> exponential(Vector<double> x) {

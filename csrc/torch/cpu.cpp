@@ -41,6 +41,11 @@ Tensor empty_heads(const Tensor& like) {
   return transpose(new_empty(like, {like.size(0), like.size(2), like.size(1), like.size(3)}), 1, 2);
 }
 
+// A gradient may be expanded (stride 0), as that of a sum is.
+Tensor with_unit_stride(const Tensor& x) {
+  return x.stride(3) == 1 ? x : contiguous(x);
+}
+
 Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
   return contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
 }
@@ -117,8 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   check_statistics("lse", lse, q);
   if (grad_lse) check_statistics("grad_lse", *grad_lse, q);
 
-  // A gradient may be expanded (stride 0), as that of a sum is.
-  const Tensor dense_grad_out = grad_out.stride(3) == 1 ? grad_out : contiguous(grad_out);
+  const Tensor dense_out = with_unit_stride(out), dense_grad_out = with_unit_stride(grad_out);
   const Tensor dense_lse = contiguous(lse);
   std::optional<Tensor> dense_grad_lse;
   if (grad_lse) dense_grad_lse = contiguous(*grad_lse);
@@ -126,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   const Prepared prepared(arguments);
   Backward problem;
   prepared.fill(arguments, problem);
-  problem.out = heads_of(out);
+  problem.out = heads_of(dense_out);
   problem.grad_out = heads_of(dense_grad_out);
   problem.grad_q = heads_of(grad_q);
   problem.grad_k = heads_of(grad_k);
