@@ -1,7 +1,7 @@
 """One initial model trained under several objectives and seeds, each run evaluated on the same tasks.
 
-Runs are spread over `jobs` processes with one thread each: on models of this size two processes with a
-thread each get twice as far as one with two threads, and other work on the machine cannot stall them.
+Runs are spread over `jobs` processes that share the cores, by default one a core with one thread each: on models of this
+size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
 """
 
 import contextlib
@@ -81,7 +81,9 @@ class CompareConfig:
     warmup_steps: int = field(default=50, metadata={"help": "Before the cosine decay to 0."})
     bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast; evaluation is in float32."})
     max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
-    jobs: int | None = field(default=None, metadata={"help": "Runs at once, a thread each; default: one a core."})
+    jobs: int | None = field(
+        default=None, metadata={"help": "Runs at once, which share the cores; default: one a core."}
+    )
     resume: bool = field(
         default=False, metadata={"help": "Keep the finished runs that output_dir holds and add the missing ones."}
     )
@@ -138,10 +140,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     facts = load_facts(config.data)
     if not facts.tasks:
         raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
-    # A model that cannot be loaded or a question that does not fit is found now, not after hours of training.
-    model, tokenizer = initial_model(config, facts, config.seeds[0])
-    prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
-    encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
+    _check_model(config, facts)
     _claim(folder, config)
 
     missing = [
@@ -150,13 +149,15 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         for objective in config.objectives
         if not _run_file(folder, objective, seed).exists()
     ]
-    jobs = config.jobs or min(len(os.sched_getaffinity(0)), max(1, len(missing)))
+    cores = len(os.sched_getaffinity(0))
+    jobs = config.jobs or cores
+    threads = max(1, cores // jobs)
     if missing:
-        _run_all(config, missing, jobs)
+        _run_all(config, missing, jobs, threads)
     runs = [json.loads(file.read_text()) for file in (folder / "runs").glob("*.json")]
     runs.sort(key=lambda run: (list(OBJECTIVES).index(run["objective"]), run["seed"]))
     predictions = [row for run in runs for row in run.pop("predictions")]
-    machine = {**environment.describe(), "threads": 1, "jobs": jobs}  # of a run, and runs at once
+    machine = {**environment.describe(), "threads": threads, "jobs": jobs}  # of a run, and runs at once
     results = {"environment": machine, "settings": config.settings, "runs": runs}
     write_json_lines(folder / "predictions.jsonl", predictions)
     write_json(folder / "results.json", results)
@@ -246,6 +247,13 @@ def initial_model(config: CompareConfig, facts: FactData, seed: int) -> tuple[An
     return LlamaForCausalLM(llama), tokenizer
 
 
+def _check_model(config: CompareConfig, facts: FactData) -> None:
+    """Find a model that cannot be loaded or a question that does not fit now, not after hours of training."""
+    model, tokenizer = initial_model(config, facts, config.seeds[0])
+    prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
+    encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
+
+
 def _claim(folder: Path, config: CompareConfig) -> None:
     """Take the folder for these settings, or say why not. Settings that finished no run do not hold it."""
     file = folder / "settings.json"
@@ -283,10 +291,10 @@ class _CountSteps(TrainerCallback):
             _steps_done.value += 1
 
 
-def _prepare_worker(steps_done: Any) -> None:
+def _prepare_worker(steps_done: Any, threads: int) -> None:
     global _steps_done
     _steps_done = steps_done
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
 
 
@@ -294,14 +302,14 @@ def _run_and_write(config: CompareConfig, objective: str, seed: int) -> None:
     write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed, [_CountSteps()]))
 
 
-def _run_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -> None:
+def _run_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int, threads: int) -> None:
     """Every missing run; a finished run is on disk whatever becomes of the others."""
     context = multiprocessing.get_context("spawn")
     steps_done = context.Value("q", 0)
     with (
-        _single_threaded_children(),
+        _children_with_threads(threads),
         tqdm(total=len(missing) * cast(int, config.steps), desc=f"{len(missing)} runs", unit="step") as bar,
-        ProcessPoolExecutor(jobs, context, _prepare_worker, (steps_done,)) as pool,
+        ProcessPoolExecutor(jobs, context, _prepare_worker, (steps_done, threads)) as pool,
     ):
         futures = [pool.submit(_run_and_write, config, *run) for run in missing]
         pending = set(futures)
@@ -317,9 +325,9 @@ def _run_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -
 
 
 @contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
+def _children_with_threads(count: int) -> Iterator[None]:
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(count)
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ def config(data, tmp_path):
         hidden_size=32,
         batch_size=4,
         max_new_tokens=4,
-        jobs=1,
+        jobs=2,
     )
 
 
