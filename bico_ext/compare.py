@@ -1,7 +1,7 @@
 """One initial model trained under several objectives and seeds, each run evaluated on the same tasks.
 
-Runs are spread over `jobs` processes that share the cores, by default one a core with one thread each: on models of this
-size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
+Runs are spread over `jobs` processes that share the cores, by default one a core with one thread each: on models of
+this size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
 """
 
 import contextlib
