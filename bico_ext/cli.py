@@ -17,7 +17,7 @@ USAGE = """usage: bico COMMAND [OPTIONS]     bico COMMAND --help lists a command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 1 it failed, 2 wrong usage."""
+    """Run one command; return the exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("--help", "-h"):
         print(USAGE, end="")
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         COMMANDS[command](rest)
+    except KeyboardInterrupt:
+        print(f"bico {command}: interrupted; what was finished is kept, --resume goes on from it", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"bico {command}: {error}", file=sys.stderr)
         return 1
@@ -38,6 +41,8 @@ def _compare(arguments: list[str]) -> None:
     from bico_ext.report import write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
+    if config.model != "tiny":
+        _check_model_source(config.model)
     results = compare(config)
     print(write_report(results, config.output_dir))
     print(f"{config.output_dir}: results.json, predictions.jsonl, table.md, accuracy.png, loss.png")
@@ -66,6 +71,9 @@ def _train(arguments: list[str]) -> None:
     from bico_ext.trainer import BicoConfig, BicoTrainer
 
     config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
+    _check_model_source(config.model)
+    if args.output_dir == "trainer_output":  # the Trainer's default
+        raise ValueError("output_dir is needed: --output-dir OUT")
     folder = Path(args.output_dir)
     used = folder.exists() and any(folder.iterdir())
     checkpoint = get_last_checkpoint(str(folder)) if used and config.resume else None
@@ -79,6 +87,18 @@ def _train(arguments: list[str]) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"{folder}: the trained model; bico evaluate --model {folder} --data {config.data} --output-dir OUT")
+
+
+def _check_model_source(model: str) -> None:
+    """Say what is wrong with a path; transformers would take it for a hub name or miss a tokenizer."""
+    path = Path(model)
+    if path.is_dir():
+        if not ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
+            raise FileNotFoundError(
+                f"model {model} is a folder without a config.json; bico compare puts its models in OUT/runs/"
+            )
+    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise FileNotFoundError(f"model {model}: no such folder")
 
 
 def _lora(config: TrainConfig) -> Any:
@@ -125,6 +145,7 @@ def _evaluate(arguments: list[str]) -> None:
     from bico_ext.files import write_json, write_json_lines, write_text
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
+    _check_model_source(config.model)
     folder = Path(config.output_dir)
     if (folder / "results.json").exists():
         raise FileExistsError(f"output_dir {folder} already holds results; name another folder")
@@ -200,3 +221,7 @@ def _as_flags(path: str, known: set[str]) -> list[str]:
         texts = [json.dumps(one) if isinstance(one, bool | dict) else str(one) for one in values]
         flags += [f"--{name}", *texts]
     return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

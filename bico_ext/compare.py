@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -50,7 +51,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Everything that `bico compare` does, in numbers. `None` takes the preset of the data set (`PRESETS`).
+    """Train one initial model under several objectives and seeds, and compare them on the same questions.
+
+    `None` takes the preset of the data set (`PRESETS`).
 
     Raises:
         ValueError: an unknown objective, a repeated seed or objective, a number out of range.
@@ -294,6 +297,7 @@ class _CountSteps(TrainerCallback):
 def _prepare_worker(steps_done: Any, threads: int) -> None:
     global _steps_done
     _steps_done = steps_done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
 
@@ -317,8 +321,10 @@ def _run_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int, t
             while pending:
                 _, pending = wait(pending, timeout=0.5)
                 bar.update(steps_done.value - bar.n)
-        except BaseException:  # Ctrl-C: the runs under way end, the others do not start
+        except BaseException:  # Ctrl-C: a worker would go on, with the next run too
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
         for future in futures:
             future.result()

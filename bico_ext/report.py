@@ -42,8 +42,8 @@ def table(results: Mapping[str, Any]) -> str:
     seeds = sorted({run["seed"] for run in runs if "seed" in run})
     lines = [f"Test items: {items}."]
     if seeds:
-        spread = " ± standard deviation" if len(seeds) > 1 else ""
-        lines = [f"Seeds {', '.join(map(str, seeds))}; mean over seeds{spread}. {lines[0]}"]
+        several = f"Seeds {', '.join(map(str, seeds))}; mean over seeds ± standard deviation."
+        lines = [f"{several if len(seeds) > 1 else f'Seed {seeds[0]}.'} {lines[0]}"]
     for metric, meaning in METRICS.items():
         lines += [
             "",
@@ -91,6 +91,7 @@ def draw_accuracy(results: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     axes.set_xticks(range(len(tasks)), [f"{task}\n{_question(task)}" for task in tasks])
     axes.set_ylim(0, 1.12)
     axes.set_ylabel("answers that contain the target")
+    axes.set_title("dots: seeds; lines: 95 % Wilson interval of one seed", fontsize=7, loc="right", pad=-8)
     axes.legend(frameon=False, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.14))
     _save(figure, path)
 

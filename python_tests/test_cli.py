@@ -126,9 +126,27 @@ def test_no_abbreviations(tmp_path, capsys):
     assert "--conf" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [("/no/such/model", "model /no/such/model: no such folder"), (str(CONFIGS), "is a folder without a config.json")],
+)
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate"])
+def test_a_wrong_model_path_is_named(command, model, sentence, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main([command, "--model", model, "--data", "synthetic", "--output-dir", out]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_needs_an_output_folder(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["train", "--model", str(tmp_path), "--data", "synthetic", "--use_cpu"]) == 1
+    assert "output_dir is needed: --output-dir OUT" in capsys.readouterr().err
+
+
 def test_resuming_without_a_checkpoint_keeps_what_is_there(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_text("somebody's model")
-    command = ["train", "--data", "synthetic", "--model", "m", "--output_dir", str(tmp_path), "--use_cpu", "--resume"]
+    command = ["train", "--data", "synthetic", "--model", "m/m", "--output_dir", str(tmp_path), "--use_cpu", "--resume"]
     assert main(command) == 1
     assert "no checkpoint to go on from" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_text() == "somebody's model"

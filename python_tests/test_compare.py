@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -123,6 +127,21 @@ def test_a_failed_run_leaves_the_finished_ones(config, tmp_path):
     assert finished.read_bytes() == before
 
 
+def test_ctrl_c_stops_every_run(config, data, tmp_path):
+    """As a terminal sends it: to the whole process group, while two runs are under way and two are waiting."""
+    command = [sys.executable, "-m", "bico_ext.cli", "compare", "--data", data, "--output-dir", str(tmp_path / "out")]
+    command += ["--seeds", "0", "1", "--objectives", "ntp", "bico", "--steps", "100000", "--jobs", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "runs" / "ntp-seed0").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors[-2000:]
+    assert "interrupted; what was finished is kept" in errors
+    assert not list((tmp_path / "out" / "runs").glob("*.json"))
+
+
 def test_refuses_a_folder_with_other_things(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
@@ -195,7 +214,7 @@ def test_table_gives_mean_and_spread_over_seeds():
 
 def test_report_draws_pictures(tmp_path):
     write_report(fake_results({"ntp": [0.0], "bico": [0.5], "infill": [0.9]}), tmp_path)
-    assert (tmp_path / "table.md").read_text().startswith("Seeds 0;")
+    assert (tmp_path / "table.md").read_text().startswith("Seed 0. Test items:")
     for name in ("accuracy.png", "loss.png"):
         picture = imread(tmp_path / name)
         assert picture.shape[0] > 300
