@@ -13,8 +13,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -294,40 +294,59 @@ class _CountSteps(TrainerCallback):
             _steps_done.value += 1
 
 
-def _prepare_worker(steps_done: Any, threads: int) -> None:
+def _work(config: CompareConfig, objective: str, seed: int, threads: int, steps_done: Any, failure: Connection) -> None:
+    """One run in its own process; what goes wrong is sent to the parent."""
     global _steps_done
     _steps_done = steps_done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
-
-
-def _run_and_write(config: CompareConfig, objective: str, seed: int) -> None:
-    write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed, [_CountSteps()]))
+    try:
+        write_json(_run_file(Path(config.output_dir), objective, seed), run(config, objective, seed, [_CountSteps()]))
+    except Exception as error:
+        failure.send(error)
 
 
 def _run_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int, threads: int) -> None:
     """Every missing run; a finished run is on disk whatever becomes of the others."""
     context = multiprocessing.get_context("spawn")
     steps_done = context.Value("q", 0)
+    waiting = list(missing)
+    running: list[tuple[tuple[str, int], Any, Connection]] = []  # run, its process, where a failure comes from
+    failures: list[Exception] = []
     with (
         _children_with_threads(threads),
         tqdm(total=len(missing) * cast(int, config.steps), desc=f"{len(missing)} runs", unit="step") as bar,
-        ProcessPoolExecutor(jobs, context, _prepare_worker, (steps_done, threads)) as pool,
     ):
-        futures = [pool.submit(_run_and_write, config, *run) for run in missing]
-        pending = set(futures)
         try:
-            while pending:
-                _, pending = wait(pending, timeout=0.5)
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    receiver, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(config, *waiting[0], threads, steps_done, sender))
+                    process.start()
+                    sender.close()  # now the child's end is the only one
+                    running.append((waiting.pop(0), process, receiver))
+                time.sleep(0.2)
                 bar.update(steps_done.value - bar.n)
-        except BaseException:  # Ctrl-C: a worker would go on, with the next run too
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
-        for future in futures:
-            future.result()
+                for entry in [entry for entry in running if not entry[1].is_alive()]:
+                    running.remove(entry)
+                    failures += _failure(*entry)
+        finally:  # after Ctrl-C some are left
+            for _, process, _ in running:
+                process.terminate()
+    if failures:
+        raise failures[0]
+
+
+def _failure(run: tuple[str, int], process: Any, receiver: Connection) -> list[Exception]:
+    """What a process that has ended died of, if it did."""
+    try:
+        return [receiver.recv()]
+    except EOFError:  # it sent nothing
+        if process.exitcode == 0:
+            return []
+    objective, seed = run
+    return [RuntimeError(f"{objective} with seed {seed} was ended from outside (exit code {process.exitcode})")]
 
 
 @contextlib.contextmanager
