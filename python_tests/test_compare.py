@@ -131,7 +131,13 @@ def test_ctrl_c_stops_every_run(config, data, tmp_path):
     """As a terminal sends it: to the whole process group, while two runs are under way and two are waiting."""
     command = [sys.executable, "-m", "bico_ext.cli", "compare", "--data", data, "--output-dir", str(tmp_path / "out")]
     command += ["--seeds", "0", "1", "--objectives", "ntp", "bico", "--steps", "100000", "--jobs", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "runs" / "ntp-seed0").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
