@@ -3,6 +3,7 @@
 version: str
 compiler: str
 built_with_torch: str
-kernels: str
+emulates_amx: bool
 
-def cpu_features() -> dict[str, bool]: ...
+def instruction_sets() -> dict[str, bool]: ...
+def chosen_instruction_set() -> str: ...

@@ -15,10 +15,10 @@ def describe() -> dict[str, Any]:
     """Versions and machine, ready for JSON.
 
     Example:
-        >>> describe()["kernels"]
-        'avx2'
+        >>> describe()["kernels"] in describe()["instruction_sets"]
+        True
     """
-    features = _C.cpu_features()
+    supported = _C.instruction_sets()
     return {
         "bico_ext": version("bico-ext"),
         "python": platform.python_version(),
@@ -27,8 +27,8 @@ def describe() -> dict[str, Any]:
         "compiler": _C.compiler,
         "transformers": transformers.__version__,
         "cpu": _cpu_name(),
-        "cpu_features": sorted(name for name, present in features.items() if present),
-        "kernels": _C.kernels,
+        "instruction_sets": sorted(name for name, present in supported.items() if present),
+        "kernels": _C.chosen_instruction_set(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

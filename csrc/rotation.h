@@ -1,4 +1,4 @@
-// The rotary rotation of one head row, and its reverse.
+// The rotary rotation of one head row, and its reverse. Internal linkage, as in visibility.h.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@ namespace bico {
 // elements; the others are copied. cos and sin hold equal values for the two elements of a pair, so R(-t) is also
 // the transpose of R(t): gradients go back through the opposite sign. x and rotated must not overlap.
 template <typename T>
-void rotate(const T* __restrict x, const T* __restrict cos, const T* __restrict sin, T sign, int64_t width,
-            int64_t head_dim, bool interleaved, T* __restrict rotated) {
+static inline void rotate(const T* __restrict x, const T* __restrict cos, const T* __restrict sin, T sign,
+                          int64_t width, int64_t head_dim, bool interleaved, T* __restrict rotated) {
   const int64_t pairs = width / 2;
   if (interleaved) {
     for (int64_t i = 0; i < width; i += 2) {

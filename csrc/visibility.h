@@ -1,14 +1,17 @@
 // Who sees whom: the one rule, and what it says about whole tiles.
+//
+// Everything here has internal linkage: objects compiled for different instruction sets include it, and the linker
+// must not keep one instance for all.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 namespace bico {
 
 // Key n is seen by query m of the same sequence: it is context (0), or the past of m's own span (> 0).
-inline bool visible(int32_t span_m, int32_t span_n, int64_t m, int64_t n) {
-  return span_n == 0 || (span_n > 0 && span_n == span_m && n <= m);
+template <typename Index>
+static inline bool visible(int32_t span_m, int32_t span_n, Index m, Index n) {
+  return (span_n == 0) | ((span_n > 0) & (span_n == span_m) & (n <= m));  // no branches: it runs in vectors
 }
 
 // Rows [begin, begin + count) of one sequence with the smallest and largest span id among them.
@@ -19,16 +22,10 @@ struct Rows {
   int64_t last() const { return begin + count - 1; }
 };
 
-inline Rows describe_rows(const int32_t* span_ids, int64_t begin, int64_t count) {
-  if (span_ids == nullptr) return {begin, count, 0, 0};
-  auto [low, high] = std::minmax_element(span_ids + begin, span_ids + begin + count);
-  return {begin, count, *low, *high};
-}
-
 // Where a tile of keys lies: every key at or before every query, every key after every query, or both kinds.
 enum class Side { below, on_diagonal, above };
 
-inline Side side(const Rows& queries, const Rows& keys) {
+static inline Side side(const Rows& queries, const Rows& keys) {
   if (keys.last() <= queries.begin) return Side::below;
   return keys.begin > queries.last() ? Side::above : Side::on_diagonal;
 }
@@ -36,7 +33,7 @@ inline Side side(const Rows& queries, const Rows& keys) {
 // What the rule says about a tile: no pair is visible, every pair is, or each must be asked.
 enum class TileView { hidden, whole, mixed };
 
-inline TileView tile_view(const Rows& queries, const Rows& keys) {
+static inline TileView tile_view(const Rows& queries, const Rows& keys) {
   if (keys.max_span < 0) return TileView::hidden;
   if (keys.min_span == 0 && keys.max_span == 0) return TileView::whole;
   if (keys.min_span > 0) {
@@ -49,7 +46,7 @@ inline TileView tile_view(const Rows& queries, const Rows& keys) {
 }
 
 // Some key of the tile is seen by queries before it, so the mirrored frame is needed on the diagonal.
-inline bool has_context(const Rows& keys) {
+static inline bool has_context(const Rows& keys) {
   return keys.min_span <= 0 && keys.max_span >= 0;
 }
 

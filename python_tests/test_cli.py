@@ -27,8 +27,8 @@ def test_usage_names_every_command(capsys):
 def test_info_is_json(capsys):
     assert main(["info"]) == 0
     info = json.loads(capsys.readouterr().out)
-    assert {"torch", "built_with_torch", "kernels", "cpu_features", "threads", "cuda"} <= set(info)
-    assert "avx2" in info["cpu_features"]
+    assert {"torch", "built_with_torch", "kernels", "instruction_sets", "threads", "cuda"} <= set(info)
+    assert "avx2" in info["instruction_sets"]
 
 
 @pytest.mark.parametrize("command", ["compare", "train", "evaluate", "info"])

@@ -1,19 +1,76 @@
-// The CPU kernels' entry points. The caller brings the threads.
+// What an instruction set provides, and the entry points of the CPU kernels. Nothing here depends on one.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
 #include "../attention.h"
+#include "../visibility.h"
 
 namespace bico::cpu {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel, `grain` tasks or more to a range.
-using Body = std::function<void(int64_t begin, int64_t end)>;
-using ParallelFor = std::function<void(int64_t count, int64_t grain, const Body& body)>;
+// One sequence of one key/value head: the tasks of a unit share its packed operands. Tiles of queries and tiles of
+// keys are the same rows, so the diagonal crosses one tile in each row of tiles.
+struct Unit {
+  int64_t batch = 0, kv_head = 0;
+  const Rows* tiles = nullptr;
+  int64_t tile_count = 0;
+  int64_t tile_rows = 0;  // of a full tile, a multiple of 32
+};
+
+// grad_q of a tile of queries gathers from all tiles of keys, each in its own task: they take turns, in ascending
+// order, so that the sum does not depend on who runs when.
+class Turns {
+ public:
+  explicit Turns(std::atomic<int32_t>* next) : next_(next) {}
+  void begin(int64_t query_tile) const { next_[query_tile].store(0, std::memory_order_relaxed); }
+  void wait_for(int64_t query_tile, int64_t key_tile) const;
+  void pass_on(int64_t query_tile, int64_t key_tile) const {
+    next_[query_tile].store(int32_t(key_tile) + 1, std::memory_order_release);
+  }
+
+ private:
+  std::atomic<int32_t>* next_;  // [query heads of the unit * tiles]
+};
+
+// The kernels of one direction for one dtype. `shared` holds the packed operands of a unit, `scratch` belongs to one
+// thread; both are uninitialised memory of the size that the kernel asks for, for units of up to `tiles` tiles.
+struct ForwardKernel {
+  int64_t tile_rows;
+  size_t (*shared_bytes)(const Forward&, int64_t tiles, int64_t tile_rows);
+  size_t (*scratch_bytes)(const Forward&, int64_t tile_rows);
+  void (*pack_keys)(const Forward&, const Unit&, int64_t key_tile, void* shared, void* scratch);
+  void (*attend)(const Forward&, const Unit&, int64_t query_head, int64_t query_tile, void* shared, void* scratch);
+};
+
+struct BackwardKernel {
+  int64_t tile_rows;
+  size_t (*shared_bytes)(const Backward&, int64_t tiles, int64_t tile_rows);
+  size_t (*scratch_bytes)(const Backward&, int64_t tile_rows);
+  void (*pack_queries)(const Backward&, const Unit&, int64_t query_head, int64_t query_tile, void* shared,
+                       void* scratch);
+  void (*differentiate)(const Backward&, const Unit&, int64_t key_tile, void* shared, void* scratch, const Turns&);
+};
+
+// One instruction set's kernels for one dtype.
+struct Kernels {
+  ForwardKernel forward;
+  BackwardKernel backward;
+};
+
+// Those of the chosen instruction set (isa.h).
+const Kernels& kernels_for(DType dtype);
+
+// The caller's threads: run(n, body) calls body on up to n of them at once, at least one, and returns when all have.
+struct Threads {
+  int64_t count = 1;
+  std::function<void(int64_t n, const std::function<void()>& body)> run;
+};
 
 // Both are bit-identical for any number of threads: a task's additions never depend on who runs it.
-void attention_forward(const Forward& problem, const ParallelFor& parallel_for);
-void attention_backward(const Backward& problem, const ParallelFor& parallel_for);
+void attention_forward(const Forward& problem, const Threads& threads);
+void attention_backward(const Backward& problem, const Threads& threads);
 
 }  // namespace bico::cpu

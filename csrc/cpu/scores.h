@@ -1,93 +1,91 @@
-// Scores of one tile of queries against one tile of keys: the split triangle and the visibility rule meet here.
+// Scores of one strip of queries against one tile of keys: the split triangle and the visibility rule meet here.
 #pragma once
 
-#include <cmath>
-
-#include "operands.h"
+#include "panels.h"
 
 namespace bico::cpu {
+inline namespace BICO_ISA {
 
-// One pair of tiles, with everything the rules say about it.
-struct TilePair {
-  const Tile* queries;
-  const Tile* keys;
+// Queries of a tile that are worked on together: their scores stay in the first-level cache, and on the diagonal only
+// the strip's own [32, 32] block is computed in both frames.
+constexpr int64_t strip_rows = 32;
+
+// A strip of queries and a tile of keys, with everything the rules say about them. The keys [0, plain_end) have
+// visible pairs in frame 0, [mirrored_begin, end) in frame 1; the two overlap where the diagonal crosses.
+struct Block {
+  Rows queries, keys;
   TileView view;
-  Side side;
-  bool plain, mirrored;  // which frames have visible pairs
+  int64_t first_query;  // of the strip, in its tile
+  int64_t plain_end, mirrored_begin, end;
 
-  TilePair(const Problem& p, const Tile& q, const Tile& k)
-      : queries(&q), keys(&k), view(tile_view(q.rows, k.rows)), side(bico::side(q.rows, k.rows)) {
-    mirrored = p.mirror && side != Side::below && has_context(k.rows);
-    plain = !mirrored || side == Side::on_diagonal;
+  Block(const Problem& p, const Rows& query_tile, const Rows& key_tile, int64_t strip)
+      : queries(query_tile), keys(key_tile), view(tile_view(query_tile, key_tile)), first_query(strip) {
+    queries.begin += strip;
+    queries.count = std::min(strip_rows, query_tile.count - strip);
+    const Side side = bico::side(query_tile, key_tile);
+    const bool context = has_context(key_tile);
+    const int64_t diagonal_end = std::min(keys.count, strip + queries.count);
+    plain_end = mirrored_begin = end = keys.count;
+    if (side == Side::above && p.mirror) plain_end = mirrored_begin = 0;
+    if (side == Side::on_diagonal && !context) plain_end = mirrored_begin = end = diagonal_end;
+    if (side == Side::on_diagonal && context && p.mirror) plain_end = diagonal_end, mirrored_begin = strip;
   }
+
+  bool plain() const { return plain_end > 0; }
+  bool mirrored() const { return mirrored_begin < end; }
 };
 
-// seen[r * tile_rows + c] of a mixed tile. False beyond the last key.
-struct SeenTile {
-  bool seen[tile_rows * tile_rows];
-
-  void fill(const Problem& p, const TilePair& pair) {
-    const int32_t* span_ids = p.span_ids + pair.queries->batch * p.span_batch_stride;
-    const Rows &queries = pair.queries->rows, &keys = pair.keys->rows;
-    for (int64_t r = 0; r < queries.count; ++r) {
-      const int64_t m = queries.begin + r;
-      bool* row = seen + r * tile_rows;
-      for (int64_t c = 0; c < keys.count; ++c) {
-        const int64_t n = keys.begin + c;
-        row[c] = visible(span_ids[m], span_ids[n], m, n);
-      }
-      for (int64_t c = keys.count; c < tile_rows; ++c) row[c] = false;
-    }
-  }
-};
-
-template <typename T>
-int64_t score_columns(const TilePair& pair) {
-  return round_up(pair.keys->rows.count, column_step<T>);
+template <typename A>
+int64_t score_columns(const Block& block) {
+  return round_up(block.end, column_step<A>);
 }
 
-// values[r * tile_rows + c] for c < score_columns, -inf where the query does not see the key. `seen` is filled where
-// the tile is mixed; `other` is scratch of the same size.
+// -inf where the pair (query r of the strip, key c) is not visible.
 template <typename T>
-void compute_scores(const Problem& p, const TilePair& pair, const T* const query_rows[frames],
-                    const T* const key_columns[frames], T* values, T* other, SeenTile& seen) {
-  const int64_t padded = padded_head_dim<T>(p), columns = score_columns<T>(pair);
-  const Rows &queries = pair.queries->rows, &keys = pair.keys->rows;
-  const auto product_in = [&](int frame, T* into) {
-    multiply<T>(queries.count, columns, padded, {query_rows[frame], padded, 1}, key_columns[frame], tile_rows, into,
-                tile_rows);
+void hide_unseen(const Problem& p, int64_t batch, const Block& block, Matrix<T> scores) {
+  const int32_t* span_ids = p.span_ids + batch * p.span_batch_stride;
+  const int32_t* key_spans = span_ids + block.keys.begin;
+  for (int64_t r = 0; r < block.queries.count; ++r) {
+    const int64_t m = block.queries.begin + r;
+    const int32_t span_m = span_ids[m], end = int32_t(block.end);
+    const auto m_in_tile = int32_t(std::clamp<int64_t>(m - block.keys.begin, -1, block.keys.count));
+    T* row = scores.row(r);
+    for (int32_t c = 0; c < end; ++c) {
+      row[c] = visible(span_m, key_spans[c], m_in_tile, c) ? row[c] : -T(INFINITY);
+    }
+  }
+}
+
+// scores [strip, score_columns], -inf where the query does not see the key. `other` is scratch of [strip, strip].
+template <typename A>
+void compute_scores(const Problem& p, int64_t batch, const Block& block,
+                    const Matrix<typename A::Operand> query_rows[frames], const Panel<A> key_columns[frames],
+                    Matrix<typename A::Scalar> scores, Matrix<typename A::Scalar> other) {
+  using T = typename A::Scalar;
+  const auto product_in = [&](int frame, int64_t begin, int64_t end, Matrix<T> into) {
+    if (begin >= end) return;
+    const auto rows = query_rows[frame].from(block.first_query);
+    multiply<A>({block.queries.count, round_up(end - begin, column_step<A>), p.head_dim, rows, key_columns[frame], 0,
+                 begin, into});
   };
-  product_in(pair.plain ? 0 : 1, values);
-  if (pair.plain && pair.mirrored) {
-    product_in(1, other);
-    for (int64_t r = 0; r < queries.count; ++r) {
-      const int64_t first_after = std::max<int64_t>(0, queries.begin + r + 1 - keys.begin);
-      for (int64_t c = first_after; c < keys.count; ++c) values[r * tile_rows + c] = other[r * tile_rows + c];
+  product_in(0, 0, block.plain_end, scores);
+  if (block.mirrored() && block.plain_end > block.mirrored_begin) {  // the diagonal crosses [mirrored_begin, plain_end)
+    product_in(1, block.mirrored_begin, block.plain_end, other);
+    for (int64_t r = 0; r < block.queries.count; ++r) {
+      T* row = scores.row(r) + block.mirrored_begin;
+      for (int64_t c = 0; c < block.plain_end - block.mirrored_begin; ++c) {
+        row[c] = block.mirrored_begin + c > block.first_query + r ? other.row(r)[c] : row[c];
+      }
     }
   }
-  if (pair.view == TileView::mixed) seen.fill(p, pair);
-  for (int64_t r = 0; r < queries.count; ++r) {
-    T* row = values + r * tile_rows;
-    const bool* row_seen = seen.seen + r * tile_rows;
-    if (pair.view == TileView::mixed) {
-      for (int64_t c = 0; c < columns; ++c) row[c] = row_seen[c] ? row[c] : -T(INFINITY);
-    } else {
-      for (int64_t c = keys.count; c < columns; ++c) row[c] = -T(INFINITY);
-    }
+  const int64_t mirrored_only = std::max(block.mirrored_begin, block.plain_end);
+  product_in(1, mirrored_only, block.end, scores.from(0, mirrored_only));
+
+  if (block.view == TileView::mixed) hide_unseen(p, batch, block, scores);
+  for (int64_t r = 0; r < block.queries.count; ++r) {
+    for (int64_t c = block.end; c < score_columns<A>(block); ++c) scores.row(r)[c] = -T(INFINITY);
   }
 }
 
-// accumulate() for a B whose rows k hold infinities or NaN: a pair (r, k) that is not seen adds nothing, where the
-// plain product would add 0 * NaN. `seen` has the strides of A.
-template <typename T>
-void accumulate_seen(int64_t rows, int64_t columns, int64_t depth, Left<T> a, const bool* seen, const T* b, T* c) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < depth; ++k) {
-      const int64_t at = r * a.row_stride + k * a.depth_stride;
-      if (!seen[at]) continue;
-      for (int64_t i = 0; i < columns; ++i) c[r * columns + i] += a.data[at] * b[k * columns + i];
-    }
-  }
-}
-
+}  // namespace BICO_ISA
 }  // namespace bico::cpu

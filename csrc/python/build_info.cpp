@@ -5,17 +5,14 @@
 #include <map>
 #include <string>
 
+#include "../cpu/isa.h"
+
 namespace {
 
-std::map<std::string, bool> cpu_features() {
-  __builtin_cpu_init();
-  return {
-      {"avx2", __builtin_cpu_supports("avx2")},
-      {"fma", __builtin_cpu_supports("fma")},
-      {"f16c", __builtin_cpu_supports("f16c")},
-      {"avx512f", __builtin_cpu_supports("avx512f")},
-      {"avx512bf16", __builtin_cpu_supports("avx512bf16")},
-  };
+std::map<std::string, bool> instruction_sets() {
+  std::map<std::string, bool> supported;
+  for (const bico::cpu::Isa isa : bico::cpu::every_isa) supported[name(isa)] = bico::cpu::supported(isa);
+  return supported;
 }
 
 }  // namespace
@@ -25,6 +22,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = BICO_VERSION;
   m.attr("compiler") = BICO_COMPILER;
   m.attr("built_with_torch") = BICO_TORCH_VERSION;
-  m.attr("kernels") = "avx2";
-  m.def("cpu_features", &cpu_features, "Instruction sets of this CPU, by name.");
+#ifdef BICO_EMULATE_AMX
+  m.attr("emulates_amx") = true;
+#else
+  m.attr("emulates_amx") = false;
+#endif
+  m.def("instruction_sets", &instruction_sets, "Those that there are CPU kernels for, and whether this CPU has them.");
+  m.def(
+      "chosen_instruction_set", [] { return std::string(name(bico::cpu::chosen_isa())); },
+      "The one whose kernels run: the best, or that of the environment variable BICO_ISA.");
 }

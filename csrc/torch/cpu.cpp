@@ -13,12 +13,6 @@ using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::transpose;
 
-void check_cpu() {
-  STD_TORCH_CHECK(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-                  "bico-ext needs a CPU with AVX2, FMA and F16C; this one lacks them. Use bico_ext.reference, the "
-                  "dense plain-torch definition, instead");
-}
-
 DType dtype_of(const Tensor& q) {
   switch (q.scalar_type()) {
     case ScalarType::Double: return DType::float64;
@@ -86,15 +80,16 @@ struct Prepared {
   }
 };
 
-void torch_parallel_for(int64_t count, int64_t grain, const cpu::Body& body) {
-  torch::stable::parallel_for(0, count, grain, body);
+cpu::Threads torch_threads() {
+  return {int64_t(torch::stable::get_num_threads()), [](int64_t n, const std::function<void()>& body) {
+            torch::stable::parallel_for(0, n, 1, [&](int64_t, int64_t) { body(); });
+          }};
 }
 
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,
                                              const Tensor& sin, const std::optional<Tensor>& span_ids,
                                              const std::optional<Tensor>& cu_seqlens, double scale, bool mirror,
                                              bool interleaved) {
-  check_cpu();
   const Arguments arguments = {q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved};
   check_arguments(arguments);
   Tensor out = empty_heads(q);
@@ -104,7 +99,7 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
   prepared.fill(arguments, problem);
   problem.out = heads_of(out);
   problem.lse = statistics_of(lse);
-  cpu::attention_forward(problem, torch_parallel_for);
+  cpu::attention_forward(problem, torch_threads());
   return {out, lse};
 }
 
@@ -114,7 +109,6 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                                                       const Tensor& sin, const std::optional<Tensor>& span_ids,
                                                       const std::optional<Tensor>& cu_seqlens, double scale,
                                                       bool mirror, bool interleaved) {
-  check_cpu();
   const Arguments arguments = {q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved};
   check_arguments(arguments);
   check_like_q("grad_out", grad_out, q);
@@ -137,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   problem.grad_v = heads_of(grad_v);
   problem.lse = statistics_of(dense_lse);
   if (dense_grad_lse) problem.grad_lse = statistics_of(*dense_grad_lse);
-  cpu::attention_backward(problem, torch_parallel_for);
+  cpu::attention_backward(problem, torch_threads());
   return {grad_q, grad_k, grad_v};
 }
 

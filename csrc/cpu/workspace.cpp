@@ -1,13 +1,14 @@
-// Uninitialised memory, aligned for any vector, kept by its thread for the next call.
-#pragma once
+#include "workspace.h"
 
-#include <cstdint>
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <map>
 #include <new>
 #include <utility>
 
 namespace bico::cpu {
+namespace {
 
 // Freed blocks of one thread, by size. The system hands out fresh pages zeroed one by one: on a batch of 32 sequences
 // of 28 tokens that was a quarter of the time of a training step's attention.
@@ -18,7 +19,7 @@ class FreeBlocks {
     return blocks;
   }
 
-  // A block of at least `bytes`, a multiple of 64; at most twice as large as asked for.
+  // A block of at least `bytes`; at most twice as large as asked for.
   void* take(size_t bytes, size_t& size) {
     const auto found = blocks_.lower_bound(bytes);
     if (found != blocks_.end() && found->first <= 2 * bytes) {
@@ -28,9 +29,11 @@ class FreeBlocks {
       blocks_.erase(found);
       return block;
     }
-    size = bytes;
-    void* block = std::aligned_alloc(64, bytes);
+    const size_t alignment = bytes < huge_page ? 64 : huge_page;
+    size = (bytes + alignment - 1) / alignment * alignment;
+    void* block = std::aligned_alloc(alignment, size);
     if (block == nullptr) throw std::bad_alloc();
+    if (alignment == huge_page) madvise(block, size, MADV_HUGEPAGE);  // a wish: without it pages are small, no more
     return block;
   }
 
@@ -45,31 +48,18 @@ class FreeBlocks {
   }
 
  private:
+  static constexpr size_t huge_page = size_t(2) << 20;
   static constexpr size_t most_held = size_t(32) << 20;  // bytes a thread
   std::multimap<size_t, void*> blocks_;
   size_t held_ = 0;
 };
 
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) {
-    const size_t bytes = (size_t(count) * sizeof(T) + 64) / 64 * 64;
-    data_ = static_cast<T*>(FreeBlocks::of_this_thread().take(bytes, size_));
-  }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() {
-    if (data_ != nullptr) FreeBlocks::of_this_thread().give(data_, size_);
-  }
+}  // namespace
 
-  T* get() const { return data_; }
-  T& operator[](int64_t i) const { return data_[i]; }
-
- private:
-  T* data_;
-  size_t size_;
-};
+Workspace::Workspace(size_t bytes) : data_(FreeBlocks::of_this_thread().take(bytes + 1, size_)) {}
+Workspace::Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+Workspace::~Workspace() {
+  if (data_ != nullptr) FreeBlocks::of_this_thread().give(data_, size_);
+}
 
 }  // namespace bico::cpu

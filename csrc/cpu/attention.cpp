@@ -1,0 +1,209 @@
+// Cuts a problem into tasks and runs them on the caller's threads, with the kernels of the chosen instruction set.
+//
+// Tasks are taken in one fixed order, by whichever thread is free. A task waits only for tasks before it in that
+// order, and those have been taken, so somebody is at them: there is no deadlock for any number of threads.
+#include <algorithm>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "workspace.h"
+
+namespace bico::cpu {
+
+namespace {
+
+int64_t divide_up(int64_t x, int64_t by) {
+  return (x + by - 1) / by;
+}
+
+void pause() {
+  __builtin_ia32_pause();
+}
+
+// Waits until `done` says so. The one waited for is running: first for a few microseconds at full speed, then, as it
+// may have lost its core, letting others run.
+template <typename Done>
+void wait_until(const Done& done) {
+  for (int spins = 0; !done(); ++spins) {
+    if (spins < 1000) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+Rows describe_rows(const int32_t* span_ids, int64_t begin, int64_t count) {
+  if (span_ids == nullptr) return {begin, count, 0, 0};
+  const auto [low, high] = std::minmax_element(span_ids + begin, span_ids + begin + count);
+  return {begin, count, *low, *high};
+}
+
+// The sequences of a problem, cut into tiles. Short ones get tiles of their own length, rounded up to 32.
+struct Plan {
+  struct Sequence {
+    int64_t batch, first_tile, tile_count;
+  };
+  int64_t tile_rows = 32, longest = 0;  // longest: tiles of the longest sequence
+  std::vector<Sequence> sequences;      // that are not empty
+  std::vector<Rows> tiles;
+  double flops = 0;  // of the forward, were everything visible
+
+  Plan(const Problem& p, int64_t most_tile_rows) {
+    const int64_t count = p.cu_seqlens ? p.sequences : p.batch;
+    const auto begin = [&](int64_t s) -> int64_t { return p.cu_seqlens ? p.cu_seqlens[s] : 0; };
+    const auto end = [&](int64_t s) -> int64_t { return p.cu_seqlens ? p.cu_seqlens[s + 1] : p.length; };
+    for (int64_t s = 0; s < count; ++s) {
+      tile_rows = std::min(most_tile_rows, std::max(tile_rows, divide_up(end(s) - begin(s), 32) * 32));
+    }
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t batch = p.cu_seqlens ? 0 : s, length = end(s) - begin(s);
+      const int32_t* span_ids = p.span_ids ? p.span_ids + batch * p.span_batch_stride : nullptr;
+      const int64_t tile_count = divide_up(length, tile_rows);
+      if (tile_count > 0) sequences.push_back({batch, int64_t(tiles.size()), tile_count});
+      for (int64_t row = begin(s); row < end(s); row += tile_rows) {
+        tiles.push_back(describe_rows(span_ids, row, std::min(tile_rows, end(s) - row)));
+      }
+      longest = std::max(longest, tile_count);
+      flops += 4.0 * double(p.query_heads * p.head_dim) * double(length) * double(length);
+    }
+  }
+
+  int64_t units(const Problem& p) const { return int64_t(sequences.size()) * p.kv_heads; }
+
+  Unit unit(const Problem& p, int64_t index) const {
+    const Sequence& sequence = sequences[index / p.kv_heads];
+    return {sequence.batch, index % p.kv_heads, tiles.data() + sequence.first_tile, sequence.tile_count, tile_rows};
+  }
+};
+
+struct Task {
+  int64_t unit;
+  bool packs;     // else it computes
+  int64_t index;  // among those of its kind and unit
+};
+
+// For each unit first the tasks that pack, then those that compute. A unit's packing stands before the computing of
+// the unit before it, so that it is finished when it is needed.
+template <typename PackTasks, typename ComputeTasks>
+std::vector<Task> order_tasks(int64_t units, const PackTasks& pack_tasks, const ComputeTasks& compute_tasks) {
+  std::vector<Task> tasks;
+  for (int64_t unit = 0; unit <= units; ++unit) {
+    if (unit < units) {
+      for (int64_t i = 0; i < pack_tasks(unit); ++i) tasks.push_back({unit, true, i});
+    }
+    if (unit > 0) {
+      for (int64_t i = 0; i < compute_tasks(unit - 1); ++i) tasks.push_back({unit - 1, false, i});
+    }
+  }
+  return tasks;
+}
+
+// The shared memory of the units that are in progress. Unit u uses slot u % slots once unit u - slots is finished.
+class Slots {
+ public:
+  Slots(int64_t slots, int64_t units, size_t bytes, int64_t turns)
+      : slots_(slots),
+        bytes_((bytes + 4095) / 4096 * 4096),
+        turns_per_slot_(turns),
+        memory_(size_t(slots) * bytes_),
+        packed_(new std::atomic<int64_t>[units]()),
+        computed_(new std::atomic<int64_t>[units]()),
+        turns_(new std::atomic<int32_t>[slots * turns]()) {}
+
+  void* memory(int64_t unit) const { return static_cast<char*>(memory_.get()) + size_t(unit % slots_) * bytes_; }
+  Turns turns(int64_t unit) const { return Turns(&turns_[unit % slots_ * turns_per_slot_]); }
+  std::atomic<int64_t>& packed(int64_t unit) const { return packed_[unit]; }
+  std::atomic<int64_t>& computed(int64_t unit) const { return computed_[unit]; }
+  int64_t count() const { return slots_; }
+
+ private:
+  int64_t slots_;
+  size_t bytes_;
+  int64_t turns_per_slot_;
+  Workspace memory_;
+  std::unique_ptr<std::atomic<int64_t>[]> packed_, computed_;  // tasks that are finished, by unit
+  std::unique_ptr<std::atomic<int32_t>[]> turns_;
+};
+
+// Runs the tasks of all units: pack and compute, both called with (unit, index, shared, scratch, turns).
+template <typename Pack, typename Compute, typename PackTasks, typename ComputeTasks>
+void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_bytes, size_t scratch_bytes,
+               int64_t turns, const Threads& threads, const PackTasks& pack_tasks, const ComputeTasks& compute_tasks,
+               const Pack& pack, const Compute& compute) {
+  const int64_t units = plan.units(p);
+  if (units == 0) return;
+  const std::vector<Task> tasks = order_tasks(units, pack_tasks, compute_tasks);
+  // Waking a thread costs about 10 us: each gets at least 2 MFLOP (10 to 40 us), so that a tiny problem stays on the
+  // calling thread.
+  const auto workers = std::clamp<int64_t>(int64_t(flops / 2e6), 1, std::min(threads.count, int64_t(tasks.size())));
+  // As many units as the threads can be at, and the one that is being packed.
+  const int64_t tasks_per_unit = std::max<int64_t>(1, int64_t(tasks.size()) / units);
+  const Slots slots(std::min(units, 2 + divide_up(2 * (workers - 1), tasks_per_unit)), units, shared_bytes, turns);
+  std::atomic<int64_t> next{0};
+
+  const auto work = [&] {
+    const Workspace scratch(scratch_bytes);
+    for (int64_t at = next++; at < int64_t(tasks.size()); at = next++) {
+      const Task& task = tasks[at];
+      const Unit unit = plan.unit(p, task.unit);
+      if (task.packs) {
+        const int64_t before = task.unit - slots.count();
+        if (before >= 0) wait_until([&] { return slots.computed(before).load() == compute_tasks(before); });
+        pack(unit, task.index, slots.memory(task.unit), scratch.get(), slots.turns(task.unit));
+        ++slots.packed(task.unit);
+      } else {
+        wait_until([&] { return slots.packed(task.unit).load() == pack_tasks(task.unit); });
+        compute(unit, task.index, slots.memory(task.unit), scratch.get(), slots.turns(task.unit));
+        ++slots.computed(task.unit);
+      }
+    }
+  };
+  threads.run(workers, work);
+}
+
+}  // namespace
+
+void Turns::wait_for(int64_t query_tile, int64_t key_tile) const {
+  wait_until([&] { return next_[query_tile].load(std::memory_order_acquire) == key_tile; });
+}
+
+void attention_forward(const Forward& p, const Threads& threads) {
+  const ForwardKernel& kernel = kernels_for(p.dtype).forward;
+  const Plan plan(p, kernel.tile_rows);
+  const int64_t group = p.query_heads / p.kv_heads;
+  const auto tiles = [&](int64_t unit) { return plan.sequences[unit / p.kv_heads].tile_count; };
+  run_tasks(
+      p, plan, plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
+      kernel.scratch_bytes(p, plan.tile_rows), 0, threads, tiles, [&](int64_t unit) { return group * tiles(unit); },
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns&) {
+        kernel.pack_keys(p, unit, index, shared, scratch);
+      },
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns&) {
+        const int64_t head = unit.kv_head * group + index / unit.tile_count;
+        kernel.attend(p, unit, head, index % unit.tile_count, shared, scratch);
+      });
+}
+
+void attention_backward(const Backward& p, const Threads& threads) {
+  const BackwardKernel& kernel = kernels_for(p.dtype).backward;
+  const Plan plan(p, kernel.tile_rows);
+  const int64_t group = p.query_heads / p.kv_heads;
+  const auto tiles = [&](int64_t unit) { return plan.sequences[unit / p.kv_heads].tile_count; };
+  run_tasks(
+      p, plan, 2.5 * plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
+      kernel.scratch_bytes(p, plan.tile_rows), group * plan.longest, threads,
+      [&](int64_t unit) { return group * tiles(unit); }, tiles,
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns& turns) {
+        turns.begin(index);
+        const int64_t head = unit.kv_head * group + index / unit.tile_count;
+        kernel.pack_queries(p, unit, head, index % unit.tile_count, shared, scratch);
+      },
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns& turns) {
+        kernel.differentiate(p, unit, index, shared, scratch, turns);
+      });
+}
+
+}  // namespace bico::cpu

@@ -1,0 +1,17 @@
+// The instruction sets that there are kernels for, and which of them this process uses.
+#pragma once
+
+namespace bico::cpu {
+
+// The best first.
+enum class Isa { amx, avx512_bf16, avx512, avx2 };
+constexpr Isa every_isa[] = {Isa::amx, Isa::avx512_bf16, Isa::avx512, Isa::avx2};
+
+const char* name(Isa isa);
+bool supported(Isa isa);  // by this CPU and its operating system
+
+// The best that is supported, or the one that the environment variable BICO_ISA names; chosen at the first call.
+// Throws std::runtime_error where there is none.
+Isa chosen_isa();
+
+}  // namespace bico::cpu

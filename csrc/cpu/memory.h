@@ -1,0 +1,45 @@
+// Matrices, and how they are carved out of one block of memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "vectors.h"
+
+namespace bico::cpu {
+inline namespace BICO_ISA {
+
+// Row-major.
+template <typename T>
+struct Matrix {
+  T* data = nullptr;
+  int64_t stride = 0;
+
+  T* row(int64_t r) const { return data + r * stride; }
+  Matrix from(int64_t r, int64_t column = 0) const { return {data + r * stride + column, stride}; }
+};
+
+// With no block it only counts, so that one function gives both the size and the layout.
+class Carver {
+ public:
+  explicit Carver(void* memory) : memory_(reinterpret_cast<uintptr_t>(memory)) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    const uintptr_t at = memory_ + used_;
+    used_ += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(at);
+  }
+  template <typename T>
+  Matrix<T> matrix(int64_t rows, int64_t columns) {
+    return {take<T>(rows * columns), columns};
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uintptr_t memory_;
+  size_t used_ = 0;
+};
+
+}  // namespace BICO_ISA
+}  // namespace bico::cpu
