@@ -21,9 +21,10 @@ PYTHON_LAYERS = [
 LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported inside the function that needs it
 CPP_MAY_INCLUDE = {
     "csrc": r"<\w+>",
-    "csrc/cpu": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"',
+    "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"\.\./emulator/amx\.h"',
+    "csrc/emulator": r"<\w+>",
     "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|<torch/csrc/stable/.+>|<torch/headeronly/.+>',
-    "csrc/python": r"<\w+>|<pybind11/.+>",
+    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa\.h"',
 }
 HOUSE = {name: row for row, names in enumerate(PYTHON_LAYERS) for name in names}
 

@@ -85,17 +85,26 @@ struct Task {
   int64_t index;  // among those of its kind and unit
 };
 
-// For each unit first the tasks that pack, then those that compute. A unit's packing stands before the computing of
-// the unit before it, so that it is finished when it is needed.
+// Units in batches: first the tasks that pack a batch, then those that compute it, its units taking turns. So each
+// thread finds tasks that wait for nobody as long as there are as many units as threads: two threads at one unit would
+// follow each other tile by tile, and stop together whenever one of them loses its core. The packing of a batch stands
+// before the computing of the batch before it, so that it is finished when it is needed.
 template <typename PackTasks, typename ComputeTasks>
-std::vector<Task> order_tasks(int64_t units, const PackTasks& pack_tasks, const ComputeTasks& compute_tasks) {
+std::vector<Task> order_tasks(int64_t units, int64_t batch, const PackTasks& pack_tasks,
+                              const ComputeTasks& compute_tasks) {
   std::vector<Task> tasks;
-  for (int64_t unit = 0; unit <= units; ++unit) {
-    if (unit < units) {
+  for (int64_t begin = 0; begin < units + batch; begin += batch) {
+    for (int64_t unit = begin; unit < std::min(units, begin + batch); ++unit) {
       for (int64_t i = 0; i < pack_tasks(unit); ++i) tasks.push_back({unit, true, i});
     }
-    if (unit > 0) {
-      for (int64_t i = 0; i < compute_tasks(unit - 1); ++i) tasks.push_back({unit - 1, false, i});
+    bool more = begin > 0;
+    for (int64_t i = 0; more; ++i) {
+      more = false;
+      for (int64_t unit = begin - batch; unit < std::min(units, begin); ++unit) {
+        if (i >= compute_tasks(unit)) continue;
+        tasks.push_back({unit, false, i});
+        more = true;
+      }
     }
   }
   return tasks;
@@ -135,13 +144,12 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
                const Pack& pack, const Compute& compute) {
   const int64_t units = plan.units(p);
   if (units == 0) return;
-  const std::vector<Task> tasks = order_tasks(units, pack_tasks, compute_tasks);
   // Waking a thread costs about 10 us: each gets at least 2 MFLOP (10 to 40 us), so that a tiny problem stays on the
   // calling thread.
-  const auto workers = std::clamp<int64_t>(int64_t(flops / 2e6), 1, std::min(threads.count, int64_t(tasks.size())));
-  // As many units as the threads can be at, and the one that is being packed.
-  const int64_t tasks_per_unit = std::max<int64_t>(1, int64_t(tasks.size()) / units);
-  const Slots slots(std::min(units, 2 + divide_up(2 * (workers - 1), tasks_per_unit)), units, shared_bytes, turns);
+  const int64_t workers = std::clamp<int64_t>(int64_t(flops / 2e6), 1, threads.count);
+  const int64_t batch = std::min(units, workers);
+  const std::vector<Task> tasks = order_tasks(units, batch, pack_tasks, compute_tasks);
+  const Slots slots(std::min(units, 2 * batch), units, shared_bytes, turns);
   std::atomic<int64_t> next{0};
 
   const auto work = [&] {

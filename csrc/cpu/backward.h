@@ -102,6 +102,9 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
   const Rows& tile = unit.tiles[query_tile];
   const int64_t group = p.query_heads / p.kv_heads, padded = packed.padded;
   const int64_t at = (query_head - unit.kv_head * group) * unit.tile_count + query_tile;
+  for (const Heads* x : {&p.q, &p.grad_out, static_cast<const Heads*>(&p.out)}) {
+    prefetch_tile(p, *x, unit.batch, query_head, tile);
+  }
 
   const Matrix<typename A::Operand> rows[frames] = {packed.row_major(packed.rows[0], at),
                                                     packed.row_major(packed.rows[1], at)};
@@ -222,6 +225,8 @@ void add_nonfinite_queries(const Backward& p, const Unit& unit, const Block& blo
 template <typename A>
 void pack_key_tile(const Backward& p, const Unit& unit, const Rows& tile, const BackwardScratch<A>& scratch,
                    bool& finite) {
+  prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
+  prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
   finite = pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, scratch.rows);
   for (int frame = 0; frame < (p.mirror ? frames : 1); ++frame) {
     auto rows = scratch.rows[frame];
@@ -297,14 +302,11 @@ template <typename A>
 void store_gradient(const Backward& p, int64_t batch, int64_t head, const Rows& tile, double factor,
                     const Matrix<typename A::Scalar> sums[frames], const Heads& to) {
   using T = typename A::Scalar;
-  T plain[most_head_dim], mirrored[most_head_dim];
+  alignas(64) T gradient[most_head_dim];
   for (int64_t r = 0; r < tile.count; ++r) {
-    rotate_at(p, batch, tile.begin + r, sums[0].row(r), 1, plain);
-    if (p.mirror) {
-      rotate_at(p, batch, tile.begin + r, sums[1].row(r), 0, mirrored);
-      for (int64_t d = 0; d < p.head_dim; ++d) plain[d] += mirrored[d];
-    }
-    store_row(to, p.dtype, batch, head, tile.begin + r, p.head_dim, T(factor), plain);
+    const T* mirrored = p.mirror ? sums[1].row(r) : nullptr;
+    Rotation<T>(p, batch, tile.begin + r).rotate_back(sums[0].row(r), mirrored, p.head_dim, gradient);
+    store_row(to, p.dtype, batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
   }
 }
 

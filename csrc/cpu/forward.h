@@ -33,6 +33,10 @@ struct PackedKeys {
   Panel<A> value_depth(int64_t tile) const { return {depth + tile * tile_rows * padded, tile_rows}; }
 };
 
+// Weights may grow to 2^headroom before sums and values are rescaled: then hardly any tile but a row's first needs
+// it, nor the largest score of the row, which costs more than to know that none is larger.
+constexpr int headroom = 8;
+
 template <typename A>
 struct ForwardScratch {
   using T = typename A::Scalar;
@@ -40,9 +44,9 @@ struct ForwardScratch {
   Matrix<Operand> rows[frames];  // [tile, D] of queries; of keys or values while packing
   Matrix<T> scores, other;       // [strip, tile], [strip, strip]
   Matrix<Operand> weights;       // [strip, tile]
-  Matrix<T> values;              // [tile, D], unnormalised, relative to `largest`
-  T* largest;                    // [tile]
-  Vector<T>* sums;               // [tile]
+  Matrix<T> values;              // [tile, D], unnormalised, relative to 2^base
+  T* base;                       // [tile]: within `headroom` of the largest score so far
+  Vector<T>* sums;               // [tile], by lane
 
   ForwardScratch(const Problem& p, int64_t tile_rows, Carver& memory) {
     const int64_t padded = padded_head_dim(p);
@@ -51,43 +55,51 @@ struct ForwardScratch {
     other = memory.matrix<T>(strip_rows, strip_rows);
     weights = memory.matrix<Operand>(strip_rows, tile_rows);
     values = memory.matrix<T>(tile_rows, padded);
-    largest = memory.take<T>(tile_rows);
+    base = memory.take<T>(tile_rows);
     sums = memory.take<Vector<T>>(tile_rows);
   }
 
   void reset() {
     const int64_t tile_rows = scores.stride;
     std::fill_n(values.data, tile_rows * values.stride, T(0));
-    std::fill_n(largest, tile_rows, -T(INFINITY));
+    std::fill_n(base, tile_rows, -T(INFINITY));
     std::fill_n(sums, tile_rows, Vector<T>{});
   }
 
-  // Scores of a strip to weights relative to the new largest score; sums and values rescaled to it.
+  // Scores of a strip to weights relative to `base`; sums and values rescaled where that has to grow.
   void absorb(const Block& block, int64_t columns) {
     for (int64_t r = 0; r < block.queries.count; ++r) {
       const T* row = scores.row(r);
-      T& top = largest[block.first_query + r];
-      Vector<T>& total = sums[block.first_query + r];
-      Vector<T> running = load(row);
+      T& base_so_far = base[block.first_query + r];
+      Vector<T> total = sums[block.first_query + r];
+      Vector<T> top = load(row);
       for (int64_t c = lanes<T>; c < columns; c += lanes<T>) {
         const Vector<T> x = load(row + c);
-        running = x > running ? x : running;
+        top = x > top ? x : top;
       }
-      const T new_top = std::max(top, largest_of(running));
-      // A row that has seen nothing yet keeps weights 2^(-inf - 0) = 0 instead of NaN.
-      const T base = new_top == -T(INFINITY) ? T(0) : new_top;
-      if (new_top != top) {
-        const T rescale = std::exp2(top - base);
+      if (any<T>(top > base_so_far + headroom)) {
+        const T new_base = largest_of(top), rescale = std::exp2(base_so_far - new_base);
         total *= rescale;
         T* value_row = values.row(block.first_query + r);
         for (int64_t d = 0; d < values.stride; d += lanes<T>) store(value_row + d, load(value_row + d) * rescale);
-        top = new_top;
+        base_so_far = new_base;
       }
-      for (int64_t c = 0; c < columns; c += lanes<T>) {
-        const Vector<T> weight = exp2<A::exp2_terms>(load(row + c) - base);
-        A::store_row(weights.row(r) + c, weight);
+      // A row that has seen nothing yet keeps weights 2^(-inf - 0) = 0 instead of NaN.
+      const T from = base_so_far == -T(INFINITY) ? T(0) : base_so_far;
+      typename A::Operand* weight_row = weights.row(r);
+      int64_t c = 0;
+      for (; c + 2 * lanes<T> <= columns; c += 2 * lanes<T>) {
+        const Vector<T> weight = exp2<A::exp2_terms>(load(row + c) - from);
+        const Vector<T> next = exp2<A::exp2_terms>(load(row + c + lanes<T>) - from);
+        A::store_row(weight_row + c, weight, next);
+        total += weight + next;
+      }
+      if (c < columns) {
+        const Vector<T> weight = exp2<A::exp2_terms>(load(row + c) - from);
+        A::store_row(weight_row + c, weight);
         total += weight;
       }
+      sums[block.first_query + r] = total;
     }
   }
 
@@ -98,7 +110,7 @@ struct ForwardScratch {
       T* row = values.row(r);
       if (blind) std::fill_n(row, values.stride, T(0));
       store_row(p.out, p.dtype, batch, head, queries.begin + r, p.head_dim, blind ? T(1) : 1 / total, row);
-      const T lse = (largest[r] + std::log2(total)) * std::numbers::ln2_v<T>;
+      const T lse = (base[r] + std::log2(total)) * std::numbers::ln2_v<T>;
       *p.lse.row<T>(batch, head, queries.begin + r) = blind ? -T(INFINITY) : lse;
     }
   }
@@ -110,6 +122,8 @@ void pack_keys(const Forward& p, const Unit& unit, int64_t key_tile, void* share
   const PackedKeys<A> packed(p, unit.tile_count, unit.tile_rows, shared_memory);
   const ForwardScratch<A> scratch(p, unit.tile_rows, own_memory);
   const Rows& tile = unit.tiles[key_tile];
+  prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
+  prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
   pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, scratch.rows);
   for (int frame = 0; frame < (p.mirror ? frames : 1); ++frame) {
     rows_to_columns<A>(scratch.rows[frame], tile.count, packed.padded, packed.key_columns(frame, key_tile));
@@ -140,6 +154,7 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
   const PackedKeys<A> keys(p, unit.tile_count, unit.tile_rows, shared_memory);
   ForwardScratch<A> scratch(p, unit.tile_rows, own_memory);
   const Rows& queries = unit.tiles[query_tile];
+  prefetch_tile(p, p.q, unit.batch, query_head, queries);
   const double scale = p.scale * std::numbers::log2e;
   pack_rotated<A>(p, p.q, unit.batch, query_head, queries, scale, scratch.rows);
   scratch.reset();

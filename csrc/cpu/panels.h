@@ -1,21 +1,20 @@
 // Packs q, k, v and the output gradient into the operands of the tile product: rotated once, head dim and rows padded
 // with zeros to multiples of 32.
 //
-// Frame 0 is turned by R(t), frame 1 by R'(t) = R(-t), for keys after the query. A tile of rows [T, D] becomes
+// A tile of rows [T, D] becomes
 //   rows        [T, D]  A of a sum over D            columns     [D, T]  panel, B of a sum over D
 //   transposed  [D, T]  A of a sum over the rows     depth       [T, D]  panel, B of a sum over the rows
 #pragma once
 
 #include <algorithm>
 
-#include "../rotation.h"
 #include "../visibility.h"
 #include "product.h"
+#include "rotary.h"
 
 namespace bico::cpu {
 inline namespace BICO_ISA {
 
-constexpr int frames = 2;
 constexpr int64_t padding = 32;
 constexpr int64_t most_head_dim = 256;
 
@@ -23,49 +22,53 @@ inline int64_t padded_head_dim(const Problem& p) {
   return round_up(p.head_dim, padding);
 }
 
-// Turns the row at a position by its rotation, or back, with the table of its batch entry.
-template <typename T>
-void rotate_at(const Problem& p, int64_t batch, int64_t position, const T* x, int frame, T* rotated) {
-  const RotaryTable& r = p.rotary;
-  const T* cos = static_cast<const T*>(r.cos) + batch * r.cos_batch_stride + position * r.cos_row_stride;
-  const T* sin = static_cast<const T*>(r.sin) + batch * r.sin_batch_stride + position * r.sin_row_stride;
-  rotate(x, cos, sin, frame == 0 ? T(1) : T(-1), r.width, p.head_dim, r.interleaved, rotated);
-}
-
 template <typename Operand>
 bool is_finite(Operand x) {
   return widen(x) - widen(x) == 0;
 }
 
-// Scalars [0, padded) to operands; whether all of them are finite: a large float can round to infinity.
+// Narrows rows of scalars [0, padded) to operands, and remembers whether all of them are finite: a large float can
+// round to infinity.
 template <typename A>
-bool narrow_row(const typename A::Scalar* from, int64_t padded, typename A::Operand* to) {
+class Narrow {
+ public:
   using T = typename A::Scalar;
-  Vector<T> zero = {}, top = {};
-  for (int64_t i = 0; i < padded; i += lanes<T>) {
-    const Vector<T> x = load(from + i), size = x < 0 ? -x : x;
-    A::store_row(to + i, x);
-    zero += x - x;
-    top = size > top ? size : top;
+
+  void row(const T* from, int64_t padded, typename A::Operand* to) {
+    for (int64_t i = 0; i < padded; i += lanes<T>) {
+      const Vector<T> x = load(from + i), size = x < 0 ? -x : x;
+      A::store_row(to + i, x);
+      bad_ |= ~(size < A::finite_below);
+    }
   }
-  return sum<T>(zero) == 0 && is_finite(A::operand(largest_of(top)));
+  bool finite() const { return !any<T>(bad_); }
+
+ private:
+  Bits<T> bad_ = {};
+};
+
+template <typename A>
+void zero_rows(int64_t begin, int64_t end, int64_t padded, Matrix<typename A::Operand> rows) {
+  for (int64_t r = begin; r < end; ++r) std::fill_n(rows.row(r), padded, typename A::Operand{});
 }
 
-// The tile's rows of x, as they are.
+inline void prefetch_tile(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile) {
+  prefetch_rows(x, p.dtype, batch, head, tile.begin, tile.count, p.head_dim);
+}
+
+// The tile's rows of x, as they are; whether all are finite.
 template <typename A>
 bool pack_plain(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile,
                 Matrix<typename A::Operand> rows) {
   alignas(64) typename A::Scalar row[most_head_dim];
   const int64_t padded = padded_head_dim(p);
-  bool finite = true;
+  Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, typename A::Scalar(1), row);
-    finite &= narrow_row<A>(row, padded, rows.row(i));
+    narrow.row(row, padded, rows.row(i));
   }
-  for (int64_t i = tile.count; i < round_up(tile.count, padding); ++i) {
-    std::fill_n(rows.row(i), padded, typename A::Operand{});
-  }
-  return finite;
+  zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows);
+  return narrow.finite();
 }
 
 // The tile's rows of q or k, scaled and rotated, in both frames (frame 1 only where the problem mirrors).
@@ -73,23 +76,19 @@ template <typename A>
 bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile, double scale,
                   const Matrix<typename A::Operand> rows[frames]) {
   using T = typename A::Scalar;
-  alignas(64) T row[most_head_dim], rotated[most_head_dim];
-  const int64_t padded = padded_head_dim(p);
-  std::fill_n(rotated, padded, T(0));
-  bool finite = true;
+  alignas(64) T row[most_head_dim], rotated[frames][most_head_dim];
+  const int64_t padded = padded_head_dim(p), turned = p.mirror ? frames : 1;
+  for (auto& frame : rotated) std::fill_n(frame, padded, T(0));
+  Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, T(scale), row);
-    for (int frame = 0; frame < (p.mirror ? frames : 1); ++frame) {
-      rotate_at(p, batch, tile.begin + i, row, frame, rotated);
-      finite &= narrow_row<A>(rotated, padded, rows[frame].row(i));  // large elements can overflow in the rotation
-    }
+    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, rotated[0], rotated[1]);
+    for (int frame = 0; frame < turned; ++frame) narrow.row(rotated[frame], padded, rows[frame].row(i));
   }
-  for (int64_t i = tile.count; i < round_up(tile.count, padding); ++i) {
-    for (int frame = 0; frame < (p.mirror ? frames : 1); ++frame) {
-      std::fill_n(rows[frame].row(i), padded, typename A::Operand{});
-    }
+  for (int frame = 0; frame < turned; ++frame) {
+    zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows[frame]);
   }
-  return finite;
+  return narrow.finite();
 }
 
 // A group of operands as one number, for moves only.

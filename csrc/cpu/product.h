@@ -65,11 +65,7 @@ template <typename A, int R, int C, bool accumulated>
 void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride, const typename A::Operand* b,
                    typename A::Scalar* c, int64_t c_stride) {
   using T = typename A::Scalar;
-  Vector<T> sums[R][C];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < C; ++j) sums[r][j] = accumulated ? load(c + r * c_stride + j * lanes<T>) : Vector<T>{};
-  }
+  Vector<T> sums[R][C] = {};
   for (int64_t k = 0; k < depth; k += A::group) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -80,7 +76,10 @@ void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < C; ++j) store(c + r * c_stride + j * lanes<T>, sums[r][j]);
+    for (int j = 0; j < C; ++j) {
+      T* to = c + r * c_stride + j * lanes<T>;
+      store(to, accumulated ? load(to) + sums[r][j] : sums[r][j]);
+    }
   }
 }
 

@@ -64,6 +64,16 @@ T sum(Vector<T> x) {
   return total;
 }
 
+// Whether a comparison is true anywhere.
+template <typename T>
+bool any(Bits<T> x) {
+#ifdef __AVX512F__
+  return sizeof(T) == 4 ? _mm512_test_epi32_mask((__m512i)x, (__m512i)x) : _mm512_test_epi64_mask((__m512i)x, (__m512i)x);
+#else
+  return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#endif
+}
+
 // The largest element. NaN is not larger than anything.
 inline float largest_of(Vector<float> x) {
 #ifdef __AVX512F__
@@ -82,7 +92,7 @@ inline double largest_of(Vector<double> x) {
 
 // Transposes `lanes` vectors in place: log2(lanes) rounds, each swapping blocks of `size` across the diagonal.
 template <typename T>
-void transpose_block(Vector<T>* v) {
+[[gnu::always_inline]] inline void transpose_block(Vector<T>* v) {
 #pragma GCC unroll 8
   for (int size = 1; size < lanes<T>; size *= 2) {
     Bits<T> upper, lower;  // of the concatenated pair: elements of the second vector count from `lanes` on
@@ -101,41 +111,41 @@ void transpose_block(Vector<T>* v) {
   }
 }
 
-// 2^x in float: 2^n 2^f with n the nearest integer and a polynomial of 2^f for |f| <= 1/2 whose constant term is 1,
-// so that 2^0 is exact. Its largest relative error is 9.1e-8 with 5 further terms and 2.8e-6 with 4, which is enough
-// where the result is rounded to bfloat16 (2e-3). Results below 2^-126 are 0; NaN stays NaN.
+// 2^x in float: 2^n 2^f with n = floor(x) and a polynomial of 2^f for 0 <= f < 1 whose constant term is 1, so that 2^0
+// is exact. Its largest relative error is 6.4e-9 with 6 further terms, and 8.8e-6 with 4, which is enough where the
+// result is rounded to bfloat16 (2e-3). NaN stays NaN, 2^-inf is 0.
 template <int terms>
 Vector<float> exp2(Vector<float> x) {
-  static_assert(terms == 4 || terms == 5);
+  static_assert(terms == 4 || terms == 6);
   using V = Vector<float>;
-  const V clamped = x < -150.0f ? splat(-150.0f) : x;
 #ifdef __AVX512F__
-  const V n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
-  const V n = _mm256_round_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V clamped = x < -127.0f ? splat(-127.0f) : x;  // -inf - floor(-inf) is NaN
+  const V n = _mm256_floor_ps(clamped), f = clamped - n;
 #endif
-  const V f = clamped - n;
   V p;
-  if constexpr (terms == 5) {
-    p = splat(0x1.5bba14p-10f);
-    p = p * f + 0x1.3cea88p-7f;
-    p = p * f + 0x1.c6b752p-5f;
-    p = p * f + 0x1.ebf9bcp-3f;
-    p = p * f + 0x1.62e42ap-1f;
+  if constexpr (terms == 6) {
+    p = splat(0x1.284c28p-12f);
+    p = p * f + 0x1.020168p-10f;
+    p = p * f + 0x1.4a82fep-7f;
+    p = p * f + 0x1.c3ee8ep-5f;
+    p = p * f + 0x1.ec3ce2p-3f;
+    p = p * f + 0x1.62e1c8p-1f;
   } else {
-    p = splat(0x1.3a02ccp-7f);
-    p = p * f + 0x1.c9fc46p-5f;
-    p = p * f + 0x1.ec0378p-3f;
-    p = p * f + 0x1.62e12cp-1f;
+    p = splat(0x1.17a2cap-6f);
+    p = p * f + 0x1.64ad6ap-5f;
+    p = p * f + 0x1.fbdeb4p-3f;
+    p = p * f + 0x1.61fe28p-1f;
   }
   p = p * f + 1.0f;
 #ifdef __AVX512F__
-  return _mm512_scalef_ps(p, n);
+  return _mm512_scalef_ps(p, x);  // by 2^floor(x)
 #else
-  // n = 128 needs 2^128, which a float exponent cannot hold: multiply by 2^(n-1) and by 2.
+  // n = 128 needs 2^128, which a float exponent cannot hold: multiply by 2^(n-1) and by 2. Below 2^-126 is 0.
   const Bits<float> power = (__builtin_convertvector(n, Bits<float>) + 126) << 23;
   const V result = p * (V)power * 2.0f;
-  return x < -126.0f ? V{} : (x > 128.0f ? splat(INFINITY) : result);
+  return x < -126.0f ? V{} : (x >= 129.0f ? splat(INFINITY) : result);
 #endif
 }
 
