@@ -1,0 +1,77 @@
+"""What one would call instead of the op: the paper's two dense score matrices, or two flash calls merged by lse.
+
+Both are differentiable, take q, k, v [B, H, S, D] not rotated and cos, sin [1, S, D] as the op does, and return out
+[B, H, S, D] with [B, S, H, D] memory, as SDPA and the op do.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotation of x [B, H, S, D] as transformers' Llama does it: in the dtype of x, and into the layout of x."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def two_matrices(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The paper's way, written as transformers' eager attention is: everything in the dtype of q but the softmax.
+
+    Args:
+        mask: added to the scores, broadcastable to [B, H, S, S] and of their dtype: 0, or `torch.finfo(dtype).min`.
+    """
+    cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT  # [B, H, m, n]
+    mirrored = rotate(q, cos, -sin) @ rotate(k, cos, -sin).mT
+    past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    scores = torch.where(past, scores, mirrored) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return (weights @ v).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def two_flash_calls(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Causal flash attention twice: on the keys up to the query, and, in reverse order, on those strictly after it.
+
+    In reverse order the keys after a query come before it. Causal attention would add the query's own key, so the last
+    query, which sees no later key, and the first key, which is later than no query, are left out: the others then line
+    up.
+    """
+    cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+    below = (rotate(q, cos, sin), rotate(k, cos, sin), v)
+    query = rotate(q[:, :, :-1], cos[:, :-1], -sin[:, :-1])
+    key = rotate(k[:, :, 1:], cos[:, 1:], -sin[:, 1:])
+    above = (query.flip(2), key.flip(2), v[:, :, 1:].flip(2))
+    return _TwoFlashCalls.apply(*below, *above)
+
+
+class _TwoFlashCalls(torch.autograd.Function):
+    """Each backward call gets the merged out and lse, so that it computes its part of the one softmax."""
+
+    @staticmethod
+    def forward(ctx: Any, *operands: Tensor) -> Tensor:
+        out, lse = _FLASH(*operands[:3], 0.0, True)
+        out_above, lse_above = _FLASH(*operands[3:], 0.0, True)
+        out_above, lse_above = out_above.flip(2), lse_above.flip(2)  # of the queries 0 to S - 2
+        share = torch.sigmoid(lse_above - lse[:, :, :-1])  # of the softmax that falls to the later keys
+        out[:, :, :-1].lerp_(out_above, share[..., None].to(out.dtype))
+        lse[:, :, :-1] = torch.logaddexp(lse[:, :, :-1], lse_above)
+        ctx.save_for_backward(*operands, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        *operands, out, lse = ctx.saved_tensors
+        (grad_out,) = grads
+        below = _FLASH_BACKWARD(grad_out, *operands[:3], out, lse, 0.0, True)
+        flipped = (x[:, :, :-1].flip(2) for x in (grad_out, out, lse))
+        grad_above, out_above, lse_above = flipped
+        above = _FLASH_BACKWARD(grad_above, *operands[3:], out_above, lse_above, 0.0, True)
+        return (*below, *above)
