@@ -1,4 +1,5 @@
-# make demo | test | lint | benchmark: each sets up what it needs in $(VENV) and is quick when nothing has changed.
+# make demo | test | lint | benchmark | benchmark-sweep: each sets up what it needs in $(VENV) and is quick when nothing
+# has changed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup demo test lint format benchmark clean
+.PHONY: setup demo test lint format benchmark benchmark-sweep clean
 
 setup: $(VENV)/installed
 
@@ -53,7 +54,10 @@ format: setup
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 benchmark: setup
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/attention.py --output-dir out/benchmark
+
+benchmark-sweep: setup
+	$(BIN)/python benchmarks/attention.py --cases --sweep --output-dir out/benchmark-sweep
 
 clean:
 	rm -rf build $(VENV)

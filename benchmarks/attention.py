@@ -1,87 +1,175 @@
-"""How long is split-triangle attention beside what one would call instead? Ratios to PyTorch's own, in one run.
+"""How long is split-triangle attention beside what one would call instead, and how much memory does each take?
 
-    python benchmarks/attention.py --output out/attention.json
+    python benchmarks/attention.py --output-dir out/benchmark
 
-Peers: SDPA full (the same products, but no rotation and no split triangle), SDPA causal (half of them), and the eager
-way of the paper's code, two dense S x S score matrices. Repetitions are interleaved; medians are compared.
+Beside ours: PyTorch's SDPA full (the same products, but no rotation and no split triangle) and causal (half of them),
+the paper's two dense score matrices as transformers' eager attention would compute them, and two causal flash calls
+merged by log-sum-exp. All of them take turns in one run. TFLOP/s count 4 B H S^2 D for a forward, 2.5 times that for a
+backward and half for causal attention, nothing for the rotation; their share is that of torch.matmul, a library's
+product of two 2048 x 2048 matrices, measured before each case. [a, b] are quartiles; ratios are taken round by round.
+Extra memory is the peak of forward + backward beyond inputs and outputs, each in a fresh process.
+
+Each named case has a ceiling for ours / its peer. Whether it was met is printed; the exit status never depends on it.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention as sdpa
+from cases import CASES, PASS_FLOPS, PASSES, SEED, Case, extra_memory, forward_flops, left_out, prepare, sweep_case
+from matplotlib.figure import Figure
+from measure import PRODUCT_FLOPS, in_fresh_process, interleaved, matrix_product, quartiles, ratios, spread, table
 from tqdm import tqdm
 
-from bico_ext import environment, reference, split_triangle_attention
-from bico_ext.files import write_json
+from bico_ext.files import whole, write_json, write_text
 
-SHAPES = [(1, 8, 2048, 128), (1, 8, 2048, 64), (1, 8, 512, 64), (1, 2, 8192, 128), (32, 4, 28, 32)]  # B, H, S, D
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+PRODUCT = "torch.matmul of 2048 x 2048"
+SWEEP_LENGTHS = [2**power for power in range(7, 16)]
+SWEEP_BUDGET = 30.0  # seconds for each length, after which no further round starts
 
 
-def contestants(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """By name, a call that returns an attention output which requires gradients."""
-    generator = torch.Generator().manual_seed(0)
-    batch, heads, length, head_dim = shape
-    q, k, v = (
-        torch.randn(batch, length, heads, head_dim, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
-        for _ in range(3)
-    )
-    frequency = 10_000 ** -(torch.arange(0, head_dim, 2) / head_dim)
-    angle = torch.outer(torch.arange(length), frequency).repeat(1, 2)[None]
-    cos, sin = angle.cos(), angle.sin()
-    causal = torch.ones(batch, length, dtype=torch.int32)
-    calls: dict[str, Callable[[], Any]] = {
-        "ours": lambda: split_triangle_attention(q, k, v, cos, sin),
-        "ours, causal span ids": lambda: split_triangle_attention(q, k, v, cos, sin, span_ids=causal),
-        "SDPA full": lambda: sdpa(q, k, v),
-        "SDPA causal": lambda: sdpa(q, k, v, is_causal=True),
+def measure_case(case: Case, repetitions: int, passes: list[str], budget: float = math.inf) -> dict[str, Any]:
+    """Every sample of every way to compute the case, ready for JSON."""
+    excuses = {way: excuse for way in case.peers if (excuse := left_out(case, way))}
+    ways = [way for way in ("ours", *case.peers) if way not in excuses]
+    return {
+        "case": asdict(case),
+        "left_out": list(excuses.values()),
+        "matrix_product_ms": matrix_product(getattr(torch, case.dtype), repetitions),
+        "milliseconds": time_case(case, ways, repetitions, passes, budget),
+        "forward_flops": {way: forward_flops(case, way) for way in ways},
+        "extra_bytes": {way: in_fresh_process(extra_memory, case, way) for way in ways},
     }
-    if batch * heads * length**2 <= 2**25:  # 128 MiB for each score matrix in float32
-        calls["eager, two matrices"] = lambda: reference.split_triangle_attention(q, k, v, cos, sin)
-    return calls
 
 
-def measure(calls: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of forward and forward + backward, the calls taking turns."""
-    times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "forward + backward": []} for name in calls}
-    for repetition in range(repetitions + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            with torch.no_grad():
-                call()
-            forward = time.perf_counter()
-            call().sum().backward()
-            both = time.perf_counter()
-            if repetition > 0:  # the first warms up
-                times[name]["forward"].append((forward - started) * 1e3)
-                times[name]["forward + backward"].append((both - forward) * 1e3)
-    return {name: {kind: statistics.median(ms) for kind, ms in kinds.items()} for name, kinds in times.items()}
+def time_case(
+    case: Case, ways: list[str], repetitions: int, passes: list[str], budget: float
+) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds by pass and way, the ways taking turns."""
+    calls = {way: prepare(case, way) for way in ways}
+
+    def clear() -> None:
+        for call in calls.values():
+            call.clear()
+
+    timed = {(name, way): partial(PASSES[name], calls[way]) for name in passes for way in ways}
+    samples = interleaved(timed, repetitions, clear, budget)
+    return {name: {way: samples[name, way] for way in ways} for name in passes}
 
 
-def main() -> None:
+def measured_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells of the table of times."""
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        case, product_ms = result["case"]["name"], result["matrix_product_ms"]
+        product = PRODUCT_FLOPS / (quartiles(product_ms)[1] * 1e9)
+        rows.append((case, "", PRODUCT, spread(product_ms, 2), f"{product:.3f}", "100%", "", ""))
+        for name, samples in result["milliseconds"].items():
+            for way, ms in samples.items():
+                rate = result["forward_flops"][way] * PASS_FLOPS[name] / (quartiles(ms)[1] * 1e9)
+                ratio = "" if way == "ours" else spread(ratios(samples["ours"], ms), 2)
+                extra = f"{result['extra_bytes'][way] / 2**20:.1f}" if name == "forward + backward" else ""
+                rows.append((case, name, way, spread(ms, 2), f"{rate:.3f}", f"{rate / product:.0%}", ratio, extra))
+    return rows
+
+
+def target_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells of the table of ceilings."""
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        case = result["case"]
+        for name, ceiling in case["ceilings"].items():
+            samples, peer = result["milliseconds"][name], case["peers"][0]
+            between = ratios(samples["ours"], samples[peer])
+            met = "met" if quartiles(between)[1] <= ceiling else "missed"
+            rows.append((case["name"], name, peer, spread(between, 2), f"{ceiling:.2f}", met))
+    return rows
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """The tables, and what was left out of them."""
+    columns = ("case", "pass", "call", "ms", "TFLOP/s", "of matmul", "ours / it", "extra MiB")
+    parts = [table(columns, measured_rows(results))]
+    targets = target_rows(results)
+    if targets:
+        parts.append(table(("case", "pass", "peer", "ours / peer", "ceiling", ""), targets))
+    parts += ["".join(f"Left out: {excuse}.\n" for result in results for excuse in result["left_out"])]
+    return "\n".join(part for part in parts if part)
+
+
+def draw(path: Path, results: list[dict[str, Any]]) -> None:
+    """Time and extra memory against the sequence length, both axes logarithmic."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    case = results[0]["case"]
+    for way in ("ours", *case["peers"]):
+        there = [result for result in results if way in result["extra_bytes"]]
+        lengths = [result["case"]["S"] for result in there]
+        ms = [quartiles(result["milliseconds"]["forward + backward"][way])[1] for result in there]
+        mebibytes = [result["extra_bytes"][way] / 2**20 for result in there]
+        style: dict[str, Any] = {
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 2.5 if way == "ours" else 1.2,
+            "label": way,
+        }
+        time_axes.plot(lengths, ms, **style)
+        memory_axes.plot(lengths, mebibytes, **style)
+    time_axes.set_ylabel("milliseconds, forward + backward")
+    memory_axes.set_ylabel("peak MiB beyond inputs and outputs")
+    for axes in (time_axes, memory_axes):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(f"sequence length ({case['dtype']}, {case['B']} x {case['H']} heads of {case['D']})")
+        axes.grid(alpha=0.3)
+    time_axes.legend()
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--output", help="JSON file for the medians and the machine")
-    options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for shape in tqdm(SHAPES):
-        for dtype_name, dtype in DTYPES.items():
-            medians = measure(contestants(shape, dtype), options.repetitions)
-            rows.append({"shape": shape, "dtype": dtype_name, "milliseconds": medians})
-    print("| B, H, S, D | dtype | call | forward ms | / SDPA full | forward + backward ms | / SDPA full |")
-    print("|---" * 7 + "|")
-    for row in rows:
-        medians = row["milliseconds"]
-        for name, kinds in medians.items():
-            cells = [f"{ms:.2f} | {ms / medians['SDPA full'][kind]:.2f}" for kind, ms in kinds.items()]
-            print(f"| {', '.join(map(str, row['shape']))} | {row['dtype']} | {name} | {' | '.join(cells)} |")
-    if options.output:
-        write_json(options.output, {"environment": environment.describe(), "rows": rows})
+    names = [case.name for case in CASES]
+    parser.add_argument(
+        "--cases", nargs="*", default=names, choices=names, metavar="NAME",
+        help=f"named cases to run, none or some of {', '.join(names)}; default: all",
+    )  # fmt: skip
+    parser.add_argument("--sweep", action="store_true", help="also S = 128 to 32768, drawn: time and memory")
+    parser.add_argument(
+        "--repetitions", type=int, default=7, help="rounds; long sweep lengths stop earlier. Default: 7"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, help="folder for attention.json, table.md and, of a sweep, attention.png"
+    )
+    options = parser.parse_args(arguments)
+    if options.repetitions < 1:
+        parser.error(f"--repetitions must be at least 1, got {options.repetitions}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    from bico_ext import environment  # imports transformers, which the processes that measure memory do without
+
+    print(f"seed {SEED}, {torch.get_num_threads()} threads")
+    record: dict[str, Any] = {"environment": environment.describe(), "seed": SEED, "cases": [], "sweep": []}
+    chosen = [case for case in CASES if case.name in options.cases]
+    for case in tqdm(chosen, desc="cases", disable=not chosen):
+        record["cases"].append(measure_case(case, options.repetitions, list(PASSES)))
+    for length in tqdm(SWEEP_LENGTHS if options.sweep else [], desc="sweep", disable=not options.sweep):
+        case = sweep_case(length)
+        record["sweep"].append(measure_case(case, options.repetitions, ["forward + backward"], SWEEP_BUDGET))
+    text = "\n".join(report(record[part]) for part in ("cases", "sweep") if record[part])
+    print(text)
+    if options.output_dir:
+        write_json(options.output_dir / "attention.json", record)
+        write_text(options.output_dir / "table.md", text)
+        if record["sweep"]:
+            draw(options.output_dir / "attention.png", record["sweep"])
 
 
 if __name__ == "__main__":

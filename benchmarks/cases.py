@@ -1,0 +1,170 @@
+"""What is timed: the named problems with their ceilings, and each way to compute one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from measure import peak_memory
+from peers import two_flash_calls, two_matrices
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from bico_ext import split_triangle_attention
+
+SEED = 0
+SCORE_BYTES = {"bfloat16": 15, "float32": 18}  # of the two-matrix way for a query, key and head, as `extra_memory` saw
+SCORE_LIMIT = 4 * 2**30  # bytes; where that way would take more, it is left out
+
+FULL = ("SDPA full", "SDPA causal", "two matrices", "two flash calls")
+CAUSAL = ("SDPA causal",)
+PADDED = ("SDPA padded", "two matrices padded")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem of B sequences of up to S tokens, H heads of D, and the ceilings of ours / the first of its peers.
+
+    causal: all span ids 1. packed: lengths from S / 3 to S, ours as one row with cu_seqlens, the peers padded to S.
+    """
+
+    name: str
+    dtype: str
+    B: int
+    H: int
+    S: int
+    D: int
+    peers: tuple[str, ...]
+    ceilings: dict[str, float] = field(default_factory=dict)  # by pass
+    causal: bool = False
+    packed: bool = False
+
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        if not self.packed:
+            return [self.S] * self.B
+        generator = torch.Generator().manual_seed(SEED)
+        return torch.randint(self.S // 3, self.S + 1, (self.B,), generator=generator).tolist()
+
+
+def ceilings(forward: float, both: float) -> dict[str, float]:
+    return {"forward": forward, "forward + backward": both}
+
+
+# fmt: off
+CASES = [
+    Case("bf16-2048x128", "bfloat16", 1, 8, 2048, 128, FULL, ceilings(0.8, 0.5)),
+    Case("bf16-512x64", "bfloat16", 1, 8, 512, 64, FULL, ceilings(0.9, 0.6)),
+    Case("bf16-8192x128", "bfloat16", 1, 2, 8192, 128, FULL, ceilings(0.9, 0.6)),
+    Case("fp32-2048x64", "float32", 1, 8, 2048, 64, FULL, ceilings(1.0, 0.9)),
+    Case("fp32-2048x128", "float32", 1, 8, 2048, 128, FULL, ceilings(1.0, 0.9)),
+    Case("causal-bf16", "bfloat16", 1, 8, 2048, 128, CAUSAL, ceilings(1.05, 1.05), causal=True),
+    Case("causal-fp32", "float32", 1, 8, 2048, 128, CAUSAL, ceilings(1.05, 1.05), causal=True),
+    Case("packed-bf16", "bfloat16", 64, 8, 60, 64, PADDED, {"forward + backward": 0.6}, packed=True),
+    Case("two-matrices-bf16", "bfloat16", 1, 8, 2048, 128, ("two matrices",), {"forward": 0.08}),
+]
+# fmt: on
+
+
+def sweep_case(length: int) -> Case:
+    return Case(f"sweep-{length}", "bfloat16", 1, 2, length, 128, FULL)
+
+
+@dataclass
+class Call:
+    """One way to compute a case, with inputs of its own."""
+
+    attention: Callable[..., Any]  # of q, k, v
+    q: Tensor  # and k and v: [B, H, S, D] with [B, S, H, D] memory, as projections are
+    k: Tensor
+    v: Tensor
+    grad_out: Tensor  # in the layout that every way gives to its output
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.attention(self.q, self.k, self.v)
+
+    def forward_backward(self) -> Tensor:
+        out = self.attention(self.q, self.k, self.v)
+        out.backward(self.grad_out)
+        return out.detach()
+
+    def clear(self) -> None:
+        self.q.grad = self.k.grad = self.v.grad = None
+
+
+PASSES: dict[str, Callable[[Call], Tensor]] = {
+    "forward": Call.forward,
+    "forward + backward": Call.forward_backward,
+}
+PASS_FLOPS = {"forward": 1.0, "forward + backward": 3.5}  # relative to the forward: 2 products there, 5 backward
+
+
+def prepare(case: Case, way: str) -> Call:
+    """The case's inputs, the same for every way that shares their shape, and the call."""
+    generator = torch.Generator().manual_seed(SEED)
+    dtype = getattr(torch, case.dtype)
+    lengths = case.lengths()
+    as_one_row = case.packed and way == "ours"
+    batch, length = (1, sum(lengths)) if as_one_row else (case.B, case.S)
+    q, k, v, grad_out = (
+        torch.randn(batch, length, case.H, case.D, generator=generator).to(dtype).transpose(1, 2) for _ in range(4)
+    )
+    positions = torch.cat([torch.arange(n) for n in (lengths if as_one_row else [length])])
+    cos, sin = rotary_tables(positions, case.D)
+    attention: Callable[..., Any]
+    if as_one_row:
+        offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        attention = partial(split_triangle_attention, cos=cos, sin=sin, cu_seqlens=offsets)
+    elif way == "ours":
+        span_ids = torch.ones(batch, length, dtype=torch.int32) if case.causal else None
+        attention = partial(split_triangle_attention, cos=cos, sin=sin, span_ids=span_ids)
+    elif way.endswith("padded"):
+        real = (torch.arange(length) < torch.tensor(lengths)[:, None])[:, None, None]  # [B, 1, 1, S]
+        if way == "SDPA padded":
+            attention = partial(sdpa, attn_mask=real)
+        else:
+            hidden = torch.zeros(real.shape, dtype=dtype).masked_fill_(~real, torch.finfo(dtype).min)
+            attention = partial(two_matrices, cos=cos, sin=sin, mask=hidden)
+    elif way == "two matrices":
+        attention = partial(two_matrices, cos=cos, sin=sin)
+    elif way == "two flash calls":
+        attention = partial(two_flash_calls, cos=cos, sin=sin)
+    else:
+        attention = partial(sdpa, is_causal=way == "SDPA causal")
+    return Call(attention, q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad_out)
+
+
+def forward_flops(case: Case, way: str) -> float:
+    """Of the two products of the forward, over real tokens; causal attention computes half of the pairs."""
+    share = 0.5 if case.causal or way == "SDPA causal" else 1.0
+    return share * 4 * case.H * case.D * sum(n**2 for n in case.lengths())
+
+
+def rotary_tables(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos, sin [1, S, D] of Llama's base, float32."""
+    frequency = 10_000 ** -(torch.arange(0, head_dim, 2) / head_dim)
+    angle = torch.outer(positions, frequency).repeat(1, 2)[None]
+    return angle.cos(), angle.sin()
+
+
+def left_out(case: Case, way: str) -> str | None:
+    """Why a way is not timed on the case; None if it is."""
+    needed = case.B * case.H * case.S**2 * SCORE_BYTES[case.dtype]
+    if way.startswith("two matrices") and needed > SCORE_LIMIT:
+        return f"{way} at {case.name}: would take about {needed / 2**30:.0f} GiB"
+    return None
+
+
+def extra_memory(case: Case, way: str) -> int:
+    """Bytes that forward + backward take at their peak beyond inputs and outputs. Call it in a fresh process.
+
+    It is the first call of its shape, so some MiB of what libraries generate for a shape are part of it.
+    """
+    warm = prepare(replace(case, B=1, S=min(case.S, 64)), way)
+    warm.forward_backward()  # loads code and starts threads, which are not the call's memory
+    call = prepare(case, way)
+    grown, out = peak_memory(call.forward_backward)
+    grads = [x.grad for x in (call.q, call.k, call.v) if x.grad is not None]
+    return max(grown - sum(x.numel() * x.element_size() for x in (out, *grads)), 0)

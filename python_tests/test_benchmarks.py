@@ -1,0 +1,192 @@
+"""The benchmarks compare like with like: peers that compute the op, turns, honest sums, and a record of all of it."""
+
+import json
+from dataclasses import replace
+
+import attention
+import cases
+import measure
+import pytest
+import torch
+from cases import FULL, PADDED, Case, prepare
+from peers import two_flash_calls, two_matrices
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from bico_ext import reference
+
+CEILINGS = {"forward": 0.0, "forward + backward": 1e9}
+SMALL = [
+    Case("full", "bfloat16", 1, 2, 70, 16, FULL, CEILINGS),
+    Case("causal", "float32", 1, 2, 70, 16, ("SDPA causal",), CEILINGS, causal=True),
+    Case("packed", "bfloat16", 3, 2, 30, 16, PADDED, CEILINGS, packed=True),
+]
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+def with_grads(call, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor]:
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = call(*inputs)
+    return [out, *torch.autograd.grad(out, inputs, grad_out)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "dtype", "bound"),
+    [
+        (two_flash_calls, torch.float64, 1e-13),
+        (two_flash_calls, torch.float32, 1e-6),
+        (two_matrices, torch.float32, 1e-6),
+    ],
+)
+@pytest.mark.parametrize("length", [2, 67, 600])
+def test_a_peer_computes_split_triangle_attention(peer, dtype, bound, length):
+    generator = torch.Generator().manual_seed(0)
+    *inputs, grad_out = (torch.randn(2, length, 3, 16, generator=generator).transpose(1, 2) for _ in range(4))
+    cos, sin = (table.double() for table in cases.rotary_tables(torch.arange(length), 16))
+    expected = with_grads(
+        lambda q, k, v: reference.split_triangle_attention(q, k, v, cos, sin),
+        [x.double() for x in inputs],
+        grad_out.double(),
+    )
+    actual = with_grads(
+        lambda q, k, v: peer(q, k, v, cos.to(dtype), sin.to(dtype)), [x.to(dtype) for x in inputs], grad_out.to(dtype)
+    )
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert relative(ours, theirs) < bound
+
+
+@pytest.mark.parametrize("way", PADDED)
+def test_a_padded_peer_hides_the_padding(way):
+    case = replace(SMALL[2], dtype="float32")
+    call = prepare(case, way)
+    real = torch.arange(case.S) < torch.tensor(case.lengths())[:, None]
+    cos, sin = cases.rotary_tables(torch.arange(case.S), case.D)
+    span_ids = real.int() - 1  # -1: never a key
+    if way == "SDPA padded":
+        expected = scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=real[:, None, None])
+    else:
+        expected = reference.split_triangle_attention(call.q, call.k, call.v, cos, sin, span_ids=span_ids)
+    assert not real.all()
+    assert relative(call.forward(), expected.double()) < 1e-6
+
+
+def test_ours_computes_the_packed_and_the_causal_case():
+    _, causal, packed = SMALL
+    call = prepare(replace(packed, dtype="float32"), "ours")
+    lengths = packed.lengths()
+    assert len(lengths) == 3
+    assert min(lengths) >= 10
+    assert max(lengths) <= 30
+    parts = [x.split(lengths, dim=2) for x in (call.q, call.k, call.v)]
+    alone = [
+        reference.split_triangle_attention(q, k, v, *cases.rotary_tables(torch.arange(q.shape[2]), packed.D))
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    assert relative(call.forward(), torch.cat(alone, dim=2).double()) < 1e-5
+
+    call = prepare(causal, "ours")
+    cos, sin = cases.rotary_tables(torch.arange(causal.S), causal.D)
+    span_ids = torch.ones(1, causal.S, dtype=torch.int32)
+    expected = reference.split_triangle_attention(call.q, call.k, call.v, cos, sin, span_ids=span_ids)
+    assert relative(call.forward(), expected.double()) < 1e-5
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_every_way_gets_a_gradient_in_the_layout_of_its_output(case):
+    for way in ("ours", *case.peers):
+        call = prepare(case, way)
+        out = call.forward_backward()
+        assert (out.shape, out.stride()) == (call.grad_out.shape, call.grad_out.stride()), way
+        assert all(x.grad is not None and x.grad.isfinite().all() for x in (call.q, call.k, call.v)), way
+        call.clear()
+        assert call.q.grad is call.k.grad is call.v.grad is None
+
+
+def test_flops_count_causal_attention_by_half_and_padding_not_at_all():
+    full, causal, packed = SMALL
+    assert cases.forward_flops(full, "two flash calls") == 4 * 2 * 70**2 * 16
+    assert cases.forward_flops(full, "SDPA causal") == cases.forward_flops(causal, "ours") == 2 * 2 * 70**2 * 16
+    assert cases.forward_flops(packed, "SDPA padded") == 4 * 2 * 16 * sum(n**2 for n in packed.lengths())
+
+
+def test_the_named_cases_can_be_told_apart_and_are_measured_against_their_peer():
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES)
+    for case in cases.CASES:
+        assert case.ceilings.keys() <= cases.PASSES.keys()
+        assert cases.left_out(case, case.peers[0]) is None
+    assert "GiB" in cases.left_out(cases.sweep_case(32768), "two matrices")
+
+
+def test_calls_take_turns_and_the_first_round_warms_up():
+    said = []
+    samples = measure.interleaved(
+        {"a": lambda: said.append("a"), "b": lambda: said.append("b")}, 2, lambda: said.append("-")
+    )
+    assert "".join(said) == "a-b-" * 3
+    assert {key: len(ms) for key, ms in samples.items()} == {"a": 2, "b": 2}
+
+
+def test_a_spent_budget_leaves_one_round():
+    assert len(measure.interleaved({"a": lambda: None}, 5, budget=0.0)["a"]) == 1
+
+
+def test_quartiles_and_ratios():
+    assert measure.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert measure.quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert measure.ratios([1.0, 6.0], [2.0, 3.0]) == [0.5, 2.0]
+    assert measure.spread([1.0, 2.0, 3.0], 1) == "2.0 [1.5, 2.5]"
+
+
+def grown_by_a_passing_tensor(mebibytes: int) -> int:
+    torch.ones(200, 2**18)  # an earlier and higher peak
+    return measure.peak_memory(lambda: torch.ones(mebibytes, 2**18).sum())[0]
+
+
+def test_peak_memory_is_that_of_the_call():
+    for mebibytes in (0, 100):
+        grown = measure.in_fresh_process(grown_by_a_passing_tensor, mebibytes)
+        assert grown / 2**20 == pytest.approx(mebibytes, abs=5)
+
+
+def test_a_run_prints_and_writes_every_case_and_never_judges_by_its_exit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attention, "CASES", SMALL)
+    monkeypatch.setattr(attention, "SWEEP_LENGTHS", [16, 32])
+    monkeypatch.setattr(attention, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(measure, "PRODUCT_SIZE", 64)
+    attention.main(["--repetitions", "2", "--sweep", "--output-dir", str(tmp_path)])
+    record = json.loads((tmp_path / "attention.json").read_text())
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert record["seed"] == cases.SEED
+    assert record["environment"]["threads"] == torch.get_num_threads()
+    assert [result["case"]["name"] for result in record["cases"]] == ["full", "causal", "packed"]
+    assert [result["case"]["S"] for result in record["sweep"]] == [16, 32]
+    for result in record["cases"]:
+        name = result["case"]["name"]
+        assert f"| {name} | forward | {result['case']['peers'][0]} | " in table
+        for samples in result["milliseconds"].values():
+            assert samples.keys() == {"ours", *result["case"]["peers"]} == result["extra_bytes"].keys()
+            assert all(len(ms) == 2 and min(ms) > 0 for ms in samples.values())
+        assert any(line.startswith(f"| {name} | forward | ") and "missed" in line for line in table.splitlines())
+        assert any(line.startswith(f"| {name} | forward + b") and "| met" in line for line in table.splitlines())
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_way_that_would_need_too_much_is_left_out_and_said_to_be(monkeypatch):
+    monkeypatch.setattr(cases, "SCORE_LIMIT", 0)
+    monkeypatch.setattr(measure, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(attention, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    result = attention.measure_case(SMALL[0], 1, list(cases.PASSES))
+    assert "two matrices" not in result["milliseconds"]["forward"]
+    assert "Left out: two matrices at full" in attention.report([result])
+
+
+def test_one_run_can_be_the_sweep_alone_and_a_wrong_case_is_refused(capsys):
+    assert attention.parse(["--cases", "--sweep"]).cases == []
+    assert attention.parse(["--cases", "causal-bf16"]).cases == ["causal-bf16"]
+    with pytest.raises(SystemExit):
+        attention.parse(["--cases", "nothing"])
+    assert "causal-bf16" in capsys.readouterr().err
