@@ -1,5 +1,5 @@
-# make demo | test | lint | benchmark | benchmark-sweep: each sets up what it needs in $(VENV) and is quick when nothing
-# has changed.
+# make demo | test | lint | benchmark | benchmark-sweep | benchmark-train: each sets up what it needs in $(VENV), which is
+# quick when nothing has changed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup demo test lint format benchmark benchmark-sweep clean
+.PHONY: setup demo test lint format benchmark benchmark-sweep benchmark-train clean
 
 setup: $(VENV)/installed
 
@@ -58,6 +58,9 @@ benchmark: setup
 
 benchmark-sweep: setup
 	$(BIN)/python benchmarks/attention.py --cases --sweep --output-dir out/benchmark-sweep
+
+benchmark-train: setup
+	$(BIN)/python benchmarks/train_step.py --output-dir out/benchmark-train
 
 clean:
 	rm -rf build $(VENV)
