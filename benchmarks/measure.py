@@ -1,6 +1,7 @@
 """How the benchmarks measure: calls that take turns, quartiles, and peak memory in a process of its own."""
 
 import ctypes
+import itertools
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -21,7 +22,8 @@ def interleaved(
     calls: Mapping[Key, Callable[[], Any]],
     repetitions: int,
     between: Callable[[], None] = lambda: None,
-    budget: float = math.inf,
+    least: float = 0.0,
+    most: float = math.inf,
 ) -> dict[Key, list[float]]:
     """Milliseconds of each call in each round. A, B, C, A, B, C, ...: a slow spell of the machine meets all of them.
 
@@ -29,12 +31,14 @@ def interleaved(
         calls: what to time; what a call returns is freed after its clock has stopped.
         repetitions: rounds that count; one before them warms up.
         between: run after each call, not timed.
-        budget: seconds after which no further round starts; the first always counts.
+        least: seconds that the rounds shall fill; short calls take more of them than `repetitions`.
+        most: seconds after which no further round starts; the first always counts.
     """
     samples: dict[Key, list[float]] = {key: [] for key in calls}
     began = time.perf_counter()
-    for repetition in range(repetitions + 1):
-        if repetition > 1 and time.perf_counter() - began > budget:
+    for repetition in itertools.count():
+        spent = time.perf_counter() - began
+        if (repetition > repetitions and spent > least) or (repetition > 1 and spent > most):
             break
         for key, call in calls.items():
             started = time.perf_counter()

@@ -1,6 +1,7 @@
 """The benchmarks compare like with like: peers that compute the op, turns, honest sums, and a record of all of it."""
 
 import json
+import time
 from dataclasses import replace
 
 import attention
@@ -129,8 +130,9 @@ def test_calls_take_turns_and_the_first_round_warms_up():
     assert {key: len(ms) for key, ms in samples.items()} == {"a": 2, "b": 2}
 
 
-def test_a_spent_budget_leaves_one_round():
-    assert len(measure.interleaved({"a": lambda: None}, 5, budget=0.0)["a"]) == 1
+def test_seconds_can_add_rounds_or_leave_only_one():
+    assert len(measure.interleaved({"a": lambda: time.sleep(0.01)}, 1, least=0.1)["a"]) > 1
+    assert len(measure.interleaved({"a": lambda: None}, 5, most=0.0)["a"]) == 1
 
 
 def test_quartiles_and_ratios():
@@ -156,6 +158,7 @@ def test_a_run_prints_and_writes_every_case_and_never_judges_by_its_exit(tmp_pat
     monkeypatch.setattr(attention, "SWEEP_LENGTHS", [16, 32])
     monkeypatch.setattr(attention, "in_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(measure, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(attention, "LEAST_SECONDS", 0.0)
     attention.main(["--repetitions", "2", "--sweep", "--output-dir", str(tmp_path)])
     record = json.loads((tmp_path / "attention.json").read_text())
     table = (tmp_path / "table.md").read_text()
@@ -178,6 +181,7 @@ def test_a_run_prints_and_writes_every_case_and_never_judges_by_its_exit(tmp_pat
 def test_a_way_that_would_need_too_much_is_left_out_and_said_to_be(monkeypatch):
     monkeypatch.setattr(cases, "SCORE_LIMIT", 0)
     monkeypatch.setattr(measure, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(attention, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(attention, "in_fresh_process", lambda function, *arguments: function(*arguments))
     result = attention.measure_case(SMALL[0], 1, list(cases.PASSES))
     assert "two matrices" not in result["milliseconds"]["forward"]
