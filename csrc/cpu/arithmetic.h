@@ -184,6 +184,13 @@ void store_elements(Element* to, int64_t count, T factor, const T* from) {
   }
 }
 
+// Asks for memory ahead of its use. Not __builtin_prefetch: g++ 12 takes a function of nothing else to have no effect,
+// and drops its calls.
+inline void prefetch(const void* from, int64_t bytes) {
+  const char* line = static_cast<const char*>(from);
+  for (int64_t i = 0; i < bytes; i += 64) asm volatile("prefetcht0 %0" : : "m"(line[i]));
+}
+
 // Asks for rows of a tensor ahead of their use: they are short and far apart (all heads of a token lie side by side),
 // which no hardware prefetcher follows. On 64 sequences of 40 tokens, a third of the time was waiting for them.
 inline void prefetch_rows(const Heads& x, DType dtype, int64_t batch, int64_t head, int64_t begin, int64_t count,
@@ -191,7 +198,7 @@ inline void prefetch_rows(const Heads& x, DType dtype, int64_t batch, int64_t he
   const int64_t bytes = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
   const char* data = static_cast<const char*>(x.data) + (batch * x.batch_stride + head * x.head_stride) * bytes;
   for (int64_t row = begin; row < begin + count; ++row) {
-    for (int64_t i = 0; i < elements * bytes; i += 64) __builtin_prefetch(data + row * x.row_stride * bytes + i, 0, 2);
+    prefetch(data + row * x.row_stride * bytes, elements * bytes);
   }
 }
 
