@@ -1,5 +1,5 @@
-# make demo | test | lint | benchmark | benchmark-sweep | benchmark-train: each sets up what it needs in $(VENV), which is
-# quick when nothing has changed.
+# make demo | test | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train: each sets up what it needs in
+# $(VENV), which is quick when nothing has changed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp')
 CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: setup demo test lint format benchmark benchmark-sweep benchmark-train clean
+.PHONY: setup demo test test-kernels lint format benchmark benchmark-sweep benchmark-train clean
 
 setup: $(VENV)/installed
 
@@ -41,6 +41,18 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The op's tests with every instruction set of this CPU: of the build that is installed, and of one under
+# AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software.
+test-kernels: setup build/sanitized/installed
+	$(BIN)/python python_tests/every_instruction_set.py
+	$(BIN)/python python_tests/every_instruction_set.py --package build/sanitized -k 'not memory'
+
+build/sanitized/installed: $(NATIVE) $(VENV)/requirements
+	rm -rf build/sanitized
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/sanitized \
+	  -C build-dir=build/sanitized-objects -C cmake.define.BICO_SANITIZE=ON -C cmake.define.BICO_EMULATE_AMX=ON .
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 version: str
 compiler: str
 built_with_torch: str
+sanitized: bool
 emulates_amx: bool
 
 def instruction_sets() -> dict[str, bool]: ...

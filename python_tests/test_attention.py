@@ -1,11 +1,15 @@
 """The op's numbers: against the dense fp64 definition, by gradcheck, and under every feature of the contract."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Case, make_problem
 
+import bico_ext._C as _C
 from bico_ext import reference
 from bico_ext.attention import split_triangle_attention
 
@@ -130,17 +134,27 @@ def test_strided_inputs_are_taken_as_they_are(spans):
     assert torch.equal(got, split_triangle_attention(q, k, shared.contiguous(), cos, sin, **problem.options))
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
-    case = Case("threads", S=300, Hq=4, Hkv=2, D=32, spans="infill", B=3)
-    problem = make_problem(case, torch.float32)
+THREADS = [
+    Case("many-heads", S=300, Hq=4, Hkv=2, D=32, spans="infill", B=3),
+    Case("one-head", S=1100, Hq=1, Hkv=1, D=32, B=1),  # all threads at one unit: they take turns at grad_q
+    Case("one-head-causal-gqa", S=700, Hq=3, Hkv=1, D=16, B=1, spans="causal"),
+    Case("packed", S=900, B=1, packed=(1, 300, 0, 40, 559), Hq=2, Hkv=2, D=64),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", THREADS, ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(case, dtype):
+    problem = make_problem(case, dtype)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = problem.run(split_triangle_attention, torch.float32)
-        torch.set_num_threads(3)
-        for _ in range(3):
-            together = problem.run(split_triangle_attention, torch.float32)
-            assert all(torch.equal(alone[name], together[name]) for name in alone)
+        alone = problem.run(split_triangle_attention, dtype, table_dtype=torch.float32)
+        for threads in (2, 3, 8):
+            torch.set_num_threads(threads)
+            for _ in range(3):
+                together = problem.run(split_triangle_attention, dtype, table_dtype=torch.float32)
+                assert all(torch.equal(alone[name], together[name]) for name in alone)
     finally:
         torch.set_num_threads(before)
 
@@ -199,22 +213,48 @@ def test_what_is_hidden_does_no_harm(bad):
         assert torch.equal(got[name][:, :, others], want[name][:, :, others]), name
 
 
-def test_memory_grows_linearly():
-    """At S = 8192 a dense score matrix would take 268 MB in float32; inputs and output are 1 MB each."""
-    script = """
-import resource, torch
+MEMORY = """
+import sys, pathlib, torch
 from bico_ext import split_triangle_attention
-q, k, v = (torch.randn(1, 1, 8192, 32, requires_grad=True) for _ in range(3))
-angle = torch.rand(1, 8192, 32)
-cos, sin = angle.cos(), angle.sin()
-short = [x[:, :, :64] for x in (q, k, v)]
-split_triangle_attention(*short, cos[:, :64], sin[:, :64]).sum().backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-split_triangle_attention(q, k, v, cos, sin).sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    import subprocess
-    import sys
 
-    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert int(grown) < 60_000, f"peak memory grew by {grown} KiB"
+def peak():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+def run(length):
+    q, k, v, grad = (torch.randn(1, length, 1, 64).bfloat16().transpose(1, 2) for _ in range(4))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    angle = torch.rand(1, length, 64)
+    cos, sin = angle.cos(), angle.sin()
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
+    before = peak()
+    out = split_triangle_attention(q, k, v, cos, sin)
+    out.backward(grad)
+    size = out.numel() * out.element_size()
+    return peak() - before - 4 * size, 4 * size  # out and three gradients are outputs
+
+run(64)
+extra, inputs_and_output = run(int(sys.argv[1]))
+print(extra, inputs_and_output)
+"""
+
+
+def test_memory_is_linear_in_the_length():
+    """Beyond inputs and outputs under 3 times q, k, v and out at S = 32768, where a score matrix has 2 GiB.
+
+    One head, where most of a problem is in progress at once. Instruction sets without products of bfloat16 keep their
+    operands in float32, twice as large.
+    """
+    kernels = _C.chosen_instruction_set()
+    if kernels == "amx" and _C.emulates_amx:
+        pytest.skip("tile registers in software would take minutes")
+
+    def extra(length):
+        command = [sys.executable, "-c", MEMORY, str(length)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return [int(number) for number in shown.split()]
+
+    half, _ = extra(16384)
+    whole, inputs_and_output = extra(32768)
+    assert whole < (3 if kernels in ("amx", "avx512_bf16") else 6) * inputs_and_output
+    assert whole < 2.3 * half

@@ -115,6 +115,45 @@ def test_one_long_stride():
     assert torch.equal(got, split_triangle_attention(*[q.contiguous()] * 3, table, table * 0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pointers_at_no_vector_boundary(dtype):
+    """Tensors that begin anywhere: slices of a larger storage, one element into it."""
+    problem = make_problem(Case("offset", S=70, D=20), dtype)
+    inputs = [x.to(dtype) for x in (problem.q, problem.k, problem.v)]
+    rest = (problem.cos.float(), problem.sin.float())
+    want = split_triangle_attention(*inputs, *rest)
+
+    def shifted(x):
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+
+    got = split_triangle_attention(*map(shifted, inputs), *map(shifted, rest))
+    assert torch.equal(got, want)
+
+
+def test_elements_across_element_boundaries_are_refused():
+    memory = bytearray(1 + 4 * 2 * 4 * 8 * 16)
+    odd = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(2, 4, 8, 16)
+    with pytest.raises(RuntimeError, match=r"q must lie in memory at a multiple of its element size"):
+        split_triangle_attention(odd, *list(GOOD.values())[1:])
+    assert split_triangle_attention(odd.clone(), *list(GOOD.values())[1:]).shape == odd.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_token(dtype):
+    """S = 1: the query sees itself, so out is v, whatever q and k are."""
+    q, k, v = torch.randn(3, 2, 2, 1, 5, generator=torch.Generator().manual_seed(0)).to(dtype).unbind()
+    table = torch.ones(1, 1, 4)
+    out = split_triangle_attention(q, k, v, table, table * 0)
+    torch.testing.assert_close(out, v)
+
+
+def test_only_empty_sequences():
+    q = torch.zeros(1, 2, 0, 4)
+    table = torch.ones(1, 0, 4)
+    offsets = torch.zeros(4, dtype=torch.int32)
+    assert split_triangle_attention(q, q, q, table, table, cu_seqlens=offsets).shape == q.shape
+
+
 GOOD = {
     "q": torch.zeros(2, 4, 8, 16),
     "k": torch.zeros(2, 2, 8, 16),

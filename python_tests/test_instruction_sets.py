@@ -80,7 +80,7 @@ def objects() -> list[Path]:
     if shutil.which("objdump") is None:
         pytest.skip("needs objdump (binutils)")
     root = Path(__file__).parent.parent / "build"
-    newest = max(root.glob("*/CMakeFiles/kernels_avx2.dir"), key=lambda path: path.stat().st_mtime, default=None)
+    newest = max(root.glob("cp3*/CMakeFiles/kernels_avx2.dir"), key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         pytest.skip("needs the build folder of an editable installation")
     return sorted(newest.parent.rglob("*.o"))

@@ -43,7 +43,9 @@ struct Double {
     return sum + *a * load(b);
   }
   static void store_row(double* to, Vector<double> x) { store(to, x); }
-  static void store_row(double* to, Vector<double> x, Vector<double> next) { store(to, x), store(to + lanes<double>, next); }
+  static void store_row(double* to, Vector<double> x, Vector<double> next) {
+    store(to, x), store(to + lanes<double>, next);
+  }
   // x of `group` consecutive rows to one panel place and to the rows themselves.
   static void store_group(const Vector<double>* x, double* panel, double* const* rows) {
     store(panel, *x);
@@ -61,7 +63,9 @@ struct Single {
 
   static Vector<float> multiply_add(Vector<float> sum, const float* a, const float* b) { return sum + *a * load(b); }
   static void store_row(float* to, Vector<float> x) { store(to, x); }
-  static void store_row(float* to, Vector<float> x, Vector<float> next) { store(to, x), store(to + lanes<float>, next); }
+  static void store_row(float* to, Vector<float> x, Vector<float> next) {
+    store(to, x), store(to + lanes<float>, next);
+  }
   static void store_group(const Vector<float>* x, float* panel, float* const* rows) {
     store(panel, *x);
     if (rows != nullptr) store(*rows, *x);
@@ -106,8 +110,7 @@ struct Brain {
  private:
   // 0, 16, 1, 17, ...: the two halves of a register, alternating.
   static __m512i alternate() {
-    const __m512i low = _mm512_cvtepu16_epi32(
-        _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(16)), 16));
   }
 };

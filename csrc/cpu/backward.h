@@ -19,8 +19,8 @@ struct PackedQueries {
   using Operand = typename A::Operand;
   int64_t tile_rows, padded;
   Operand *rows[frames], *transposed[frames], *grad_out_rows, *grad_out_transposed;
-  T *lse, *delta;      // lse in units of log2
-  T* sums[frames];     // of grad_q, before it is turned back
+  T *lse, *delta;   // lse in units of log2
+  T* sums[frames];  // of grad_q, before it is turned back
   bool *queries_finite, *grad_out_finite;
 
   PackedQueries(const Problem& p, int64_t unit_tiles, int64_t rows_in_tile, Carver& memory)
@@ -55,9 +55,9 @@ struct BackwardScratch {
   Matrix<Operand> rows[frames];  // [tile, D], while packing
   Panel<A> depth;                // [tile, D], while packing
   Panel<A> key_columns[frames], key_depth[frames], value_columns;
-  Matrix<T> scores, other;                // [strip, tile], [strip, strip]
-  Matrix<T> weight_grads;                 // [strip, tile]: grad_out V^T
-  Matrix<Operand> score_grads[frames];    // [strip, tile]: dS
+  Matrix<T> scores, other;                      // [strip, tile], [strip, strip]
+  Matrix<T> weight_grads;                       // [strip, tile]: grad_out V^T
+  Matrix<Operand> score_grads[frames];          // [strip, tile]: dS
   Panel<A> weights, score_grad_panels[frames];  // [tile of queries, tile of keys]: P and dS
   Matrix<T> key_sums[frames], value_sums;       // [D, tile]
   Matrix<T> turned;                             // [tile, D]
@@ -128,8 +128,7 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
     Vector<T> dot = {};
     for (int64_t d = 0; d < padded; d += lanes<T>) dot += load(out + d) * load(grad_out + d);
     const T grad_lse = p.grad_lse.data ? *p.grad_lse.row<const T>(unit.batch, query_head, m) : T(0);
-    packed.lse[at * packed.tile_rows + r] =
-        *p.lse.row<const T>(unit.batch, query_head, m) * T(std::numbers::log2e);
+    packed.lse[at * packed.tile_rows + r] = *p.lse.row<const T>(unit.batch, query_head, m) * T(std::numbers::log2e);
     packed.delta[at * packed.tile_rows + r] = sum<T>(dot) - grad_lse;
   }
 }
@@ -275,12 +274,12 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
   for (int64_t begin = 0; begin < keys.count; begin += step) {
     const int64_t columns = std::min(step, keys.count - begin);
     const auto add_to_keys = [&](Matrix<Operand> left, Panel<A> right, Matrix<T> sums, int64_t first, int64_t last) {
-      accumulate<A>({scratch.padded, columns, last - first, left.from(0, first), right, first, begin,
-                     sums.from(0, begin)});
+      accumulate<A>(
+          {scratch.padded, columns, last - first, left.from(0, first), right, first, begin, sums.from(0, begin)});
     };
     const int64_t first = split || causal ? begin : 0, last = std::min(queries.count, begin + columns);
-    add_to_keys(packed.turned(packed.grad_out_transposed, at), scratch.weights, scratch.value_sums,
-                causal ? first : 0, queries.count);
+    add_to_keys(packed.turned(packed.grad_out_transposed, at), scratch.weights, scratch.value_sums, causal ? first : 0,
+                queries.count);
     if (split || whole.plain()) {
       add_to_keys(packed.turned(packed.transposed[0], at), scratch.score_grad_panels[0], scratch.key_sums[0], first,
                   queries.count);

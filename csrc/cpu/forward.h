@@ -27,9 +27,7 @@ struct PackedKeys {
     values_finite = memory.take<bool>(tiles);
   }
 
-  Panel<A> key_columns(int frame, int64_t tile) const {
-    return {columns[frame] + tile * tile_rows * padded, padded};
-  }
+  Panel<A> key_columns(int frame, int64_t tile) const { return {columns[frame] + tile * tile_rows * padded, padded}; }
   Panel<A> value_depth(int64_t tile) const { return {depth + tile * tile_rows * padded, tile_rows}; }
 };
 

@@ -6,6 +6,10 @@
 
 #include "vectors.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace bico::cpu {
 inline namespace BICO_ISA {
 
@@ -28,6 +32,14 @@ class Carver {
   T* take(int64_t count) {
     const uintptr_t at = memory_ + used_;
     used_ += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+#ifdef __SANITIZE_ADDRESS__
+    // A gap that nobody may touch, so that running over the end of an array shows.
+    if (memory_ != 0) {
+      __asan_unpoison_memory_region(reinterpret_cast<void*>(at), memory_ + used_ - at);
+      __asan_poison_memory_region(reinterpret_cast<void*>(memory_ + used_), 64);
+    }
+    used_ += 64;
+#endif
     return reinterpret_cast<T*>(at);
   }
   template <typename T>

@@ -70,7 +70,8 @@ void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < C; ++j) {
-        sums[r][j] = A::multiply_add(sums[r][j], a + r * a_stride + k, b + k * panel_columns<A> + j * lanes<T> * A::group);
+        sums[r][j] =
+            A::multiply_add(sums[r][j], a + r * a_stride + k, b + k * panel_columns<A> + j * lanes<T> * A::group);
       }
     }
   }

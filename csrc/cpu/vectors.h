@@ -68,7 +68,8 @@ T sum(Vector<T> x) {
 template <typename T>
 bool any(Bits<T> x) {
 #ifdef __AVX512F__
-  return sizeof(T) == 4 ? _mm512_test_epi32_mask((__m512i)x, (__m512i)x) : _mm512_test_epi64_mask((__m512i)x, (__m512i)x);
+  return sizeof(T) == 4 ? _mm512_test_epi32_mask((__m512i)x, (__m512i)x)
+                        : _mm512_test_epi64_mask((__m512i)x, (__m512i)x);
 #else
   return !_mm256_testz_si256((__m256i)x, (__m256i)x);
 #endif

@@ -2,13 +2,46 @@
 
 #include <sys/mman.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <new>
 #include <utility>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+
+#include <cstring>
+#endif
+
 namespace bico::cpu {
 namespace {
+
+constexpr size_t huge_page = size_t(2) << 20;
+
+// Large blocks are mapped, so that they go back to the system at once, and on huge pages where it has them.
+void* allocate(size_t bytes) {
+  if (bytes < huge_page) {
+    void* block = std::aligned_alloc(64, bytes);
+    if (block == nullptr) throw std::bad_alloc();
+    return block;
+  }
+  void* mapped = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  char* begin = static_cast<char*>(mapped);
+  char* block = begin + (huge_page - reinterpret_cast<uintptr_t>(begin) % huge_page) % huge_page;
+  if (block > begin) munmap(begin, size_t(block - begin));
+  if (block - begin < ptrdiff_t(huge_page)) munmap(block + bytes, huge_page - size_t(block - begin));
+  madvise(block, bytes, MADV_HUGEPAGE);  // a wish: without it pages are small, no more
+  return block;
+}
+
+void release(void* block, size_t bytes) {
+  if (bytes < huge_page) return std::free(block);
+  munmap(block, bytes);
+}
 
 // Freed blocks of one thread, by size. The system hands out fresh pages zeroed one by one: on a batch of 32 sequences
 // of 28 tokens that was a quarter of the time of a training step's attention.
@@ -19,46 +52,60 @@ class FreeBlocks {
     return blocks;
   }
 
-  // A block of at least `bytes`; at most twice as large as asked for.
+  // The smallest kept block of at least `bytes`, however large: it would lie idle otherwise. If there is none, the
+  // largest one makes way for a new one, so that no more is kept than one call has needed.
   void* take(size_t bytes, size_t& size) {
-    const auto found = blocks_.lower_bound(bytes);
-    if (found != blocks_.end() && found->first <= 2 * bytes) {
-      void* block = found->second;
+    auto found = blocks_.lower_bound(bytes);
+    if (found != blocks_.end()) {
       size = found->first;
-      held_ -= size;
-      blocks_.erase(found);
-      return block;
+      return remove(found);
     }
-    const size_t alignment = bytes < huge_page ? 64 : huge_page;
-    size = (bytes + alignment - 1) / alignment * alignment;
-    void* block = std::aligned_alloc(alignment, size);
-    if (block == nullptr) throw std::bad_alloc();
-    if (alignment == huge_page) madvise(block, size, MADV_HUGEPAGE);  // a wish: without it pages are small, no more
-    return block;
+    if (found != blocks_.begin()) {
+      const size_t smaller = std::prev(found)->first;
+      release(remove(std::prev(found)), smaller);
+    }
+    size = bytes < huge_page ? (bytes + 63) / 64 * 64 : (bytes + huge_page - 1) / huge_page * huge_page;
+    return allocate(size);
   }
 
   void give(void* block, size_t size) {
-    if (held_ + size > most_held) return std::free(block);
+    if (held_ + size > most_held) return release(block, size);
     held_ += size;
     blocks_.emplace(size, block);
   }
 
   ~FreeBlocks() {
-    for (const auto& [size, block] : blocks_) std::free(block);
+    for (const auto& [size, block] : blocks_) release(block, size);
   }
 
  private:
-  static constexpr size_t huge_page = size_t(2) << 20;
   static constexpr size_t most_held = size_t(32) << 20;  // bytes a thread
-  std::multimap<size_t, void*> blocks_;
+  using Blocks = std::multimap<size_t, void*>;
+
+  void* remove(Blocks::iterator at) {
+    void* block = at->second;
+    held_ -= at->first;
+    blocks_.erase(at);
+    return block;
+  }
+
+  Blocks blocks_;
   size_t held_ = 0;
 };
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes) : data_(FreeBlocks::of_this_thread().take(bytes + 1, size_)) {}
+Workspace::Workspace(size_t bytes) : data_(FreeBlocks::of_this_thread().take(bytes + 1, size_)) {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(data_, size_);
+  std::memset(data_, 0xff, size_);  // NaN in every format, so that an element that nobody wrote shows
+#endif
+}
 Workspace::Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
 Workspace::~Workspace() {
+#ifdef __SANITIZE_ADDRESS__
+  if (data_ != nullptr) __asan_unpoison_memory_region(data_, size_);
+#endif
   if (data_ != nullptr) FreeBlocks::of_this_thread().give(data_, size_);
 }
 

@@ -22,6 +22,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = BICO_VERSION;
   m.attr("compiler") = BICO_COMPILER;
   m.attr("built_with_torch") = BICO_TORCH_VERSION;
+#ifdef __SANITIZE_ADDRESS__
+  m.attr("sanitized") = true;
+#else
+  m.attr("sanitized") = false;
+#endif
 #ifdef BICO_EMULATE_AMX
   m.attr("emulates_amx") = true;
 #else

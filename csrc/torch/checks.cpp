@@ -18,6 +18,13 @@ void check_unit_stride(const char* name, const Tensor& tensor) {
                   name, ".contiguous()");
 }
 
+// Kernels load elements, never parts of them. torch.frombuffer with an odd offset makes such a tensor.
+void check_alignment(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % tensor.element_size() == 0, name,
+                  " must lie in memory at a multiple of its element size, ", tensor.element_size(), " bytes; use ",
+                  name, ".clone()");
+}
+
 bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   if (tensor.dim() != int64_t(shape.size())) return false;
   int64_t i = 0;
@@ -115,6 +122,13 @@ void check_arguments(const Arguments& a) {
   STD_TORCH_CHECK(a.cos.size(0) == a.sin.size(0) && a.cos.size(2) == a.sin.size(2),
                   "cos and sin must have the same shape, got ", describe(a.cos), " and ", describe(a.sin));
   if (a.span_ids) check_span_ids(*a.span_ids, a.q);
+  check_alignment("q", a.q);
+  check_alignment("k", a.k);
+  check_alignment("v", a.v);
+  check_alignment("cos", a.cos);
+  check_alignment("sin", a.sin);
+  if (a.span_ids) check_alignment("span_ids", *a.span_ids);
+  if (a.cu_seqlens) check_alignment("cu_seqlens", *a.cu_seqlens);
   if (a.cu_seqlens) check_cu_seqlens(*a.cu_seqlens, a.q);
 }
 
@@ -122,6 +136,7 @@ void check_like_q(const char* name, const Tensor& tensor, const Tensor& q) {
   STD_TORCH_CHECK(
       tensor.scalar_type() == q.scalar_type() && has_shape(tensor, {q.size(0), q.size(1), q.size(2), q.size(3)}), name,
       " must be like q, ", describe(q), ", got ", describe(tensor));
+  check_alignment(name, tensor);
 }
 
 void check_statistics(const char* name, const Tensor& statistics, const Tensor& q) {
@@ -129,6 +144,7 @@ void check_statistics(const char* name, const Tensor& statistics, const Tensor& 
       statistics.scalar_type() == statistics_dtype(q) && has_shape(statistics, {q.size(0), q.size(1), q.size(2)}), name,
       " must be ", describe(statistics_dtype(q)), " [B, Hq, S] = [", q.size(0), ", ", q.size(1), ", ", q.size(2),
       "], got ", describe(statistics));
+  check_alignment(name, statistics);
 }
 
 }  // namespace bico

@@ -1,0 +1,61 @@
+"""Runs the op's tests once for each instruction set that this CPU has, and says which it lacks.
+
+python python_tests/every_instruction_set.py                  # the installed build
+python python_tests/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE, by pip --target DIR
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TESTS = ["test_attention.py", "test_attention_contract.py"]
+ASK = "import json, bico_ext._C as c; print(json.dumps([c.instruction_sets(), c.sanitized]))"
+
+
+def runtime(name: str) -> str:
+    """Path of one of the compiler's sanitizer libraries."""
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def python(package: Path | None) -> tuple[list[str], dict[str, str]]:
+    """The command that starts Python with that package, and its environment."""
+    if package is None:
+        return [sys.executable], dict(os.environ)
+    # -S leaves out the .pth files of site-packages, among them the one of an editable installation.
+    others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    path = os.pathsep.join([str(package.resolve()), *others])
+    preload = f"{runtime('libasan.so')}:{runtime('libubsan.so')}"
+    return [sys.executable, "-S"], {
+        **os.environ,
+        "PYTHONPATH": path,
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves many blocks to the end of its process
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--package", type=Path, help="folder of the package of a sanitized build")
+    options, pytest_arguments = parser.parse_known_args()
+    command, environment = python(options.package)
+    asked = subprocess.run([*command, "-c", ASK], cwd=HERE, env=environment, capture_output=True, text=True, check=True)
+    sets, sanitized = json.loads(asked.stdout)
+    for isa in (isa for isa, supported in sets.items() if supported):
+        print(f"== BICO_ISA={isa}{', sanitized' if sanitized else ''}", flush=True)
+        arguments = ["-m", "pytest", "-q", *TESTS, *pytest_arguments]
+        failed = subprocess.run([*command, *arguments], cwd=HERE, env={**environment, "BICO_ISA": isa}, check=False)
+        if failed.returncode != 0:
+            return failed.returncode
+    lacking = [isa for isa, supported in sets.items() if not supported]
+    if lacking:
+        print(f"== not run, as this CPU lacks them: {', '.join(lacking)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
