@@ -79,7 +79,7 @@ class FreeBlocks {
   }
 
  private:
-  static constexpr size_t most_held = size_t(32) << 20;  // bytes a thread
+  static constexpr size_t most_held = size_t(64) << 20;  // bytes a thread
   using Blocks = std::multimap<size_t, void*>;
 
   void* remove(Blocks::iterator at) {
