@@ -19,6 +19,10 @@ def describe() -> dict[str, Any]:
         True
     """
     supported = _C.instruction_sets()
+    try:
+        kernels = _C.chosen_instruction_set()
+    except RuntimeError as error:  # none for this CPU, or BICO_ISA names no such set: the rest is worth knowing
+        kernels = f"none: {error}"
     return {
         "bico_ext": version("bico-ext"),
         "python": platform.python_version(),
@@ -28,7 +32,7 @@ def describe() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "cpu": _cpu_name(),
         "instruction_sets": sorted(name for name, present in supported.items() if present),
-        "kernels": _C.chosen_instruction_set(),
+        "kernels": kernels,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

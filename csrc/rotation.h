@@ -1,4 +1,4 @@
-// The rotary rotation of one pair of elements. Internal linkage, as in visibility.h; T is a number or a vector of them.
+// The rotary rotation of one pair of elements; T is a number or a vector of them.
 #pragma once
 
 namespace bico {

@@ -1,7 +1,7 @@
 // Who sees whom: the one rule, and what it says about whole tiles.
 //
-// Everything here has internal linkage: objects compiled for different instruction sets include it, and the linker
-// must not keep one instance for all.
+// Functions have internal linkage: objects compiled for different instruction sets include this, and the linker must
+// not keep one instance for all (python_tests/test_instruction_sets.py looks for such instances).
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TESTS = ["test_attention.py", "test_attention_contract.py"]
-ASK = "import json, bico_ext._C as c; print(json.dumps([c.instruction_sets(), c.sanitized]))"
+ASK = "import json, bico_ext._C as c; print(json.dumps([c.instruction_sets(), c.sanitized, c.__file__]))"
 
 
 def runtime(name: str) -> str:
@@ -44,7 +44,11 @@ def main() -> int:
     options, pytest_arguments = parser.parse_known_args()
     command, environment = python(options.package)
     asked = subprocess.run([*command, "-c", ASK], cwd=HERE, env=environment, capture_output=True, text=True, check=True)
-    sets, sanitized = json.loads(asked.stdout)
+    sets, sanitized, where = json.loads(asked.stdout)
+    if options.package and (not sanitized or options.package.resolve() not in Path(where).resolve().parents):
+        parser.error(f"--package must hold a build with BICO_SANITIZE; imported {where}, sanitized: {sanitized}")
+    if not any(sets.values()):
+        parser.error("this CPU has none of the instruction sets that there are kernels for")
     for isa in (isa for isa, supported in sets.items() if supported):
         print(f"== BICO_ISA={isa}{', sanitized' if sanitized else ''}", flush=True)
         arguments = ["-m", "pytest", "-q", *TESTS, *pytest_arguments]

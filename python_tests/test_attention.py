@@ -189,6 +189,49 @@ def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, lengt
         assert torch.equal(got[name].transpose(1, 2)[~reached], want[name].transpose(1, 2)[~reached]), name
 
 
+@pytest.mark.parametrize("spans", ["none", "causal", "infill"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mirror", [True, False])
+def test_nan_gradients_reach_the_keys_that_their_query_sees(spans, dtype, mirror):
+    """grad_out of one query is NaN: so are grad_q of that query and grad_k, grad_v of what it sees, and no others."""
+    case = Case("nan-grad", S=150, Hq=1, Hkv=1, D=5, R=2, spans=spans, mirror=mirror)
+    clean, broken = (make_problem(case, dtype) for _ in range(2))
+    at = 71
+    broken.grad_out[0, 0, at] = float("nan")
+    ids = clean.options["span_ids"]
+    seen = reference.visible(torch.zeros(2, 150, dtype=torch.int32) if ids is None else ids)
+    want, got = (problem.run(split_triangle_attention, dtype) for problem in (clean, broken))
+    reached = torch.zeros(2, 150, dtype=torch.bool)
+    reached[0] = seen[0, at]
+    for name in ("grad_k", "grad_v"):
+        assert got[name][:, 0][reached].isnan().any(-1).all(), name
+        assert torch.equal(got[name][:, 0][~reached], want[name][:, 0][~reached]), name
+    others = torch.arange(150) != at
+    assert got["grad_q"][0, 0, at].isnan().any()
+    assert torch.equal(got["grad_q"][0, 0, others], want["grad_q"][0, 0, others])
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_nan_without_the_mirror(where):
+    """There is one frame only: the other has no memory that could be looked at."""
+    case = Case("nan-no-mirror", S=150, Hq=1, Hkv=1, D=5, R=2, mirror=False, spans="causal")
+    clean, broken = (make_problem(case, torch.bfloat16) for _ in range(2))
+    getattr(broken, where)[0, 0, 71] = float("nan")
+    want, got = (problem.run(split_triangle_attention, torch.bfloat16) for problem in (clean, broken))
+    assert torch.equal(got["out"][:, :, :71], want["out"][:, :, :71])
+    assert not got["out"][0, 0, 71].isfinite().any()
+
+
+def test_a_frame_that_nobody_uses_may_overflow():
+    """k is finite as its own query sees it, in frame 0, and infinite in frame 1, which no query before it asks for."""
+    angle = torch.tensor([0.2942, 0.0])  # atan(1 / 3.3)
+    cos, sin = (f(angle)[None, :, None].expand(1, 2, 2) for f in (torch.cos, torch.sin))
+    k = torch.tensor([[3.3e38, 1e38], [0.0, 0.0]]).view(1, 1, 2, 2)
+    q, v = torch.zeros(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 2, 2)
+    split_triangle_attention(q, k, v, cos, sin).sum().backward()
+    assert not q.grad.any(), "all values are equal, so the weights do not matter"
+
+
 @pytest.mark.parametrize("bad", ["key", "neighbour", "table"])
 def test_what_is_hidden_does_no_harm(bad):
     """A placeholder that overflows in the rotation, a NaN in the next packed sequence, a NaN in a hidden rotation."""

@@ -12,7 +12,6 @@ import pytest
 import bico_ext._C as _C
 from bico_ext import environment
 
-OPS = Path(_C.__file__).with_name("_ops.so")
 # What marks machine code that a CPU without AVX-512 cannot run: 512-bit registers, the upper 16 of the 32 vector
 # registers, mask registers, tiles.
 BEYOND_AVX2 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])\b|%k[0-7]\b|%tmm")
@@ -56,47 +55,36 @@ def test_a_set_that_this_cpu_lacks_is_named():
     assert message in run(USE, missing[0]).stderr
 
 
-def functions_beyond_avx2(library: Path) -> list[str]:
-    """Names of the functions that hold an instruction of AVX-512 or AMX."""
-    listing = subprocess.run(
-        ["objdump", "--disassemble", "--no-show-raw-insn", "--demangle", str(library)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    found, name = [], ""
-    for line in listing.splitlines():
-        header = re.fullmatch(r"[0-9a-f]+ <(.*)>:", line)
-        if header:
-            name = header[1]
-        elif BEYOND_AVX2.search(line) and (not found or found[-1] != name):
-            found.append(name)
+@pytest.fixture(scope="session")
+def objects() -> dict[str, Path]:
+    """The object files of the kernels by instruction set; other than the library, they have names for all functions."""
+    if shutil.which("objdump") is None or shutil.which("nm") is None:
+        pytest.skip("needs nm and objdump (binutils)")
+    builds = (Path(__file__).parent.parent / "build").glob("cp3*/CMakeFiles")
+    newest = max(builds, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        pytest.skip("needs the build folder of an editable installation")
+    found = {isa: newest / f"kernels_{isa}.dir/csrc/cpu/{isa}.cpp.o" for isa in _C.instruction_sets()}
+    assert all(path.exists() for path in found.values())
     return found
 
 
-@pytest.fixture(scope="session")
-def objects() -> list[Path]:
-    """The object files of the build, which, other than the library, have names for all functions."""
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump (binutils)")
-    root = Path(__file__).parent.parent / "build"
-    newest = max(root.glob("cp3*/CMakeFiles/kernels_avx2.dir"), key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        pytest.skip("needs the build folder of an editable installation")
-    return sorted(newest.parent.rglob("*.o"))
+def lines(*command: object) -> list[str]:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_code_beyond_avx2_has_names_of_its_own(objects):
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+def test_an_instruction_set_shares_no_symbol(objects, isa):
     """The linker keeps one of several equal names: one compiled for AVX-512 must not serve an AVX2 machine."""
-    seen = set()
-    for path in objects:
-        folder = next(part for part in path.parts if part.endswith(".dir"))
-        isa = folder.removesuffix(".dir").removeprefix("kernels_")
-        names = functions_beyond_avx2(path)
-        if isa in ("avx512", "avx512_bf16", "amx"):
-            assert names
-            seen.add(isa)
-        allowed = rf"\bbico::cpu::on_{isa}::" if isa != "avx2" else r"(?!)"
-        wrong = [name for name in names if not re.search(allowed, name)]
-        assert not wrong, f"{path.name} has {wrong[0]}, which could be kept in the place of an equal name elsewhere"
-    assert seen == {"avx512", "avx512_bf16", "amx"}
+    own = re.compile(rf"bico::cpu::on_{isa}::|bico::cpu::{isa}_b?float(16|32|64)$|DW\.ref\.__gxx_personality_v0$")
+    listing = lines("nm", "--demangle", "--defined-only", objects[isa])
+    shared = [line.split(maxsplit=2)[2] for line in listing if re.match(r"[0-9a-f]+ [A-Zuvw] ", line)]
+    assert any(f"{isa}_" in name for name in shared), "the kernels themselves are there"
+    wrong = [name for name in shared if not own.search(name)]
+    assert not wrong, f"{wrong[0]} could be kept in the place of an equal name elsewhere"
+
+
+def test_avx2_kernels_hold_nothing_beyond_avx2(objects):
+    listing = {isa: lines("objdump", "--disassemble", "--no-show-raw-insn", objects[isa]) for isa in objects}
+    assert not [line for line in listing["avx2"] if BEYOND_AVX2.search(line)]
+    assert [line for line in listing["avx512"] if BEYOND_AVX2.search(line)], "the pattern finds what it should"

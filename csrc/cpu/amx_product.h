@@ -8,16 +8,20 @@
 #ifdef BICO_EMULATE_AMX
 #include "../emulator/amx.h"
 #else
-#define BICO_TILE_LOAD_CONFIG(from) _tile_loadconfig(from)
-#define BICO_TILE_STORE_CONFIG(to) _tile_storeconfig(to)
-#define BICO_TILE_ZERO(tile) _tile_zero(tile)
-#define BICO_TILE_LOAD(tile, from, stride_bytes) _tile_loadd(tile, from, stride_bytes)
-#define BICO_TILE_STORE(tile, to, stride_bytes) _tile_stored(tile, to, stride_bytes)
-#define BICO_TILE_MULTIPLY_ADD(sum, a, b) _tile_dpbf16ps(sum, a, b)
+// Not the intrinsics: g++ 12 declares that _tile_loadconfig reads 8 of its 64 bytes and drops the stores to the others,
+// and that _tile_loadd reads no memory at all.
+#define BICO_TILE_LOAD_CONFIG(from) asm volatile("ldtilecfg %0" : : "m"(from))
+#define BICO_TILE_STORE_CONFIG(to) asm volatile("sttilecfg %0" : "=m"(to))
+#define BICO_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile : :)
+#define BICO_TILE_LOAD(tile, from, stride_bytes) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(stride_bytes) : "memory")
+#define BICO_TILE_STORE(tile, to, stride_bytes) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(stride_bytes) : "memory")
+#define BICO_TILE_MULTIPLY_ADD(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
 #endif
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 struct TileConfiguration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -33,11 +37,11 @@ struct BrainTiles : Brain {
   class Session {
    public:
     Session() {
-      BICO_TILE_STORE_CONFIG(&before_);
+      BICO_TILE_STORE_CONFIG(before_);
       const TileConfiguration ours;
-      BICO_TILE_LOAD_CONFIG(&ours);
+      BICO_TILE_LOAD_CONFIG(ours);
     }
-    ~Session() { BICO_TILE_LOAD_CONFIG(&before_); }
+    ~Session() { BICO_TILE_LOAD_CONFIG(before_); }
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
@@ -107,5 +111,5 @@ inline void accumulate<BrainTiles>(const Product<BrainTiles>& x) {
   tile_product<true>(x);
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

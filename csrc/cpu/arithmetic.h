@@ -8,7 +8,7 @@
 #include "vectors.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 struct BFloat16 {
   uint16_t bits;
@@ -205,7 +205,7 @@ inline void prefetch_rows(const Heads& x, DType dtype, int64_t batch, int64_t he
   }
 }
 
-// The same for the row of a tensor, whose elements are of the problem's dtype.
+// load_elements and store_elements for the row of a tensor, whose elements are of the problem's dtype.
 inline void load_row(const Heads& x, DType, int64_t batch, int64_t head, int64_t position, int64_t count,
                      int64_t padded, double factor, double* to) {
   load_elements(x.row<const double>(batch, head, position), count, padded, factor, to);
@@ -232,5 +232,5 @@ inline void store_row(const Heads& x, DType dtype, int64_t batch, int64_t head, 
   store_elements(x.row<Float16>(batch, head, position), count, factor, from);
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

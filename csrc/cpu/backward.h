@@ -9,7 +9,7 @@
 #include "forward.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 // Queries and output gradients of one unit, packed, and the grad_q in progress. `tile` counts through the query heads
 // of the unit: head in group * tiles + tile.
@@ -162,10 +162,10 @@ void weigh(const Block& block, const typename A::Scalar* lse, const typename A::
         }
         const V score = load(scratch.scores.row(r + i) + c);
         const auto unseen = score == -T(INFINITY);
-        const V p = exp2<A::exp2_terms>(score - lse[r + i]);
-        const V g = p * (load(scratch.weight_grads.row(r + i) + c) - delta[r + i]);
-        weight[i] = unseen ? V{} : p;
-        grad[i] = unseen ? V{} : g;
+        const V seen_weight = exp2<A::exp2_terms>(score - lse[r + i]);
+        const V seen_grad = seen_weight * (load(scratch.weight_grads.row(r + i) + c) - delta[r + i]);
+        weight[i] = unseen ? V{} : seen_weight;
+        grad[i] = unseen ? V{} : seen_grad;
       }
       A::store_group(weight, scratch.weights.at(m, c), nullptr);
       if (!split) {
@@ -190,16 +190,11 @@ template <typename A>
 void add_nonfinite_keys(const Backward& p, const Unit& unit, const Block& block, const BackwardScratch<A>& scratch,
                         const Matrix<typename A::Scalar> sums[frames]) {
   for_each_visible(p, unit.batch, block, [&](int64_t r, int64_t c) {
-    for (int frame = 0; frame < frames; ++frame) {
-      const bool in_frame = frame == 0 ? c < block.plain_end : c >= block.mirrored_begin && c < block.end;
-      if (!in_frame) continue;
-      typename A::Operand row[most_head_dim];
-      for (int64_t d = 0; d < p.head_dim; d += A::group) {
-        for (int i = 0; i < A::group; ++i) row[d + i] = scratch.key_columns[frame].element(d + i, c);
-      }
-      add_nonfinite(widen(scratch.score_grads[frame].row(r)[c]), row, p.head_dim,
-                    sums[frame].row(block.first_query + r), 1);
-    }
+    const int frame = block.frame(p, r, c);
+    typename A::Operand row[most_head_dim];
+    for (int64_t d = 0; d < p.head_dim; ++d) row[d] = scratch.key_columns[frame].element(d, c);
+    add_nonfinite(widen(scratch.score_grads[frame].row(r)[c]), row, p.head_dim, sums[frame].row(block.first_query + r),
+                  1);
   });
 }
 
@@ -211,13 +206,10 @@ void add_nonfinite_queries(const Backward& p, const Unit& unit, const Block& blo
     const int64_t m = block.first_query + r;
     add_nonfinite(widen(scratch.weights.element(m, c)), packed.row_major(packed.grad_out_rows, at).row(m), p.head_dim,
                   scratch.value_sums.data + c, scratch.value_sums.stride);
-    for (int frame = 0; frame < frames; ++frame) {
-      const bool in_frame = frame == 0 ? c < block.plain_end : c >= block.mirrored_begin && c < block.end;
-      if (!in_frame) continue;
-      add_nonfinite(widen(scratch.score_grad_panels[frame].element(m, c)),
-                    packed.row_major(packed.rows[frame], at).row(m), p.head_dim, scratch.key_sums[frame].data + c,
-                    scratch.key_sums[frame].stride);
-    }
+    const int frame = block.frame(p, r, c);
+    add_nonfinite(widen(scratch.score_grad_panels[frame].element(m, c)),
+                  packed.row_major(packed.rows[frame], at).row(m), p.head_dim, scratch.key_sums[frame].data + c,
+                  scratch.key_sums[frame].stride);
   });
 }
 
@@ -373,10 +365,17 @@ size_t backward_scratch_bytes(const Backward& p, int64_t tile_rows) {
   return memory.used();
 }
 
+// What the kernels take for granted when they round a tail up.
 template <typename A>
+constexpr bool steps_fit =
+    padding % column_step<A> == 0 && padding % panel_columns<A> == 0 && strip_rows % A::depth_step == 0 &&
+    tile_rows<A> % padding == 0 && padding / A::group % lanes<typename A::Scalar> == 0;
+
+template <typename A>
+  requires steps_fit<A>
 constexpr Kernels kernels = {
     {tile_rows<A>, forward_shared_bytes<A>, forward_scratch_bytes<A>, pack_keys<A>, attend<A>},
     {tile_rows<A>, backward_shared_bytes<A>, backward_scratch_bytes<A>, pack_queries<A>, differentiate<A>}};
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

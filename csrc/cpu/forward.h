@@ -8,7 +8,7 @@
 #include "nonfinite.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 // The keys and values of one unit, packed.
 template <typename A>
@@ -139,7 +139,8 @@ void add_nonfinite_values(const Forward& p, const Unit& unit, const Block& block
   using T = typename A::Scalar;
   T row[most_head_dim];
   for_each_visible(p, unit.batch, block, [&](int64_t r, int64_t c) {
-    load_row(p.v, p.dtype, unit.batch, unit.kv_head, block.keys.begin + c, p.head_dim, p.head_dim, T(1), row);
+    load_row(p.v, p.dtype, unit.batch, unit.kv_head, block.keys.begin + c, p.head_dim, scratch.values.stride, T(1),
+             row);
     add_nonfinite(widen(scratch.weights.row(r)[c]), row, p.head_dim, scratch.values.row(block.first_query + r), 1);
   });
 }
@@ -190,5 +191,5 @@ size_t forward_scratch_bytes(const Forward& p, int64_t tile_rows) {
 template <typename A>
 constexpr int64_t tile_rows = 64 * A::group;
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

@@ -4,11 +4,6 @@
 
 namespace bico::cpu {
 
-extern const Kernels avx2_float64, avx2_float32;
-extern const Kernels avx512_float64, avx512_float32;
-extern const Kernels avx512_bf16_bfloat16;
-extern const Kernels amx_bfloat16;
-
 // float16 is computed in float: a product of float16 pairs exists on no machine that the project has met.
 const Kernels& kernels_for(DType dtype) {
   const Isa isa = chosen_isa();

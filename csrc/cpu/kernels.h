@@ -60,6 +60,12 @@ struct Kernels {
   BackwardKernel backward;
 };
 
+// What each instruction set's object provides.
+extern const Kernels avx2_float64, avx2_float32;
+extern const Kernels avx512_float64, avx512_float32;
+extern const Kernels avx512_bf16_bfloat16;
+extern const Kernels amx_bfloat16;
+
 // Those of the chosen instruction set (isa.h).
 const Kernels& kernels_for(DType dtype);
 

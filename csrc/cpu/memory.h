@@ -11,7 +11,7 @@
 #endif
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 // Row-major.
 template <typename T>
@@ -53,5 +53,5 @@ class Carver {
   size_t used_ = 0;
 };
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

@@ -5,7 +5,7 @@
 #include "scores.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 // Calls add(query, key), positions in the block's strip and tile, for each pair that is visible.
 template <typename Add>
@@ -27,5 +27,5 @@ void add_nonfinite(T weight, const Operand* row, int64_t count, T* to, int64_t s
   }
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

@@ -13,7 +13,7 @@
 #include "rotary.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 constexpr int64_t padding = 32;
 constexpr int64_t most_head_dim = 256;
@@ -157,5 +157,5 @@ Matrix<typename A::Operand> finite_part(Matrix<typename A::Operand> rows, int64_
   return copy;
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

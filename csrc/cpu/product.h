@@ -11,7 +11,7 @@
 #include "memory.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 inline int64_t round_up(int64_t x, int64_t step) {
   return (x + step - 1) / step * step;
@@ -119,5 +119,5 @@ void accumulate(const Product<A>& x) {
   vector_product<A, true>(x);
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

@@ -5,7 +5,7 @@
 #include "arithmetic.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 constexpr int frames = 2;  // frame 0 is turned by R(t), frame 1 by R'(t) = R(-t), for keys after the query
 
@@ -24,7 +24,7 @@ struct Rotation {
         width(p.rotary.width),
         interleaved(p.rotary.interleaved) {}
 
-  // Calls turn(i, j, pair) with the places of each pair; E is T, or a vector of them where the layout allows.
+  // Calls turn(i, j, E{}) with the places of each pair; E is T, or a vector of T for as many pairs at once.
   template <typename Turn>
   void for_each_pair(const Turn& turn) const {
     const int64_t pairs = width / 2;
@@ -79,5 +79,5 @@ struct Rotation {
   }
 };
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

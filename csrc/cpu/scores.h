@@ -4,7 +4,7 @@
 #include "panels.h"
 
 namespace bico::cpu {
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 // Queries of a tile that are worked on together: their scores stay in the first-level cache, and on the diagonal only
 // the strip's own [32, 32] block is computed in both frames.
@@ -31,6 +31,10 @@ struct Block {
     if (side == Side::on_diagonal && context && p.mirror) plain_end = diagonal_end, mirrored_begin = strip;
   }
 
+  // In which frame the strip's query r sees key c.
+  int frame(const Problem& p, int64_t r, int64_t c) const {
+    return p.mirror && keys.begin + c > queries.begin + r ? 1 : 0;
+  }
   bool plain() const { return plain_end > 0; }
   bool mirrored() const { return mirrored_begin < end; }
 };
@@ -87,5 +91,5 @@ void compute_scores(const Problem& p, int64_t batch, const Block& block,
   }
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

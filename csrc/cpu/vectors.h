@@ -7,14 +7,14 @@
 #include <cstdint>
 #include <cstring>
 
-#ifndef BICO_ISA
-#error "BICO_ISA names the namespace of the instruction set: define it before including any kernel header"
+#ifndef BICO_KERNEL_NAMESPACE
+#error "define BICO_KERNEL_NAMESPACE, the instruction set's own, before including any kernel header"
 #endif
 
 namespace bico::cpu {
 // A namespace for each instruction set: of equal symbols the linker would keep one, perhaps one that this CPU cannot
 // run. python_tests/test_instruction_sets.py checks the result.
-inline namespace BICO_ISA {
+inline namespace BICO_KERNEL_NAMESPACE {
 
 #ifdef __AVX512F__
 constexpr int vector_bytes = 64;
@@ -156,5 +156,5 @@ Vector<double> exp2(Vector<double> x) {
   return x;
 }
 
-}  // namespace BICO_ISA
+}  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

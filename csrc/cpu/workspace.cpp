@@ -8,7 +8,6 @@
 #include <iterator>
 #include <map>
 #include <new>
-#include <utility>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -53,7 +52,7 @@ class FreeBlocks {
   }
 
   // The smallest kept block of at least `bytes`, however large: it would lie idle otherwise. If there is none, the
-  // largest one makes way for a new one, so that no more is kept than one call has needed.
+  // largest one makes way for a new one: what is kept does not add up over calls of growing size.
   void* take(size_t bytes, size_t& size) {
     auto found = blocks_.lower_bound(bytes);
     if (found != blocks_.end()) {
@@ -70,8 +69,12 @@ class FreeBlocks {
 
   void give(void* block, size_t size) {
     if (held_ + size > most_held) return release(block, size);
-    held_ += size;
-    blocks_.emplace(size, block);
+    try {
+      blocks_.emplace(size, block);
+      held_ += size;
+    } catch (const std::bad_alloc&) {
+      release(block, size);
+    }
   }
 
   ~FreeBlocks() {
@@ -101,12 +104,11 @@ Workspace::Workspace(size_t bytes) : data_(FreeBlocks::of_this_thread().take(byt
   std::memset(data_, 0xff, size_);  // NaN in every format, so that an element that nobody wrote shows
 #endif
 }
-Workspace::Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
 Workspace::~Workspace() {
 #ifdef __SANITIZE_ADDRESS__
-  if (data_ != nullptr) __asan_unpoison_memory_region(data_, size_);
+  __asan_unpoison_memory_region(data_, size_);
 #endif
-  if (data_ != nullptr) FreeBlocks::of_this_thread().give(data_, size_);
+  FreeBlocks::of_this_thread().give(data_, size_);
 }
 
 }  // namespace bico::cpu

@@ -9,7 +9,6 @@ namespace bico::cpu {
 class Workspace {
  public:
   explicit Workspace(size_t bytes);
-  Workspace(Workspace&& other) noexcept;
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace();
