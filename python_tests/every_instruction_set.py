@@ -51,7 +51,8 @@ def main() -> int:
         parser.error("this CPU has none of the instruction sets that there are kernels for")
     for isa in (isa for isa, supported in sets.items() if supported):
         print(f"== BICO_ISA={isa}{', sanitized' if sanitized else ''}", flush=True)
-        arguments = ["-m", "pytest", "-q", *TESTS, *pytest_arguments]
+        # --capture=sys leaves the sanitizers' reports, which end the process, on the terminal.
+        arguments = ["-m", "pytest", "-q", "--capture=sys", *TESTS, *pytest_arguments]
         failed = subprocess.run([*command, *arguments], cwd=HERE, env={**environment, "BICO_ISA": isa}, check=False)
         if failed.returncode != 0:
             return failed.returncode
