@@ -32,46 +32,26 @@ inline double widen(double x) {
 //
 // finite_below: a scalar of at least this size, or NaN, makes an operand that is not finite.
 // Session: lives while a task runs, for hardware that has to be set up.
-struct Double {
+template <typename T>
+struct Plain {
   struct Session {};
-  using Scalar = double;
-  using Operand = double;
+  using Scalar = T;
+  using Operand = T;
   static constexpr int group = 1, depth_step = 1, exp2_terms = 6;
-  static constexpr double finite_below = INFINITY;
+  static constexpr T finite_below = INFINITY;
 
-  static Vector<double> multiply_add(Vector<double> sum, const double* a, const double* b) {
-    return sum + *a * load(b);
-  }
-  static void store_row(double* to, Vector<double> x) { store(to, x); }
-  static void store_row(double* to, Vector<double> x, Vector<double> next) {
-    store(to, x), store(to + lanes<double>, next);
-  }
+  static Vector<T> multiply_add(Vector<T> sum, const T* a, const T* b) { return sum + *a * load(b); }
+  static void store_row(T* to, Vector<T> x) { store(to, x); }
+  static void store_row(T* to, Vector<T> x, Vector<T> next) { store(to, x), store(to + lanes<T>, next); }
   // x of `group` consecutive rows to one panel place and to the rows themselves.
-  static void store_group(const Vector<double>* x, double* panel, double* const* rows) {
+  static void store_group(const Vector<T>* x, T* panel, T* const* rows) {
     store(panel, *x);
     if (rows != nullptr) store(*rows, *x);
   }
-  static void interleave(const double* const* rows, double* panel) { store(panel, load(*rows)); }
+  static void interleave(const T* const* rows, T* panel) { store(panel, load(*rows)); }
 };
-
-struct Single {
-  struct Session {};
-  using Scalar = float;
-  using Operand = float;
-  static constexpr int group = 1, depth_step = 1, exp2_terms = 6;
-  static constexpr float finite_below = INFINITY;
-
-  static Vector<float> multiply_add(Vector<float> sum, const float* a, const float* b) { return sum + *a * load(b); }
-  static void store_row(float* to, Vector<float> x) { store(to, x); }
-  static void store_row(float* to, Vector<float> x, Vector<float> next) {
-    store(to, x), store(to + lanes<float>, next);
-  }
-  static void store_group(const Vector<float>* x, float* panel, float* const* rows) {
-    store(panel, *x);
-    if (rows != nullptr) store(*rows, *x);
-  }
-  static void interleave(const float* const* rows, float* panel) { store(panel, load(*rows)); }
-};
+using Double = Plain<double>;
+using Single = Plain<float>;
 
 #ifdef __AVX512BF16__
 // bfloat16 operands in pairs, float sums: vdpbf16ps.

@@ -351,20 +351,6 @@ void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* 
   store_key_gradients<A>(p, unit, keys, scratch);
 }
 
-template <typename A>
-size_t backward_shared_bytes(const Backward& p, int64_t tiles, int64_t tile_rows) {
-  Carver memory(nullptr);
-  PackedQueries<A>(p, tiles, tile_rows, memory);
-  return memory.used();
-}
-
-template <typename A>
-size_t backward_scratch_bytes(const Backward& p, int64_t tile_rows) {
-  Carver memory(nullptr);
-  BackwardScratch<A>(p, tile_rows, memory);
-  return memory.used();
-}
-
 // What the kernels take for granted when they round a tail up.
 template <typename A>
 constexpr bool steps_fit =
@@ -374,8 +360,8 @@ constexpr bool steps_fit =
 template <typename A>
   requires steps_fit<A>
 constexpr Kernels kernels = {
-    {tile_rows<A>, forward_shared_bytes<A>, forward_scratch_bytes<A>, pack_keys<A>, attend<A>},
-    {tile_rows<A>, backward_shared_bytes<A>, backward_scratch_bytes<A>, pack_queries<A>, differentiate<A>}};
+    {tile_rows<A>, bytes_of<PackedKeys<A>>, bytes_of<ForwardScratch<A>>, pack_keys<A>, attend<A>},
+    {tile_rows<A>, bytes_of<PackedQueries<A>>, bytes_of<BackwardScratch<A>>, pack_queries<A>, differentiate<A>}};
 
 }  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

@@ -173,20 +173,6 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
   scratch.finish(p, unit.batch, query_head, queries);
 }
 
-template <typename A>
-size_t forward_shared_bytes(const Forward& p, int64_t tiles, int64_t tile_rows) {
-  Carver memory(nullptr);
-  PackedKeys<A>(p, tiles, tile_rows, memory);
-  return memory.used();
-}
-
-template <typename A>
-size_t forward_scratch_bytes(const Forward& p, int64_t tile_rows) {
-  Carver memory(nullptr);
-  ForwardScratch<A>(p, tile_rows, memory);
-  return memory.used();
-}
-
 // A product over one tile of keys then takes 64 steps of 24 multiply-adds for 48 loads and stores of its sums.
 template <typename A>
 constexpr int64_t tile_rows = 64 * A::group;

@@ -53,5 +53,13 @@ class Carver {
   size_t used_ = 0;
 };
 
+// Of what a struct carves in its constructor, Layout(problem, sizes..., carver).
+template <typename Layout, typename Problem, typename... Sizes>
+size_t bytes_of(const Problem& p, Sizes... sizes) {
+  Carver memory(nullptr);
+  Layout(p, sizes..., memory);
+  return memory.used();
+}
+
 }  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu
