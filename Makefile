@@ -7,8 +7,8 @@ DATA ?= synthetic
 OUT ?= out/demo-$(notdir $(patsubst %/,%,$(DATA)))
 
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp')
-CXX_FILES := $(filter %.h %.cpp,$(NATIVE))
+NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
 .PHONY: setup demo test test-kernels lint format benchmark benchmark-sweep benchmark-train clean
 
@@ -33,7 +33,7 @@ $(VENV)/requirements: pyproject.toml $(VENV)/created
 
 # Editable: changes to Python files take effect at once, changes to csrc/ recompile what they touch.
 $(VENV)/installed: $(NATIVE) $(VENV)/requirements
-	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -e '.[test,lint]'
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint]'
 	@touch $@
 
 demo: setup

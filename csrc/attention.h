@@ -1,7 +1,8 @@
 // Split-triangle RoPE attention as plain pointers, strides and sizes; nothing here knows torch.
 //
 // Letters, here and in every kernel: B batch, Hq query heads, Hkv key/value heads, S length, D head dim,
-// R rotary width; m is a query, n a key. Strides count elements.
+// R rotary width; m is a query, n a key. Strides count elements. Functions are constexpr so that CUDA kernels may call
+// them too (nvcc --expt-relaxed-constexpr).
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ struct Heads {
   int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
 
   template <typename T>
-  T* row(int64_t batch, int64_t head, int64_t position) const {
+  constexpr T* row(int64_t batch, int64_t head, int64_t position) const {
     return static_cast<T*>(data) + batch * batch_stride + head * head_stride + position * row_stride;
   }
 };
@@ -27,7 +28,7 @@ struct RowStatistics {
   int64_t heads = 0, length = 0;
 
   template <typename T>
-  T* row(int64_t batch, int64_t head, int64_t position) const {
+  constexpr T* row(int64_t batch, int64_t head, int64_t position) const {
     return static_cast<T*>(data) + (batch * heads + head) * length + position;
   }
 };

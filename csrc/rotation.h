@@ -10,14 +10,14 @@ template <typename T>
 struct RotatedPair {
   T x_cos, y_sin, y_cos, x_sin;
 
-  T x() const { return x_cos - y_sin; }
-  T y() const { return y_cos + x_sin; }
-  T mirrored_x() const { return x_cos + y_sin; }
-  T mirrored_y() const { return y_cos - x_sin; }
+  constexpr T x() const { return x_cos - y_sin; }
+  constexpr T y() const { return y_cos + x_sin; }
+  constexpr T mirrored_x() const { return x_cos + y_sin; }
+  constexpr T mirrored_y() const { return y_cos - x_sin; }
 };
 
 template <typename T>
-static inline RotatedPair<T> rotate_pair(T x, T y, T cos_x, T sin_x, T cos_y, T sin_y) {
+static constexpr RotatedPair<T> rotate_pair(T x, T y, T cos_x, T sin_x, T cos_y, T sin_y) {
   return {x * cos_x, y * sin_x, y * cos_y, x * sin_y};
 }
 

@@ -1,7 +1,8 @@
 // Who sees whom: the one rule, and what it says about whole tiles.
 //
 // Functions have internal linkage: objects compiled for different instruction sets include this, and the linker must
-// not keep one instance for all (python_tests/test_instruction_sets.py looks for such instances).
+// not keep one instance for all (python_tests/test_instruction_sets.py looks for such instances). They are constexpr so
+// that CUDA kernels may call them too.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace bico {
 
 // Key n is seen by query m of the same sequence: it is context (0), or the past of m's own span (> 0).
 template <typename Index>
-static inline bool visible(int32_t span_m, int32_t span_n, Index m, Index n) {
+static constexpr bool visible(int32_t span_m, int32_t span_n, Index m, Index n) {
   return (span_n == 0) | ((span_n > 0) & (span_n == span_m) & (n <= m));  // no branches: it runs in vectors
 }
 
@@ -19,13 +20,13 @@ struct Rows {
   int64_t begin = 0, count = 0;
   int32_t min_span = 0, max_span = 0;
 
-  int64_t last() const { return begin + count - 1; }
+  constexpr int64_t last() const { return begin + count - 1; }
 };
 
 // Where a tile of keys lies: every key at or before every query, every key after every query, or both kinds.
 enum class Side { below, on_diagonal, above };
 
-static inline Side side(const Rows& queries, const Rows& keys) {
+static constexpr Side side(const Rows& queries, const Rows& keys) {
   if (keys.last() <= queries.begin) return Side::below;
   return keys.begin > queries.last() ? Side::above : Side::on_diagonal;
 }
@@ -33,7 +34,7 @@ static inline Side side(const Rows& queries, const Rows& keys) {
 // What the rule says about a tile: no pair is visible, every pair is, or each must be asked.
 enum class TileView { hidden, whole, mixed };
 
-static inline TileView tile_view(const Rows& queries, const Rows& keys) {
+static constexpr TileView tile_view(const Rows& queries, const Rows& keys) {
   if (keys.max_span < 0) return TileView::hidden;
   if (keys.min_span == 0 && keys.max_span == 0) return TileView::whole;
   if (keys.min_span > 0) {
@@ -46,7 +47,7 @@ static inline TileView tile_view(const Rows& queries, const Rows& keys) {
 }
 
 // Some key of the tile is seen by queries before it, so the mirrored frame is needed on the diagonal.
-static inline bool has_context(const Rows& keys) {
+static constexpr bool has_context(const Rows& keys) {
   return keys.min_span <= 0 && keys.max_span >= 0;
 }
 

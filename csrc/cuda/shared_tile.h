@@ -1,0 +1,93 @@
+// Tiles of 16-bit elements in shared memory.
+#pragma once
+
+#include "instructions.h"
+
+namespace bico::cuda {
+
+constexpr int vector_elements = 8;  // 16 bytes: what cp.async copies and ldmatrix takes as a row
+
+// [rows, columns]. The 16-byte chunks of a row are swizzled: chunk c of row r lies where chunk c ^ (a function of r)
+// would, so that the eight rows that ldmatrix reads at once, a chunk each, lie in different banks. The chunks of a row
+// fill the 8 chunks of the 32 banks once every 8 / period rows, where the row's number begins to repeat.
+template <typename T, int row_count, int column_count>
+struct SharedTile {
+  static constexpr int rows = row_count, columns = column_count;
+  static constexpr int chunks = columns / vector_elements;
+  static constexpr int period = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;
+  static constexpr int bytes = rows * columns * int(sizeof(T));
+  static_assert(columns % 16 == 0, "products go 16 columns at a time");
+
+  T* data;
+
+  BICO_DEVICE T* chunk(int row, int c) const {
+    return data + (row * chunks + (c ^ (row / (8 / period) % period))) * vector_elements;
+  }
+
+  BICO_DEVICE T* element(int row, int column) const {
+    return chunk(row, column / vector_elements) + column % vector_elements;
+  }
+};
+
+// Begin to copy `valid_rows` rows of `valid_columns` elements; the rest of the tile becomes 0.
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE void copy_rows(const SharedTile<T, rows, columns>& tile, const T* from, int64_t row_stride, int valid_rows,
+                           int valid_columns) {
+  using Tile = SharedTile<T, rows, columns>;
+  static_assert(rows * Tile::chunks % threads == 0, "each thread copies as many chunks");
+#pragma unroll
+  for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
+    const int row = i / Tile::chunks, c = i % Tile::chunks;
+    const int left = valid_columns - c * vector_elements;
+    const int elements = row >= valid_rows || left < 0 ? 0 : left < vector_elements ? left : vector_elements;
+    const T* source = elements > 0 ? from + row * row_stride + c * vector_elements : from;
+    copy_async(tile.chunk(row, c), source, elements * int(sizeof(T)));
+  }
+}
+
+// Write `valid_rows` rows of `valid_columns` elements. `aligned`: rows begin at multiples of 16 bytes.
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE void write_rows(const SharedTile<T, rows, columns>& tile, T* to, int64_t row_stride, int valid_rows,
+                            int valid_columns, bool aligned) {
+  using Tile = SharedTile<T, rows, columns>;
+  for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
+    const int row = i / Tile::chunks, column = i % Tile::chunks * vector_elements;
+    if (row >= valid_rows || column >= valid_columns) continue;
+    T* target = to + row * row_stride + column;
+    const T* source = tile.chunk(row, i % Tile::chunks);
+    if (aligned && column + vector_elements <= valid_columns) {
+      *reinterpret_cast<Vector*>(target) = load_shared(reinterpret_cast<const Vector*>(source));
+    } else {
+      for (int e = 0; e < vector_elements && column + e < valid_columns; ++e) target[e] = load_shared(source + e);
+    }
+  }
+}
+
+// NaN times the weight 0 of a hidden pair is NaN. So where not every pair of a tile is visible, rows with a NaN or an
+// infinity become 0 before they are multiplied, and their flag makes the weight itself NaN where the pair is visible.
+// Returns whether there is such a row, after a barrier; the tile must have been visible to all threads before.
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE bool clear_nonfinite_rows(const SharedTile<T, rows, columns>& tile, int32_t* flags) {
+  using Tile = SharedTile<T, rows, columns>;
+  constexpr int share = threads / rows;  // threads of one row, neighbours in one warp
+  static_assert(threads % rows == 0 && share <= 32, "a row belongs to threads of one warp");
+  constexpr uint32_t exponents = T::exponent * 0x10001u;
+  constexpr uint32_t lowest = (0x8000u - T::exponent) * 0x10001u;  // carries to the sign bit where all are set
+  const int row = thread_index() / share;
+  uint32_t found = 0;
+  for (int c = thread_index() % share; c < Tile::chunks; c += share) {
+    const Vector x = load_shared(reinterpret_cast<const Vector*>(tile.chunk(row, c)));
+    for (const uint32_t word : x.word) found |= (word & exponents) + lowest;
+  }
+  bool bad = found & 0x80008000u;
+  for (int mask = 1; mask < share; mask *= 2) bad |= shuffle_xor(int(bad), mask) != 0;
+  if (thread_index() % share == 0) store_shared(flags + row, int32_t(bad));
+  if (bad) {
+    for (int c = thread_index() % share; c < Tile::chunks; c += share) {
+      store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), Vector{});
+    }
+  }
+  return sync_threads_or(bad);
+}
+
+}  // namespace bico::cuda

@@ -1,0 +1,23 @@
+// How a kernel is run on the CPU.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+
+namespace bico::emulator {
+
+enum class Schedule { round_robin, random };  // which of the threads that can run goes on
+enum class Copies { at_issue, at_wait };      // when the data of an asynchronous copy arrives
+
+struct Options {
+  Schedule schedule = Schedule::round_robin;
+  Copies copies = Copies::at_issue;
+  uint64_t seed = 0;
+};
+
+// What a kernel must not do, found while it ran.
+struct Violation : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace bico::emulator
