@@ -16,17 +16,20 @@ static constexpr bool visible(int32_t span_m, int32_t span_n, Index m, Index n) 
 }
 
 // Rows [begin, begin + count) of one sequence with the smallest and largest span id among them.
-struct Rows {
-  int64_t begin = 0, count = 0;
+template <typename Index>
+struct RowsOf {
+  Index begin = 0, count = 0;
   int32_t min_span = 0, max_span = 0;
 
-  constexpr int64_t last() const { return begin + count - 1; }
+  constexpr Index last() const { return begin + count - 1; }
 };
+using Rows = RowsOf<int64_t>;
 
 // Where a tile of keys lies: every key at or before every query, every key after every query, or both kinds.
 enum class Side { below, on_diagonal, above };
 
-static constexpr Side side(const Rows& queries, const Rows& keys) {
+template <typename Index>
+static constexpr Side side(const RowsOf<Index>& queries, const RowsOf<Index>& keys) {
   if (keys.last() <= queries.begin) return Side::below;
   return keys.begin > queries.last() ? Side::above : Side::on_diagonal;
 }
@@ -34,7 +37,8 @@ static constexpr Side side(const Rows& queries, const Rows& keys) {
 // What the rule says about a tile: no pair is visible, every pair is, or each must be asked.
 enum class TileView { hidden, whole, mixed };
 
-static constexpr TileView tile_view(const Rows& queries, const Rows& keys) {
+template <typename Index>
+static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<Index>& keys) {
   if (keys.max_span < 0) return TileView::hidden;
   if (keys.min_span == 0 && keys.max_span == 0) return TileView::whole;
   if (keys.min_span > 0) {
@@ -47,7 +51,8 @@ static constexpr TileView tile_view(const Rows& queries, const Rows& keys) {
 }
 
 // Some key of the tile is seen by queries before it, so the mirrored frame is needed on the diagonal.
-static constexpr bool has_context(const Rows& keys) {
+template <typename Index>
+static constexpr bool has_context(const RowsOf<Index>& keys) {
   return keys.min_span <= 0 && keys.max_span >= 0;
 }
 

@@ -52,6 +52,12 @@ struct BackwardWork {
   bool grad_v_aligned;
 };
 
+// Where a block works: what every thread knows, but has no registers for between two uses.
+struct Place {
+  Host host;
+  int batch, kv_head, key_tile;
+};
+
 template <typename T, int D>
 struct BackwardShared {
   using Tiles = BackwardTiles<D>;
@@ -59,21 +65,22 @@ struct BackwardShared {
   using Queries = SharedTile<T, Tiles::queries, D>;
   using Pairs = SharedTile<T, Tiles::queries, Tiles::keys>;
   static constexpr int tile_bytes = 2 * Keys::bytes + 3 * Queries::bytes + 2 * Pairs::bytes;
-  static constexpr int bytes =
-      tile_bytes + Tiles::keys * int(sizeof(Token)) + (Tiles::keys + 2 * Tiles::queries + 1) * int(sizeof(int32_t));
+  static constexpr int bytes = tile_bytes + Tiles::keys * int(sizeof(Token)) +
+                               (Tiles::keys + 2 * Tiles::queries + 1) * int(sizeof(int32_t)) + int(sizeof(Place));
   static_assert(bytes <= shared_limit, "K, V, two stages of Q, dO, P and dS must fit");
 
   Keys k, v;
-  Queries q[2], grad_out;
+  Queries q, grad_out;  // q: the first of two stages
   Pairs weights, grad_scores;
   Token* tokens;                                           // of the keys
   int32_t *key_flags, *query_flags, *grad_flags, *ticket;  // flags of rows that are not finite
 
+  Place* place;
+
   BICO_DEVICE explicit BackwardShared(unsigned char* memory)
       : k{reinterpret_cast<T*>(memory)},
         v{reinterpret_cast<T*>(memory + Keys::bytes)},
-        q{{reinterpret_cast<T*>(memory + 2 * Keys::bytes)},
-          {reinterpret_cast<T*>(memory + 2 * Keys::bytes + Queries::bytes)}},
+        q{reinterpret_cast<T*>(memory + 2 * Keys::bytes)},
         grad_out{reinterpret_cast<T*>(memory + 2 * Keys::bytes + 2 * Queries::bytes)},
         weights{reinterpret_cast<T*>(memory + 2 * Keys::bytes + 3 * Queries::bytes)},
         grad_scores{reinterpret_cast<T*>(memory + 2 * Keys::bytes + 3 * Queries::bytes + Pairs::bytes)},
@@ -81,33 +88,39 @@ struct BackwardShared {
         key_flags(reinterpret_cast<int32_t*>(tokens + Tiles::keys)),
         query_flags(key_flags + Tiles::keys),
         grad_flags(query_flags + Tiles::queries),
-        ticket(grad_flags + Tiles::queries) {}
+        ticket(grad_flags + Tiles::queries),
+        place(reinterpret_cast<Place*>(ticket + 1)) {}
+
+  BICO_DEVICE Queries queries(int stage) const { return {q.data + stage * (Tiles::queries * D)}; }
 };
 
-// Rows of tile `tile` of `size`.
-BICO_DEVICE Rows tile_rows(const Spans& spans, int64_t length, int tile, int size) {
-  const int64_t left = length - int64_t(tile) * size;
+// TileRows of tile `tile` of `size`.
+BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
+  const int left = length - tile * size;
   return spans.rows(tile * size, left < size ? left : size);
 }
 
 // A tile of queries on the keys' way, of one of the heads of their group.
 struct QueryVisit {
   int head, tile;  // head within the group
-  TileView view;
+  Seen seen;
 };
 
 template <int queries, int keys>
 struct QueryVisits {
   const Problem& problem;
-  const Host& host;
-  const Spans& spans;
+  const Extent* extents;
+  const Place* place;
   Frame frame;
 
-  BICO_DEVICE Range range() const { return frame == Frame::plus ? later(host, queries) : earlier(host, queries); }
+  BICO_DEVICE Host host() const { return load_shared(&place->host); }
+  BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place->batch)); }
 
-  BICO_DEVICE TileView seen_by(int tile, const Host& keys_host) const {
-    const Rows guests = tile_rows(spans, problem.length, tile, queries);
-    return within_sequences(view(frame, guests, keys_host.rows, keys_host.rows.count == keys), keys_host, guests);
+  BICO_DEVICE Range range() const { return frame == Frame::plus ? later(host(), queries) : earlier(host(), queries); }
+
+  BICO_DEVICE Seen seen_by(int tile, const Host& keys_host) const {
+    const TileRows guests = tile_rows(spans(), problem.length, tile, queries);
+    return within_sequences(seen_in(frame, guests, keys_host.rows, keys_host.rows.count == keys), keys_host, guests);
   }
 
   BICO_DEVICE bool next(QueryVisit& visit) const {
@@ -119,23 +132,23 @@ struct QueryVisits {
         visit.tile = range().begin - 1;
         continue;
       }
-      visit.view = seen_by(visit.tile, host);
-      if (visit.view != TileView::hidden) return true;
+      visit.seen = seen_by(visit.tile, host());
+      if (visit.seen != Seen::nothing) return true;
     }
   }
 
-  BICO_DEVICE QueryVisit before_first() const { return {0, range().begin - 1, TileView::hidden}; }
+  BICO_DEVICE QueryVisit before_first() const { return {0, range().begin - 1, Seen::nothing}; }
 
   // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
   BICO_DEVICE int turn_before(int query_tile, int key_tile) const {
     for (int tile = key_tile - 1; tile >= 0; --tile) {
-      if (seen_by(query_tile, host_of(problem, spans, tile * keys, keys)) != TileView::hidden) return tile + 1;
+      if (seen_by(query_tile, host_of(problem, spans(), tile * keys, keys)) != Seen::nothing) return tile + 1;
     }
     return 0;
   }
 };
 
-// One tile of keys. Rows of sums: `half` of the warp in the first dimension, `right` in the second.
+// One tile of keys. TileRows of sums: `half` of the warp in the first dimension, `right` in the second.
 template <typename T, int D>
 struct BackwardBlock {
   using Tiles = BackwardTiles<D>;
@@ -146,104 +159,142 @@ struct BackwardBlock {
 
   const BackwardWork& w;
   const BackwardShared<T, D>& shared;
-  const Spans& spans;
-  const Host& host;
-  int64_t batch, kv_head;
-  int key_tile;
 
-  BICO_DEVICE int half() const { return warp_index() % 2; }
-  BICO_DEVICE int right() const { return warp_index() / 2; }
-  BICO_DEVICE int64_t head(const QueryVisit& visit) const {
-    return batch * w.problem.query_heads + kv_head * (w.problem.query_heads / w.problem.kv_heads) + visit.head;
+  BICO_DEVICE int batch() const { return load_shared(&shared.place->batch); }
+  BICO_DEVICE int kv_head() const { return load_shared(&shared.place->kv_head); }
+  BICO_DEVICE int key_tile() const { return load_shared(&shared.place->key_tile); }
+  BICO_DEVICE int half() const { return thread_index_here() / 32 % 2; }
+  BICO_DEVICE int right() const { return thread_index_here() / 64; }
+  // Of the visited queries, in their batch entry, and counted over the batch.
+  BICO_DEVICE int head(const QueryVisit& visit) const {
+    return kv_head() * int(w.problem.query_heads / w.problem.kv_heads) + visit.head;
+  }
+  BICO_DEVICE int64_t head_in_all(const QueryVisit& visit) const {
+    return int64_t(batch()) * int(w.problem.query_heads) + head(visit);
   }
 
-  BICO_DEVICE void copy_queries(const QueryVisit& visit, const void* q, int stage) const {
+  BICO_DEVICE int64_t key_head() const { return int64_t(batch()) * int(w.problem.kv_heads) + kv_head(); }
+
+  // Anew at each use, rather than kept in registers.
+  BICO_DEVICE Spans spans() const { return spans_of(w.problem, w.extents, batch()); }
+
+  BICO_DEVICE void copy_keys(Frame frame) const {
+    const int64_t length = w.problem.length, first = int64_t(key_tile()) * Tiles::keys;
+    const T* from = static_cast<const T*>(frame == Frame::plus ? w.k_plus : w.k_minus);
+    copy_rows<Tiles::threads>(shared.k, from + (key_head() * length + first) * D, D, int(length - first), D);
+    commit_copies();
+  }
+
+  BICO_DEVICE void copy_queries(const QueryVisit& visit, Frame frame, int stage) const {
+    const void* q = frame == Frame::plus ? w.q_plus : w.q_minus;
     const int64_t length = w.problem.length, first = int64_t(visit.tile) * Tiles::queries;
-    const T* from = static_cast<const T*>(q) + (head(visit) * length + first) * D;
-    copy_rows<Tiles::threads>(shared.q[stage], from, D, int(length - first), D);
+    const T* from = static_cast<const T*>(q) + (head_in_all(visit) * length + first) * D;
+    copy_rows<Tiles::threads>(shared.queries(stage), from, D, int(length - first), D);
     commit_copies();
   }
 
   BICO_DEVICE void copy_grad_out(const QueryVisit& visit) const {
     const Problem& p = w.problem;
     const int64_t first = int64_t(visit.tile) * Tiles::queries;
-    const T* from = w.grad_out.row<T>(batch, head(visit) - batch * p.query_heads, first);
+    const T* from = w.grad_out.row<T>(batch(), head(visit), first);
     copy_rows<Tiles::threads>(shared.grad_out, from, w.grad_out.row_stride, int(p.length - first), int(p.head_dim));
     commit_copies();
   }
 
   // Scores and dO V^T become weights and gradients of scores.
-  template <bool masked>
-  BICO_DEVICE void differentiate(Pairs& scores, Pairs& grads, const QueryVisit& visit, Frame frame) const {
-    const Problem& p = w.problem;
+  BICO_DEVICE void differentiate(Pairs& scores, Pairs& grads, const QueryVisit& visit) const {
     constexpr float log2_e = 1.44269504f;
+    const Problem& p = w.problem;
     const float factor = float(p.scale) * log2_e;
-    const int first_query = visit.tile * Tiles::queries, first_key = key_tile * Tiles::keys;
-    const float* lse = w.problem.lse.row<float>(0, 0, 0) + head(visit) * p.length;
-    const float* delta = w.delta + head(visit) * p.length;
+    const unsigned lane = lane_index();
+    const int first_query = visit.tile * Tiles::queries + half() * half_rows;
+    const float* lse = w.problem.lse.row<float>(0, 0, 0) + head_in_all(visit) * p.length;
+    const float* delta = w.delta + head_in_all(visit) * p.length;
 #pragma unroll
-    for (int i = 0; i < half_rows / 16; ++i) {
+    for (int i = 0; i < Pairs::M; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int row = half() * half_rows + Pairs::row(i, 2 * h), m = first_query + row;
+        const int m = first_query + Pairs::row(i, 2 * h, lane);
         // Of queries beyond the end all weights are 0.
         const float row_lse = m < p.length ? lse[m] * log2_e : INFINITY, row_delta = m < p.length ? delta[m] : 0.0f;
-        const int32_t span = masked && m < p.length ? spans.at(m) : -1;
-        const bool bad_row = masked && (load_shared(shared.query_flags + row) || load_shared(shared.grad_flags + row));
 #pragma unroll
-        for (int j = 0; j < half_rows / 8; ++j) {
+        for (int j = 0; j < Pairs::N; ++j) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float& score = scores.x[i][j][2 * h + e];
-            float& grad = grads.x[i][j][2 * h + e];
-            float weight = exp2_approximate(score * factor - row_lse);
-            grad = weight * (grad - row_delta);
-            if constexpr (masked) {
-              const int column = right() * half_rows + Pairs::column(j, e);
-              const Token key = load_shared(shared.tokens + column);
-              if (!sees(frame, m, span, first_key + column, key.span, key.sequence.holds(m))) {
-                weight = grad = 0;
-              } else if (bad_row || load_shared(shared.key_flags + column)) {
-                weight = grad = NAN;
-              }
-            }
-            score = weight;
+          for (int r = 2 * h; r < 2 * h + 2; ++r) {
+            scores.x[i][j][r] = exp2_approximate(scores.x[i][j][r] * factor - row_lse);
+            grads.x[i][j][r] = scores.x[i][j][r] * (grads.x[i][j][r] - row_delta);
           }
         }
       }
     }
   }
 
-  BICO_DEVICE void add_to_grad_q(const Gradient& sums, const QueryVisit& visit, Frame frame, int turn) const {
-    const int64_t length = w.problem.length, tiles = (length + Tiles::queries - 1) / Tiles::queries;
-    const int64_t tile = head(visit) * tiles + visit.tile;
-    float* to = (frame == Frame::plus ? w.grad_q_plus : w.grad_q_minus) + tile * Tiles::queries * D;
-    int32_t* at_turn = w.turns + (frame == Frame::plus ? 0 : w.problem.batch * w.problem.query_heads * tiles) + tile;
-    if (w.ticket) {
-      if (thread_index() == 0) wait_for_turn(at_turn, turn);
-      sync_threads();
-    }
+  // Set a lane's weights and gradients of scores where `test` holds, of rows within the tiles.
+  template <class Test>
+  BICO_DEVICE void set(Pairs& weights, Pairs& grads, float value, const Test& test) const {
+    const int row = half() * half_rows, column = right() * half_rows;
+    Bits<Pairs::M, Pairs::N> bits;
+    bits.fill_pairs([&](int query, int key) { return test(row + query, column + key); });
+    set_where(weights, bits, value);
+    set_where(grads, bits, value);
+  }
+
+  // Hidden pairs count for nothing; visible ones of which a row is flagged are NaN.
+  BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, Frame frame, bool bad) const {
+    const auto is_seen = [&](int query, int key) {
+      const Token token = load_shared(shared.tokens + key);
+      const int m = visit.tile * Tiles::queries + query, n = key_tile() * Tiles::keys + key;
+      const int32_t span = m < w.problem.length ? spans().at(m) : -1;
+      return sees(frame, m, span, n, token.span, token.sequence.holds(m));
+    };
+    set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+    if (!bad) return;
+    set(weights, grads, NAN, [&](int query, int key) {
+      const bool flagged = load_shared(shared.query_flags + query) || load_shared(shared.grad_flags + query) ||
+                           load_shared(shared.key_flags + key);
+      return flagged && is_seen(query, key);
+    });
+  }
+
+  // Of the tile of queries, counted over heads and batch.
+  BICO_DEVICE int64_t query_tile(const QueryVisit& visit) const {
+    return head_in_all(visit) * ((w.problem.length + Tiles::queries - 1) / Tiles::queries) + visit.tile;
+  }
+
+  // The counter of turns at a tile's grad_q.
+  BICO_DEVICE int32_t* turns(const QueryVisit& visit, Frame frame) const {
+    const int64_t tiles =
+        w.problem.batch * w.problem.query_heads * ((w.problem.length + Tiles::queries - 1) / Tiles::queries);
+    return w.turns + (frame == Frame::plus ? 0 : tiles) + query_tile(visit);
+  }
+
+  // dQ = dS K, in parts: all of it at once, beside dK and dV, spilled at D = 128.
+  BICO_DEVICE void add_to_grad_q(const QueryVisit& visit, Frame frame) const {
+    constexpr int parts = Order::N % 2 == 0 ? 2 : 1, N = Order::N / parts;
+    float* to = (frame == Frame::plus ? w.grad_q_plus : w.grad_q_minus) + query_tile(visit) * Tiles::queries * D;
 #pragma unroll
-    for (int i = 0; i < Order::M; ++i) {
+    for (int part = 0; part < parts; ++part) {
+      Sums<Order::M, N> sums;
+      sums.clear();
+      multiply<Tiles::keys, Stored::along_sum, Stored::across_sum>(sums, shared.grad_scores, half() * half_rows,
+                                                                   shared.k, right() * half_columns + part * 8 * N);
 #pragma unroll
-      for (int j = 0; j < Order::N; ++j) {
+      for (int i = 0; i < Order::M; ++i) {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) atomic_add(to + Order::offset(i, j, r, thread_index()), sums.x[i][j][r]);
+        for (int j = 0; j < N; ++j) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            atomic_add(to + Order::offset(i, part * N + j, r, thread_index()), sums.x[i][j][r]);
+          }
+        }
       }
-    }
-    if (w.ticket) {
-      sync_threads();
-      if (thread_index() == 0) pass_turn(at_turn, key_tile + 1);
     }
   }
 
   // All queries that see the keys in one frame. grad_v gathers over both sweeps.
   BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
     const Problem& p = w.problem;
-    const QueryVisits<Tiles::queries, Tiles::keys> visits = {p, host, spans, frame};
-    const void* q = frame == Frame::plus ? w.q_plus : w.q_minus;
-    const int64_t first_key = int64_t(key_tile) * Tiles::keys, key_head = batch * p.kv_heads + kv_head;
-    const T* k = static_cast<const T*>(frame == Frame::plus ? w.k_plus : w.k_minus);
+    const QueryVisits<Tiles::queries, Tiles::keys> visits = {p, w.extents, shared.place, frame};
     Gradient grad_k;
     grad_k.clear();
 
@@ -252,8 +303,8 @@ struct BackwardBlock {
     int stage = 0;
     bool bad_keys = false;
     if (more) {
-      copy_rows<Tiles::threads>(shared.k, k + (key_head * p.length + first_key) * D, D, int(p.length - first_key), D);
-      copy_queries(visit, q, stage);
+      copy_keys(frame);
+      copy_queries(visit, frame, stage);
       copy_grad_out(visit);
       wait_copies<0>();
       sync_threads();
@@ -261,51 +312,43 @@ struct BackwardBlock {
     }
     while (more) {
       const QueryVisit now = visit;
-      const bool masked = now.view == TileView::mixed || bad_keys;
+      const bool masked = now.seen != Seen::everything || bad_keys;
+      bool bad = bad_keys;
       if (masked) {
-        clear_nonfinite_rows<Tiles::threads>(shared.q[stage], shared.query_flags);
-        clear_nonfinite_rows<Tiles::threads>(shared.grad_out, shared.grad_flags);
+        bad |= clear_nonfinite_rows<Tiles::threads>(shared.queries(stage), shared.query_flags);
+        bad |= clear_nonfinite_rows<Tiles::threads>(shared.grad_out, shared.grad_flags);
       }
-      more = visits.next(visit);
-      if (more) copy_queries(visit, q, 1 - stage);
-
       Pairs scores, grads;
       scores.clear();
       grads.clear();
-      multiply<D, Stored::along_sum, Stored::along_sum>(scores, shared.q[stage], half() * half_rows, shared.k,
+      multiply<D, Stored::along_sum, Stored::along_sum>(scores, shared.queries(stage), half() * half_rows, shared.k,
                                                         right() * half_rows);
       multiply<D, Stored::along_sum, Stored::along_sum>(grads, shared.grad_out, half() * half_rows, shared.v,
                                                         right() * half_rows);
-      if (masked) {
-        differentiate<true>(scores, grads, now, frame);
-      } else {
-        differentiate<false>(scores, grads, now, frame);
-      }
+      differentiate(scores, grads, now);
+      if (masked) hide(scores, grads, now, frame, bad);
       store_sums(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_sums(shared.grad_scores, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there
-
+      more = visits.next(visit);
+      if (more) copy_queries(visit, frame, 1 - stage);
       multiply<Tiles::queries, Stored::across_sum, Stored::across_sum>(grad_v, shared.weights, half() * half_rows,
                                                                        shared.grad_out, right() * half_columns);
-      sync_threads();  // dO is free
+      if (w.ticket && thread_index() == 0) wait_for_turn(turns(now, frame), visits.turn_before(now.tile, key_tile()));
+      sync_threads();  // dO is free, and it is our turn
       if (more) copy_grad_out(visit);
-      {
-        Gradient grad_q;
-        grad_q.clear();
-        multiply<Tiles::keys, Stored::along_sum, Stored::across_sum>(grad_q, shared.grad_scores, half() * half_rows,
-                                                                     shared.k, right() * half_columns);
-        add_to_grad_q(grad_q, now, frame, w.ticket ? visits.turn_before(now.tile, key_tile) : 0);
-      }
+      add_to_grad_q(now, frame);
       multiply<Tiles::queries, Stored::across_sum, Stored::across_sum>(grad_k, shared.grad_scores, half() * half_rows,
-                                                                       shared.q[stage], right() * half_columns);
+                                                                       shared.queries(stage), right() * half_columns);
       stage = 1 - stage;
       wait_copies<0>();
       sync_threads();  // the next Q and dO are there; P, dS, this Q and, at the end, K are free
+      if (w.ticket && thread_index() == 0) pass_turn(turns(now, frame), key_tile() + 1);
     }
 
     const int64_t tiles = (p.length + Tiles::keys - 1) / Tiles::keys;
     float* to =
-        (frame == Frame::plus ? w.grad_k_plus : w.grad_k_minus) + (key_head * tiles + key_tile) * Tiles::keys * D;
+        (frame == Frame::plus ? w.grad_k_plus : w.grad_k_minus) + (key_head() * tiles + key_tile()) * Tiles::keys * D;
 #pragma unroll
     for (int i = 0; i < Order::M; ++i) {
 #pragma unroll
@@ -332,12 +375,14 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
     sync_threads();
     index = load_shared(shared.ticket);
   }
-  const int64_t tiles = (p.length + Tiles::keys - 1) / Tiles::keys, granules = (p.length + granule - 1) / granule;
+  const int64_t tiles = (p.length + Tiles::keys - 1) / Tiles::keys;
   const int key_tile = index % tiles, begin = key_tile * Tiles::keys;
-  const int64_t kv_head = index / tiles % p.kv_heads, batch = index / tiles / p.kv_heads;
-  const Spans spans = {p.span_ids ? p.span_ids + batch * p.span_batch_stride : nullptr, w.extents + batch * granules};
-  const Host host = host_of(p, spans, begin, Tiles::keys);
-  const Block block = {w, shared, spans, host, batch, kv_head, key_tile};
+  const int kv_head = index / tiles % p.kv_heads, batch = index / tiles / p.kv_heads;
+  const Spans spans = spans_of(p, w.extents, batch);
+  if (thread_index() == 0) {
+    store_shared(shared.place, Place{host_of(p, spans, begin, Tiles::keys), batch, kv_head, key_tile});
+  }
+  const Block block = {w, shared};
 
   for (int row = thread_index(); row < Tiles::keys; row += Tiles::threads) {
     const int n = begin + row;
@@ -348,8 +393,9 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   commit_copies();
   typename Block::Gradient grad_v;
   grad_v.clear();
-  block.sweep(Frame::plus, grad_v);
-  block.sweep(Frame::minus, grad_v);
+  sync_threads();
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_v);
 
   wait_copies<0>();
   sync_threads();

@@ -15,7 +15,7 @@ struct ForwardTiles {
   static constexpr int warps = 4, threads = 32 * warps;
   static constexpr int warp_queries = D <= 128 ? 32 : 16;  // 32 x 256 sums would not fit the registers
   static constexpr int queries = warps * warp_queries;
-  static constexpr int keys = D == 64 ? 128 : 64;
+  static constexpr int keys = D >= 128 ? 32 : 64;  // 64 spilled beside the sums of 128 or more columns
 };
 
 struct ForwardWork {
@@ -26,78 +26,98 @@ struct ForwardWork {
   bool q_aligned, out_aligned;
 };
 
+// Where a block works: what every thread knows, but has no registers for between two uses.
+struct QueryPlace {
+  Host host;
+  int batch, head, kv_head;
+};
+
+// A tile of keys on the queries' way; nothing is seen of it at the end of the way.
+struct KeyVisit {
+  Frame frame;
+  int tile;
+  Seen seen;
+};
+
 template <typename T, int D>
 struct ForwardShared {
   using Tiles = ForwardTiles<D>;
   using Queries = SharedTile<T, Tiles::queries, D>;
   using Keys = SharedTile<T, Tiles::keys, D>;
-  static constexpr int bytes = Queries::bytes + 2 * Keys::bytes + Tiles::queries * int(sizeof(Token)) + Tiles::keys * 4;
+  static constexpr int bytes = Queries::bytes + 2 * Keys::bytes + Tiles::queries * int(sizeof(Token)) +
+                               Tiles::keys * int(sizeof(int32_t)) + int(sizeof(QueryPlace)) +
+                               Tiles::warps * int(sizeof(TileRows)) + 2 * int(sizeof(KeyVisit));
   static_assert(bytes <= shared_limit, "a tile of queries, one of keys and one of values must fit");
 
   Queries q;
   Keys k, v;
   Token* tokens;   // of the queries
   int32_t* flags;  // of values that are not finite
+  QueryPlace* place;
+  TileRows* warp_rows;
+  KeyVisit* visits;  // this one and the next, in turns
 
   BICO_DEVICE explicit ForwardShared(unsigned char* memory)
       : q{reinterpret_cast<T*>(memory)},
         k{reinterpret_cast<T*>(memory + Queries::bytes)},
         v{reinterpret_cast<T*>(memory + Queries::bytes + Keys::bytes)},
         tokens(reinterpret_cast<Token*>(memory + Queries::bytes + 2 * Keys::bytes)),
-        flags(reinterpret_cast<int32_t*>(tokens + Tiles::queries)) {}
-};
-
-// A tile of keys on the queries' way.
-struct KeyVisit {
-  Frame frame;
-  int tile;
-  TileView view;
+        flags(reinterpret_cast<int32_t*>(tokens + Tiles::queries)),
+        place(reinterpret_cast<QueryPlace*>(flags + Tiles::keys)),
+        warp_rows(reinterpret_cast<TileRows*>(place + 1)),
+        visits(reinterpret_cast<KeyVisit*>(warp_rows + Tiles::warps)) {}
 };
 
 template <int keys>
 struct KeyVisits {
-  const Host& host;
-  const Spans& spans;
-  int64_t length;
+  const Problem& problem;
+  const Extent* extents;
+  const QueryPlace* place;
 
-  BICO_DEVICE Rows rows(int tile) const {
-    const int64_t left = length - int64_t(tile) * keys;
-    return spans.rows(tile * keys, left < keys ? left : keys);
+  BICO_DEVICE Host host() const { return load_shared(&place->host); }
+  BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place->batch)); }
+
+  BICO_DEVICE TileRows rows(int tile) const {
+    const int left = int(problem.length) - tile * keys;
+    return spans().rows(tile * keys, left < keys ? left : keys);
   }
 
-  BICO_DEVICE TileView seen_by(const Rows& queries, Frame frame, const Rows& guests) const {
-    return within_sequences(view(frame, queries, guests, guests.count == keys), host, guests);
+  BICO_DEVICE Seen seen_by(const TileRows& queries, Frame frame, const TileRows& guests) const {
+    return within_sequences(seen_in(frame, queries, guests, guests.count == keys), host(), guests);
   }
 
-  // Step on to the next tile that is not hidden; false at the end.
-  BICO_DEVICE bool next(KeyVisit& visit) const {
+  // The next tile after `visit` of which something is seen.
+  BICO_DEVICE KeyVisit after(KeyVisit visit) const {
+    const Host queries = host();
     for (;;) {
       ++visit.tile;
-      const Range range = visit.frame == Frame::plus ? earlier(host, keys) : later(host, keys);
+      const Range range = visit.frame == Frame::plus ? earlier(queries, keys) : later(queries, keys);
       if (visit.tile >= range.end) {
-        if (visit.frame == Frame::minus) return false;
-        visit = {Frame::minus, later(host, keys).begin - 1, TileView::hidden};
+        if (visit.frame == Frame::minus) return {Frame::minus, visit.tile, Seen::nothing};
+        visit = {Frame::minus, later(queries, keys).begin - 1, Seen::nothing};
         continue;
       }
-      visit.view = seen_by(host.rows, visit.frame, rows(visit.tile));
-      if (visit.view != TileView::hidden) return true;
+      visit.seen = seen_by(queries.rows, visit.frame, rows(visit.tile));
+      if (visit.seen != Seen::nothing) return visit;
     }
   }
 
-  BICO_DEVICE KeyVisit before_first() const { return {Frame::plus, earlier(host, keys).begin - 1, TileView::hidden}; }
+  BICO_DEVICE KeyVisit first() const { return after({Frame::plus, earlier(host(), keys).begin - 1, Seen::nothing}); }
 };
 
 // Rotate queries [begin, ...) into shared memory. `sign` is that of the scale, so that scores times |scale| remain.
-template <Frame frame, int threads, typename T, int rows, int columns>
-BICO_DEVICE void load_queries(const SharedTile<T, rows, columns>& tile, const Problem& p, bool aligned, int64_t batch,
-                              int64_t head, int begin, float sign) {
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE void load_queries(Frame frame, const SharedTile<T, rows, columns>& tile, const Problem& p, bool aligned,
+                              int64_t batch, int64_t head, int begin) {
+  const float sign = p.scale < 0 ? -1.0f : 1.0f;
   constexpr int chunks = columns / vector_elements;
+#pragma unroll 1  // once a sweep; registers matter more
   for (int i = thread_index(); i < rows * chunks; i += threads) {
     const int row = i / chunks, c = i % chunks;
     Vector v = {};
     if (begin + row < p.length) {
       const T* from = p.q.row<T>(batch, head, begin + row);
-      const Chunk<float> x = rotated_chunk<frame>(p, from, aligned, batch, begin + row, c * vector_elements);
+      const Chunk<float> x = rotated_chunk(frame, p, from, aligned, batch, begin + row, c * vector_elements);
 #pragma unroll
       for (int e = 0; e < vector_elements; e += 2) v.word[e / 2] = pack<T>(sign * x.x[e], sign * x.x[e + 1]);
     }
@@ -153,16 +173,18 @@ struct Softmax {
     }
   }
 
-  // Divide by the totals; 0 for rows that saw nothing.
+  // Divide by the totals; 0 for rows that saw nothing, NaN for those whose bit is set in any of the row's lanes.
   template <int C>
-  BICO_DEVICE void finish(Sums<M, C>& out) {
+  BICO_DEVICE void finish(Sums<M, C>& out, uint32_t poisoned) {
+    poisoned |= shuffle_xor(poisoned, 1);
+    poisoned |= shuffle_xor(poisoned, 2);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         total[i][h] += shuffle_xor(total[i][h], 1);
         total[i][h] += shuffle_xor(total[i][h], 2);
-        const float inverse = total[i][h] == 0 ? 0.0f : 1 / total[i][h];
+        const float inverse = poisoned >> (2 * i + h) & 1 ? NAN : total[i][h] == 0 ? 0.0f : 1 / total[i][h];
 #pragma unroll
         for (int j = 0; j < C; ++j) {
           out.x[i][j][2 * h] *= inverse;
@@ -178,149 +200,170 @@ struct Softmax {
   }
 };
 
-// Calls `change` with each of a warp's scores or weights, whether its pair is seen, and its key's row in the tile.
-template <int M, int N, class Change>
-BICO_DEVICE void for_each_pair(Sums<M, N>& sums, Frame frame, const Token* tokens, int first_query, int row_in_tile,
-                               int first_key, const Spans& spans, int64_t length, const Change& change) {
-#pragma unroll
-  for (int i = 0; i < M; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = row_in_tile + Sums<M, N>::row(i, 2 * h);
-      const Token token = load_shared(tokens + row);
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = Sums<M, N>::column(j, e), n = first_key + column;
-          const int32_t span = n < length ? spans.at(n) : -1;
-          const bool seen = sees(frame, first_query + row, token.span, n, span, token.sequence.holds(n));
-          change(sums.x[i][j][2 * h + e], seen, column);
-        }
-      }
-    }
+template <typename T, int D>
+struct ForwardBlock {
+  using Tiles = ForwardTiles<D>;
+  static constexpr int M = Tiles::warp_queries / 16, N = Tiles::keys / 8;
+
+  const ForwardWork& w;
+  const ForwardShared<T, D>& shared;
+  const KeyVisits<Tiles::keys>& visits;
+
+  BICO_DEVICE QueryPlace place() const { return load_shared(shared.place); }
+  BICO_DEVICE int begin() const { return load_shared(&shared.place->host.rows.begin); }
+
+  BICO_DEVICE void copy_keys(const KeyVisit& visit) const {
+    const Problem& p = w.problem;
+    const int64_t first = int64_t(visit.tile) * Tiles::keys, head = place().batch * p.kv_heads + place().kv_head;
+    const T* k = static_cast<const T*>(visit.frame == Frame::plus ? w.k_plus : w.k_minus);
+    copy_rows<Tiles::threads>(shared.k, k + (head * p.length + first) * D, D, int(p.length - first), D);
+    commit_copies();
   }
-}
+
+  BICO_DEVICE void copy_values(const KeyVisit& visit) const {
+    const Problem& p = w.problem;
+    const int64_t first = int64_t(visit.tile) * Tiles::keys;
+    copy_rows<Tiles::threads>(shared.v, w.v.row<T>(place().batch, place().kv_head, first), w.v.row_stride,
+                              int(p.length - first), int(p.head_dim));
+    commit_copies();
+  }
+
+  // Rows within the tiles.
+  BICO_DEVICE int32_t key_span(const KeyVisit& visit, int key) const {
+    const int n = visit.tile * Tiles::keys + key;
+    return n < w.problem.length ? visits.spans().at(n) : -1;
+  }
+
+  BICO_DEVICE bool is_seen(const KeyVisit& visit, int query, int key) const {
+    const Token token = load_shared(shared.tokens + query);
+    const int n = visit.tile * Tiles::keys + key;
+    return sees(visit.frame, begin() + query, token.span, n, key_span(visit, key), token.sequence.holds(n));
+  }
+
+  // Hidden scores become -inf.
+  BICO_DEVICE void hide(Sums<M, N>& scores, const KeyVisit& visit, Seen seen, int in_tile) const {
+    Bits<M, N> hidden;
+    if (seen == Seen::by_key) {
+      hidden.fill_columns([&](int key) { return key_span(visit, key) != 0; });
+    } else {
+      hidden.fill_pairs([&](int query, int key) { return !is_seen(visit, in_tile + query, key); });
+    }
+    set_where(scores, hidden, -INFINITY);
+  }
+
+  // Bit 2 i + h: this lane's columns of rows (i, h) of the sums hold a visible value that is flagged.
+  BICO_DEVICE uint32_t poisoned(const KeyVisit& visit, int in_tile) const {
+    const unsigned lane = lane_index();
+    uint32_t rows = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * M; ++i) {
+      const int query = in_tile + Sums<M, N>::row(i / 2, i % 2 * 2, lane);
+      const auto bad = [&](int key) { return load_shared(shared.flags + key) && is_seen(visit, query, key); };
+      if (Bits<M, N>::of_columns(bad) != 0) rows |= 1u << i;
+    }
+    return rows;
+  }
+};
 
 template <typename T, int D>
 BICO_KERNEL(ForwardTiles<D>::threads)
 void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   using Tiles = ForwardTiles<D>;
-  constexpr int M = Tiles::warp_queries / 16, N = Tiles::keys / 8;
+  using Block = ForwardBlock<T, D>;
+  constexpr int M = Block::M, N = Block::N;
   const Forward& p = w.problem;
   const ForwardShared<T, D> shared(shared_memory());
+  const KeyVisits<Tiles::keys> visits = {p, w.extents, shared.place};
+  const Block block = {w, shared, visits};
 
-  // Later tiles first: under causal span ids they are the longest.
-  const int64_t tiles = (p.length + Tiles::queries - 1) / Tiles::queries;
-  const int begin = int(tiles - 1 - block_index() % tiles) * Tiles::queries;
-  const int64_t head = block_index() / tiles % p.query_heads, batch = block_index() / tiles / p.query_heads;
-  const int64_t kv_head = head / (p.query_heads / p.kv_heads);
-  const int64_t granules = (p.length + granule - 1) / granule;
-  const Spans spans = {p.span_ids ? p.span_ids + batch * p.span_batch_stride : nullptr, w.extents + batch * granules};
-
-  const Host host = host_of(p, spans, begin, Tiles::queries);
-  const KeyVisits<Tiles::keys> visits = {host, spans, p.length};
-  const int in_tile = warp_index() * Tiles::warp_queries;  // this warp's first query
-  const int64_t left = p.length - (begin + in_tile);
-  const Rows warp_rows = spans.rows(begin + in_tile, left < Tiles::warp_queries ? left : Tiles::warp_queries);
-
-  const float factor = fmaxf(fabsf(float(p.scale)) * 1.44269504f, 1e-30f);  // a scale of 0 must not meet infinity
-  const float sign = p.scale < 0 ? -1.0f : 1.0f;
-  const T* const k[2] = {static_cast<const T*>(w.k_plus) + (batch * p.kv_heads + kv_head) * p.length * D,
-                         static_cast<const T*>(w.k_minus) + (batch * p.kv_heads + kv_head) * p.length * D};
-  const T* const v = w.v.row<T>(batch, kv_head, 0);
-
-  const auto load_frame = [&](Frame frame) {
-    if (frame == Frame::plus || !p.mirror) {
-      load_queries<Frame::plus, Tiles::threads>(shared.q, p, w.q_aligned, batch, head, begin, sign);
-    } else {
-      load_queries<Frame::minus, Tiles::threads>(shared.q, p, w.q_aligned, batch, head, begin, sign);
+  {
+    // Later tiles first: under causal span ids they are the longest.
+    const int64_t tiles = (p.length + Tiles::queries - 1) / Tiles::queries;
+    const int begin = int(tiles - 1 - block_index() % tiles) * Tiles::queries;
+    const int head = block_index() / tiles % p.query_heads, batch = block_index() / tiles / p.query_heads;
+    const Spans spans = spans_of(p, w.extents, batch);
+    for (int row = thread_index(); row < Tiles::queries; row += Tiles::threads) {
+      const int m = begin + row;
+      store_shared(shared.tokens + row, Token{sequence_of(p, m), m < p.length ? spans.at(m) : -1});
     }
-  };
-  const auto copy_keys = [&](const KeyVisit& visit) {
-    const int64_t first = int64_t(visit.tile) * Tiles::keys;
-    copy_rows<Tiles::threads>(shared.k, (visit.frame == Frame::plus ? k[0] : k[1]) + first * D, D,
-                              int(p.length - first), D);
-    commit_copies();
-  };
-  const auto copy_values = [&](const KeyVisit& visit) {
-    const int64_t first = int64_t(visit.tile) * Tiles::keys;
-    copy_rows<Tiles::threads>(shared.v, v + first * w.v.row_stride, w.v.row_stride, int(p.length - first),
-                              int(p.head_dim));
-    commit_copies();
-  };
-
-  for (int row = thread_index(); row < Tiles::queries; row += Tiles::threads) {
-    const int m = begin + row;
-    store_shared(shared.tokens + row, Token{sequence_of(p, m), m < p.length ? spans.at(m) : -1});
+    if (thread_index() < Tiles::warps) {
+      const int first = begin + thread_index() * Tiles::warp_queries, left = int(p.length) - first;
+      store_shared(shared.warp_rows + thread_index(),
+                   spans.rows(first, left < Tiles::warp_queries ? left : Tiles::warp_queries));
+    }
+    if (thread_index() == 0) {
+      const int kv_head = head / int(p.query_heads / p.kv_heads);
+      store_shared(shared.place, QueryPlace{host_of(p, spans, begin, Tiles::queries), batch, head, kv_head});
+      store_shared(shared.visits, visits.first());
+    }
+    sync_threads();
   }
+
+  const int in_tile = warp_index() * Tiles::warp_queries;                   // this warp's first query
+  const float factor = fmaxf(fabsf(float(p.scale)) * 1.44269504f, 1e-30f);  // a scale of 0 must not meet infinity
   Sums<M, D / 8> out;
   out.clear();
   Softmax<M> softmax;
   softmax.clear();
+  uint32_t poisoned = 0;
 
-  KeyVisit visit = visits.before_first();
-  bool more = visits.next(visit);
-  if (more) {
-    copy_keys(visit);
-    load_frame(visit.frame);
-  }
-  while (more) {
-    const KeyVisit now = visit;
-    const int first_key = now.tile * Tiles::keys;
-    const TileView seen =
-        warp_rows.count <= 0 ? TileView::hidden : visits.seen_by(warp_rows, now.frame, visits.rows(now.tile));
+  KeyVisit visit = load_shared(shared.visits);
+  if (visit.seen != Seen::nothing) block.copy_keys(visit);
+  bool loaded = false;
+  for (int step = 0; visit.seen != Seen::nothing; step = 1 - step) {
+    if (!loaded) {
+      const Frame frame = p.mirror ? visit.frame : Frame::plus;
+      load_queries<Tiles::threads>(frame, shared.q, p, w.q_aligned, block.place().batch, block.place().head,
+                                   block.begin());
+    }
+    const TileRows warp_rows = load_shared(shared.warp_rows + warp_index());
+    const Seen seen =
+        warp_rows.count <= 0 ? Seen::nothing : visits.seen_by(warp_rows, visit.frame, visits.rows(visit.tile));
 
     wait_copies<0>();
     sync_threads();  // K and Q are there, V is free
-    copy_values(now);
+    block.copy_values(visit);
+    if (thread_index() == 0) store_shared(shared.visits + 1 - step, visits.after(visit));
     Sums<M, N> scores;
     scores.clear();
-    if (seen != TileView::hidden) {
+    if (seen != Seen::nothing) {
       multiply<D, Stored::along_sum, Stored::along_sum>(scores, shared.q, in_tile, shared.k, 0);
     }
 
     wait_copies<0>();
     sync_threads();  // V is there, K and Q are free
-    const bool bad = now.view == TileView::mixed && clear_nonfinite_rows<Tiles::threads>(shared.v, shared.flags);
-    more = visits.next(visit);
-    if (more) {
-      copy_keys(visit);
-      if (visit.frame != now.frame) load_frame(visit.frame);
+    visit = load_shared(shared.visits + step);
+    const bool bad = visit.seen != Seen::everything && clear_nonfinite_rows<Tiles::threads>(shared.v, shared.flags);
+    const KeyVisit next = load_shared(shared.visits + 1 - step);
+    if (next.seen != Seen::nothing) block.copy_keys(next);
+    loaded = next.frame == visit.frame;
+    if (seen != Seen::nothing) {
+      if (seen != Seen::everything) block.hide(scores, visit, seen, in_tile);
+      if (bad) poisoned |= block.poisoned(visit, in_tile);
+      softmax.update(scores, out, factor);
+      multiply_weights(out, scores, shared.v);
     }
-    if (seen == TileView::hidden) continue;
-    const auto each = [&](const auto& change) {
-      for_each_pair(scores, now.frame, shared.tokens, begin, in_tile, first_key, spans, p.length, change);
-    };
-    if (seen == TileView::mixed) {
-      each([](float& score, bool visible, int) {
-        if (!visible) score = -INFINITY;
-      });
-    }
-    softmax.update(scores, out, factor);
-    if (bad) {
-      each([&](float& weight, bool visible, int key) {
-        if (visible && load_shared(shared.flags + key)) weight = NAN;
-      });
-    }
-    multiply_weights(out, scores, shared.v);
+    visit = load_shared(shared.visits + 1 - step);
   }
 
-  softmax.finish(out);
+  softmax.finish(out, poisoned);
   store_sums(shared.q, out, in_tile, 0);  // a warp's own rows, which no other warp reads
-  if (lane_index() % 4 == 0) {
+  const unsigned lane = lane_index();
+  const QueryPlace place = block.place();
+  const int begin = place.host.rows.begin;
+  if (lane % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < M; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int m = begin + in_tile + Sums<M, N>::row(i, 2 * h);
-        if (m < p.length) *p.lse.row<float>(batch, head, m) = softmax.lse(i, h, factor);
+        const int m = begin + in_tile + Sums<M, N>::row(i, 2 * h, lane);
+        if (m < p.length) *p.lse.row<float>(place.batch, place.head, m) = softmax.lse(i, h, factor);
       }
     }
   }
   sync_threads();
-  write_rows<Tiles::threads>(shared.q, p.out.row<T>(batch, head, begin), p.out.row_stride, int(p.length - begin),
-                             int(p.head_dim), w.out_aligned);
+  write_rows<Tiles::threads>(shared.q, p.out.row<T>(place.batch, place.head, begin), p.out.row_stride,
+                             int(p.length) - begin, int(p.head_dim), w.out_aligned);
 }
 
 template <typename T, int D>

@@ -65,9 +65,9 @@ struct Source {
   bool aligned;
 };
 
-// Chunk of a row of q or k in one frame. `turn_width` is R, or 0: as it is.
-template <Frame frame, typename T>
-BICO_DEVICE Chunk<Compute<T>> rotated_chunk(const Problem& p, const T* row, bool aligned, int64_t batch,
+// Chunk of a row of q or k in one frame.
+template <typename T>
+BICO_DEVICE Chunk<Compute<T>> rotated_chunk(Frame frame, const Problem& p, const T* row, bool aligned, int64_t batch,
                                             int64_t position, int begin) {
   using C = Compute<T>;
   const int head_dim = p.head_dim, width = p.rotary.width;
@@ -94,7 +94,7 @@ BICO_DEVICE Chunk<Compute<T>> rotated_chunk(const Problem& p, const T* row, bool
     // The table holds equal values for the two elements of a pair.
     const auto pair =
         rotate_pair(first ? own.x[e] : other, first ? other : own.x[e], cos.x[e], sin.x[e], cos.x[e], sin.x[e]);
-    if constexpr (frame == Frame::plus) {
+    if (frame == Frame::plus) {
       turned.x[e] = first ? pair.x() : pair.y();
     } else {
       turned.x[e] = first ? pair.mirrored_x() : pair.mirrored_y();
@@ -129,8 +129,8 @@ void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, T* plu
   const T* from = source.heads.template row<T>(batch, head, position);
   const int64_t to = row * columns + begin;
   if constexpr (turn) {
-    write_chunk(plus + to, rotated_chunk<Frame::plus>(p, from, source.aligned, batch, position, begin));
-    if (minus) write_chunk(minus + to, rotated_chunk<Frame::minus>(p, from, source.aligned, batch, position, begin));
+    write_chunk(plus + to, rotated_chunk(Frame::plus, p, from, source.aligned, batch, position, begin));
+    if (minus) write_chunk(minus + to, rotated_chunk(Frame::minus, p, from, source.aligned, batch, position, begin));
   } else {
     write_chunk(plus + to, read_chunk(from, begin, int(p.head_dim), source.aligned));
   }

@@ -7,17 +7,19 @@
 
 namespace bico::cuda {
 
-BICO_DEVICE int lane_index() {
-  return thread_index() % 32;
+// Anew at each call: see thread_index_here.
+BICO_DEVICE unsigned lane_index() {
+  return thread_index_here() % 32;
 }
 
 BICO_DEVICE int warp_index() {
-  return thread_index() / 32;
+  return unsigned(thread_index()) / 32;
 }
 
 // Sums of 16 M rows and 8 N columns, spread over the lanes of a warp.
-template <int M, int N>
+template <int row_blocks, int column_blocks>
 struct Sums {
+  static constexpr int M = row_blocks, N = column_blocks;
   float x[M][N][4];
 
   BICO_DEVICE void clear() {
@@ -31,10 +33,69 @@ struct Sums {
     }
   }
 
-  // Where this lane's x[i][j][r] is.
-  static BICO_DEVICE int row(int i, int r) { return 16 * i + lane_index() / 4 + 8 * (r / 2); }
-  static BICO_DEVICE int column(int j, int r) { return 8 * j + lane_index() % 4 * 2 + r % 2; }
+  // Where x[i][j][r] of a lane is.
+  static BICO_DEVICE int row(int i, int r, unsigned lane) { return 16 * i + int(lane / 4) + 8 * (r / 2); }
+  static BICO_DEVICE int column(int j, int r, unsigned lane) { return 8 * j + int(lane % 4) * 2 + r % 2; }
 };
+
+// A bit for each of a lane's elements of Sums<M, N>: element (i, j, r) is bit 2 j + r % 2 of row (i, r / 2). Tests are
+// evaluated in a loop that is not unrolled: unrolled, their operands took the registers of the sums.
+template <int M, int N>
+struct Bits {
+  static_assert(2 * N <= 32, "a row's bits must fit a word");
+  uint32_t row[M][2];
+
+  BICO_DEVICE bool at(int i, int j, int r) const { return row[i][r / 2] >> (2 * j + r % 2) & 1; }
+
+  template <class Test>
+  static BICO_DEVICE uint32_t of_columns(const Test& test) {
+    const unsigned lane = lane_index();
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int b = 0; b < 2 * N; ++b) bits |= uint32_t(test(Sums<M, N>::column(b / 2, b, lane))) << b;
+    return bits;
+  }
+
+  BICO_DEVICE void fill(uint32_t bits) {
+#pragma unroll
+    for (int i = 0; i < M; ++i) row[i][0] = row[i][1] = bits;
+  }
+
+  // By column alone.
+  template <class Test>
+  BICO_DEVICE void fill_columns(const Test& test) {
+    fill(of_columns(test));
+  }
+
+  // By row and column.
+  template <class Test>
+  BICO_DEVICE void fill_pairs(const Test& test) {
+    const unsigned lane = lane_index();
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int y = Sums<M, N>::row(i, 2 * h, lane);
+        row[i][h] = of_columns([&](int x) { return test(y, x); });
+      }
+    }
+  }
+};
+
+// Sums whose bit is set become `value`.
+template <int M, int N>
+BICO_DEVICE void set_where(Sums<M, N>& sums, const Bits<M, N>& bits, float value) {
+#pragma unroll
+  for (int i = 0; i < M; ++i) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (bits.at(i, j, r)) sums.x[i][j][r] = value;
+      }
+    }
+  }
+}
 
 // How an operand lies in shared memory: by its own rows (of the left operand) or columns (of the right one), each with
 // the elements to sum over beside each other, or the other way round.
@@ -42,34 +103,34 @@ enum class Stored { along_sum, across_sum };
 
 // 16 rows from `row` on and 16 elements of the sum from `k` on.
 template <Stored stored, class Tile>
-BICO_DEVICE void load_left(uint32_t (&a)[4], const Tile& tile, int row, int k) {
-  const int lane = lane_index(), within = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
+BICO_DEVICE void load_left(uint32_t (&a)[4], const Tile& tile, int row, int k, unsigned lane) {
+  const unsigned within = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
   if constexpr (stored == Stored::along_sum) {
-    load_matrices(a, tile.chunk(row + within + 8 * second, k / vector_elements + fourth));
+    load_matrices(a, tile.chunk(within + 8 * second, row, fourth, k / vector_elements));
   } else {
-    load_matrices_transposed(a, tile.chunk(k + within + 8 * fourth, row / vector_elements + second));
+    load_matrices_transposed(a, tile.chunk(within + 8 * fourth, k, second, row / vector_elements));
   }
 }
 
 // Two blocks of 8 columns from `column` on; of the second, where `pair` is false, a copy of the first.
 template <Stored stored, class Tile>
-BICO_DEVICE void load_right(uint32_t (&b)[4], const Tile& tile, int column, int k, bool pair) {
-  const int lane = lane_index(), within = lane % 8, second = lane / 8 % 2, block = pair ? lane / 16 : 0;
+BICO_DEVICE void load_right(uint32_t (&b)[4], const Tile& tile, int column, int k, bool pair, unsigned lane) {
+  const unsigned within = lane % 8, second = lane / 8 % 2, block = pair ? lane / 16 : 0;
   if constexpr (stored == Stored::along_sum) {
-    load_matrices(b, tile.chunk(column + within + 8 * block, k / vector_elements + second));
+    load_matrices(b, tile.chunk(within + 8 * block, column, second, k / vector_elements));
   } else {
-    load_matrices_transposed(b, tile.chunk(k + within + 8 * second, column / vector_elements + block));
+    load_matrices_transposed(b, tile.chunk(within + 8 * second, k, block, column / vector_elements));
   }
 }
 
 // sums += left x right for one step of 16 elements.
 template <Stored right_stored, typename T, int rows, int columns, int M, int N>
 BICO_DEVICE void multiply_step(Sums<M, N>& sums, const uint32_t (&a)[M][4], const SharedTile<T, rows, columns>& right,
-                               int column, int k) {
+                               int column, int k, unsigned lane) {
 #pragma unroll
   for (int j = 0; j < N; j += 2) {
     uint32_t b[4];
-    load_right<right_stored>(b, right, column + 8 * j, k, j + 1 < N);
+    load_right<right_stored>(b, right, column + 8 * j, k, j + 1 < N, lane);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       multiply_add<T>(sums.x[i][j], a[i], b[0], b[1]);
@@ -83,12 +144,13 @@ template <int depth, Stored left_stored, Stored right_stored, class Left, typena
           int N>
 BICO_DEVICE void multiply(Sums<M, N>& sums, const Left& left, int row, const SharedTile<T, rows, columns>& right,
                           int column) {
-#pragma unroll
+  const unsigned lane = lane_index();
+#pragma unroll 2  // 4 or 8 steps at once spilled in the backward at D = 128
   for (int k = 0; k < depth; k += 16) {
     uint32_t a[M][4];
 #pragma unroll
-    for (int i = 0; i < M; ++i) load_left<left_stored>(a[i], left, row + 16 * i, k);
-    multiply_step<right_stored>(sums, a, right, column, k);
+    for (int i = 0; i < M; ++i) load_left<left_stored>(a[i], left, row + 16 * i, k, lane);
+    multiply_step<right_stored>(sums, a, right, column, k, lane);
   }
 }
 
@@ -97,6 +159,7 @@ template <typename T, int rows, int columns, int M, int N, int W>
 BICO_DEVICE void multiply_weights(Sums<M, N>& sums, const Sums<M, W>& weights,
                                   const SharedTile<T, rows, columns>& right) {
   static_assert(8 * W == rows && 8 * N == columns, "a weight for each row");
+  const unsigned lane = unsigned(thread_index()) % 32;  // kept: anew, at the peak of the registers, it spilled
 #pragma unroll
   for (int k = 0; k < W; k += 2) {
     uint32_t a[M][4];
@@ -108,20 +171,21 @@ BICO_DEVICE void multiply_weights(Sums<M, N>& sums, const Sums<M, W>& weights,
         a[i][r] = pack<T>(pair[0], pair[1]);
       }
     }
-    multiply_step<Stored::across_sum>(sums, a, right, 0, 8 * k);
+    multiply_step<Stored::across_sum>(sums, a, right, 0, 8 * k, lane);
   }
 }
 
 // Round the sums into a tile, two elements at a time.
 template <typename T, int rows, int columns, int M, int N>
 BICO_DEVICE void store_sums(const SharedTile<T, rows, columns>& tile, const Sums<M, N>& sums, int row, int column) {
+  const unsigned lane = lane_index();
 #pragma unroll
   for (int i = 0; i < M; ++i) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; r += 2) {
-        T* to = tile.element(row + Sums<M, N>::row(i, r), column + Sums<M, N>::column(j, r));
+        T* to = tile.element(row + Sums<M, N>::row(i, r, lane), column + Sums<M, N>::column(j, r, lane));
         store_shared(reinterpret_cast<uint32_t*>(to), pack<T>(sums.x[i][j][r], sums.x[i][j][r + 1]));
       }
     }

@@ -16,6 +16,12 @@ BICO_DEVICE int thread_index() {
   return threadIdx.x;
 }
 
+BICO_DEVICE unsigned thread_index_here() {
+  unsigned index = threadIdx.x;
+  asm volatile("" : "+r"(index));
+  return index;
+}
+
 BICO_DEVICE int64_t block_index() {
   return blockIdx.x;
 }

@@ -20,8 +20,18 @@ struct SharedTile {
 
   T* data;
 
-  BICO_DEVICE T* chunk(int row, int c) const {
-    return data + (row * chunks + (c ^ (row / (8 / period) % period))) * vector_elements;
+  static BICO_DEVICE unsigned swizzle(unsigned row) { return row / (8 / period) % period; }
+
+  BICO_DEVICE T* chunk(unsigned row, unsigned c) const {
+    return data + (row * chunks + (c ^ swizzle(row))) * vector_elements;
+  }
+
+  // The chunk of row `row + fixed_row`, a multiple of 8, and column `c + fixed`, c being 0 or 1 and `fixed` even: the
+  // same chunk, in terms that leave few different addresses where the fixed parts are constants.
+  BICO_DEVICE T* chunk(unsigned row, unsigned fixed_row, unsigned c, unsigned fixed) const {
+    const unsigned varying = row * chunks + (fixed % period ^ (c ^ swizzle(row)));
+    const unsigned constant = fixed_row * chunks + fixed / period * period;
+    return data + varying * vector_elements + constant * vector_elements;
   }
 
   BICO_DEVICE T* element(int row, int column) const {
@@ -33,15 +43,20 @@ struct SharedTile {
 template <int threads, typename T, int rows, int columns>
 BICO_DEVICE void copy_rows(const SharedTile<T, rows, columns>& tile, const T* from, int64_t row_stride, int valid_rows,
                            int valid_columns) {
+  // A thread copies one column of chunks, so that it need not compute each address anew.
   using Tile = SharedTile<T, rows, columns>;
-  static_assert(rows * Tile::chunks % threads == 0, "each thread copies as many chunks");
+  constexpr int step = threads / Tile::chunks;
+  const unsigned thread = thread_index_here();
+  const int c = thread % Tile::chunks, first = thread / Tile::chunks;
+  if (threads % Tile::chunks != 0 && first >= step) return;
+  const int left = valid_columns - c * vector_elements;
+  const int bytes = (left < 0 ? 0 : left < vector_elements ? left : vector_elements) * int(sizeof(T));
+  const T* source = from + first * row_stride + c * vector_elements;
 #pragma unroll
-  for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
-    const int row = i / Tile::chunks, c = i % Tile::chunks;
-    const int left = valid_columns - c * vector_elements;
-    const int elements = row >= valid_rows || left < 0 ? 0 : left < vector_elements ? left : vector_elements;
-    const T* source = elements > 0 ? from + row * row_stride + c * vector_elements : from;
-    copy_async(tile.chunk(row, c), source, elements * int(sizeof(T)));
+  for (int row = first; row < rows; row += step) {
+    const bool exists = bytes > 0 && row < valid_rows;
+    copy_async(tile.chunk(row, c), exists ? source : from, exists ? bytes : 0);
+    source += step * row_stride;
   }
 }
 
@@ -50,6 +65,7 @@ template <int threads, typename T, int rows, int columns>
 BICO_DEVICE void write_rows(const SharedTile<T, rows, columns>& tile, T* to, int64_t row_stride, int valid_rows,
                             int valid_columns, bool aligned) {
   using Tile = SharedTile<T, rows, columns>;
+#pragma unroll 1
   for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
     const int row = i / Tile::chunks, column = i % Tile::chunks * vector_elements;
     if (row >= valid_rows || column >= valid_columns) continue;
@@ -73,17 +89,19 @@ BICO_DEVICE bool clear_nonfinite_rows(const SharedTile<T, rows, columns>& tile, 
   static_assert(threads % rows == 0 && share <= 32, "a row belongs to threads of one warp");
   constexpr uint32_t exponents = T::exponent * 0x10001u;
   constexpr uint32_t lowest = (0x8000u - T::exponent) * 0x10001u;  // carries to the sign bit where all are set
-  const int row = thread_index() / share;
+  const unsigned thread = thread_index_here(), row = thread / share;
   uint32_t found = 0;
-  for (int c = thread_index() % share; c < Tile::chunks; c += share) {
+#pragma unroll 1  // rare; registers matter more
+  for (unsigned c = thread % share; c < Tile::chunks; c += share) {
     const Vector x = load_shared(reinterpret_cast<const Vector*>(tile.chunk(row, c)));
     for (const uint32_t word : x.word) found |= (word & exponents) + lowest;
   }
   bool bad = found & 0x80008000u;
   for (int mask = 1; mask < share; mask *= 2) bad |= shuffle_xor(int(bad), mask) != 0;
-  if (thread_index() % share == 0) store_shared(flags + row, int32_t(bad));
+  if (thread % share == 0) store_shared(flags + row, int32_t(bad));
   if (bad) {
-    for (int c = thread_index() % share; c < Tile::chunks; c += share) {
+#pragma unroll 1
+    for (unsigned c = thread % share; c < Tile::chunks; c += share) {
       store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), Vector{});
     }
   }

@@ -11,6 +11,8 @@
 
 namespace bico::cuda {
 
+using TileRows = RowsOf<int32_t>;
+
 enum class Frame { plus, minus };
 
 template <typename Index>
@@ -32,8 +34,8 @@ struct Spans {
   BICO_DEVICE int32_t at(int row) const { return ids ? ids[row] : 0; }
 
   // Of the granules that hold [begin, begin + count), so `min_span` and `max_span` may be those of neighbours, too.
-  BICO_DEVICE Rows rows(int begin, int count) const {
-    Rows rows = {begin, count, 0, 0};
+  BICO_DEVICE TileRows rows(int begin, int count) const {
+    TileRows rows = {begin, count, 0, 0};
     if (!ids || count <= 0) return rows;
     const int first = begin / granule, last = (begin + count - 1) / granule;
     rows.min_span = extents[first].min;
@@ -46,7 +48,12 @@ struct Spans {
   }
 };
 
-// [begin, end) of the sequence of a row: all rows, or those of a packed sequence. Rows from S on have an empty one.
+BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batch) {
+  if (!p.span_ids) return {nullptr, nullptr};
+  return {p.span_ids + batch * p.span_batch_stride, extents + batch * ((p.length + granule - 1) / granule)};
+}
+
+// [begin, end) of the sequence of a row: all rows, or those of a packed sequence. TileRows from S on have an empty one.
 struct Sequence {
   int32_t begin, end;
 
@@ -77,14 +84,14 @@ struct Token {
   int32_t span;
 };
 
-// Whether query m sees key n, by the sequence of either one of them.
+// Whether query m sees key n in this frame.
 BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n, bool same_sequence) {
   return same_sequence && in_frame(frame, m, n) && visible(span_m, span_n, m, n);
 }
 
 // The tile that does the visiting: queries forward, keys backward.
 struct Host {
-  Rows rows;
+  TileRows rows;
   Sequence first, last;  // of its first and last row
 
   BICO_DEVICE bool one_sequence() const { return first.begin == last.begin; }
@@ -95,22 +102,28 @@ BICO_DEVICE Host host_of(const Problem& p, const Spans& spans, int begin, int si
   return {spans.rows(begin, count), sequence_of(p, begin), sequence_of(p, begin + count - 1)};
 }
 
-// What queries see of keys in a frame; `keys_full`: the tile of keys is not cut off by the end.
-BICO_DEVICE TileView view(Frame frame, const Rows& queries, const Rows& keys, bool keys_full) {
+// What a tile of queries sees of a tile of keys in one frame: nothing, everything, the same keys for every query, or
+// what each pair must be asked for. Denoising hides placeholders and nothing else, so nearly all of its tiles are
+// `by_key`.
+enum class Seen { nothing, everything, by_key, by_pair };
+
+// `keys_full`: the tile of keys is not cut off by the end.
+BICO_DEVICE Seen seen_in(Frame frame, const TileRows& queries, const TileRows& keys, bool keys_full) {
   const Side where = side(queries, keys);
-  if (where == (frame == Frame::plus ? Side::above : Side::below)) return TileView::hidden;
-  if (frame == Frame::minus && !has_context(keys)) return TileView::hidden;
+  if (where == (frame == Frame::plus ? Side::above : Side::below)) return Seen::nothing;
+  if (frame == Frame::minus && !has_context(keys)) return Seen::nothing;
   const TileView seen = tile_view(queries, keys);
-  if (seen == TileView::whole && (where == Side::on_diagonal || !keys_full)) return TileView::mixed;
-  return seen;
+  if (seen == TileView::hidden) return Seen::nothing;
+  if (where == Side::on_diagonal) return Seen::by_pair;
+  if (seen == TileView::whole && keys_full) return Seen::everything;
+  return keys.max_span <= 0 ? Seen::by_key : Seen::by_pair;
 }
 
 // The same with respect to the host's sequences.
-BICO_DEVICE TileView within_sequences(TileView seen, const Host& host, const Rows& guests) {
-  if (guests.last() < host.first.begin || guests.begin >= host.last.end) return TileView::hidden;
+BICO_DEVICE Seen within_sequences(Seen seen, const Host& host, const TileRows& guests) {
+  if (guests.last() < host.first.begin || guests.begin >= host.last.end) return Seen::nothing;
   const bool inside = guests.begin >= host.first.begin && guests.last() < host.first.end;
-  if (seen == TileView::whole && !(inside && host.one_sequence())) return TileView::mixed;
-  return seen;
+  return inside && host.one_sequence() || seen == Seen::nothing ? seen : Seen::by_pair;
 }
 
 // Tiles [begin, end) of `size` rows that hold the rows of the host's sequences up to the host, or from it on.
@@ -119,11 +132,11 @@ struct Range {
 };
 
 BICO_DEVICE Range earlier(const Host& host, int size) {
-  return {host.first.begin / size, int(host.rows.last()) / size + 1};
+  return {host.first.begin / size, host.rows.last() / size + 1};
 }
 
 BICO_DEVICE Range later(const Host& host, int size) {
-  return {int(host.rows.begin) / size, (host.last.end - 1) / size + 1};
+  return {host.rows.begin / size, (host.last.end - 1) / size + 1};
 }
 
 }  // namespace bico::cuda
