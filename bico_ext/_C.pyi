@@ -3,6 +3,7 @@
 version: str
 compiler: str
 built_with_torch: str
+cuda_kernels: str
 sanitized: bool
 emulates_amx: bool
 

@@ -75,7 +75,8 @@ def split_triangle_attention(
     Raises:
         RuntimeError: an argument's dtype, shape, device or stride does not fit; the message names it and what to do.
 
-    The backward is deterministic. Second derivatives raise RuntimeError. NaN in a row of q, k or v reaches the outputs
+    The backward is deterministic; on CUDA in bfloat16 and float16 only under `torch.use_deterministic_algorithms`, else
+    gradients of q are summed in any order. Second derivatives raise RuntimeError. NaN in a row of q, k or v reaches the outputs
     that see that row, and no others; so does infinity, but that a score of -inf has weight 0.
 
     Example:
@@ -132,7 +133,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     saved = ctx.saved_tensors  # read once: under gradient checkpointing a second read raises
     if grad_out is None:
         grad_out = torch.zeros_like(saved[3])  # out
-    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *saved, *ctx.settings)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *saved, *ctx.settings, deterministic)
     return (*grads, *[None] * 7)
 
 

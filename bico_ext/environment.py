@@ -35,6 +35,7 @@ def describe() -> dict[str, Any]:
         "kernels": kernels,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "cuda_kernels": _C.cuda_kernels or None,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../attention.h"
 
@@ -17,5 +18,8 @@ int64_t backward_workspace(const Backward& problem);
 // Queue the kernels and return. Gradients of q are summed by atomic additions, in any order unless `deterministic`.
 void attention_forward(const Forward& problem, void* workspace, Stream stream);
 void attention_backward(const Backward& problem, bool deterministic, void* workspace, Stream stream);
+
+// Why this build cannot run on a device, as a sentence; empty if it can.
+std::string missing_support(int device);
 
 }  // namespace bico::cuda

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = BICO_VERSION;
   m.attr("compiler") = BICO_COMPILER;
   m.attr("built_with_torch") = BICO_TORCH_VERSION;
+  m.attr("cuda_kernels") = BICO_CUDA;  // nvcc's version and what it compiled for; empty without
 #ifdef __SANITIZE_ADDRESS__
   m.attr("sanitized") = true;
 #else

@@ -91,6 +91,23 @@ void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& q) {
   }
 }
 
+// `tensor` has the dtype and shape of q.
+void check_like_q(const char* name, const Tensor& tensor, const Tensor& q) {
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == q.scalar_type() && has_shape(tensor, {q.size(0), q.size(1), q.size(2), q.size(3)}), name,
+      " must be like q, ", describe(q), ", got ", describe(tensor));
+  check_alignment(name, tensor);
+}
+
+// `statistics` is [B, Hq, S] of the dtype that lse has for q.
+void check_statistics(const char* name, const Tensor& statistics, const Tensor& q) {
+  STD_TORCH_CHECK(
+      statistics.scalar_type() == statistics_dtype(q) && has_shape(statistics, {q.size(0), q.size(1), q.size(2)}), name,
+      " must be ", describe(statistics_dtype(q)), " [B, Hq, S] = [", q.size(0), ", ", q.size(1), ", ", q.size(2),
+      "], got ", describe(statistics));
+  check_alignment(name, statistics);
+}
+
 }  // namespace
 
 std::string describe(ScalarType dtype) {
@@ -132,19 +149,12 @@ void check_arguments(const Arguments& a) {
   if (a.cu_seqlens) check_cu_seqlens(*a.cu_seqlens, a.q);
 }
 
-void check_like_q(const char* name, const Tensor& tensor, const Tensor& q) {
-  STD_TORCH_CHECK(
-      tensor.scalar_type() == q.scalar_type() && has_shape(tensor, {q.size(0), q.size(1), q.size(2), q.size(3)}), name,
-      " must be like q, ", describe(q), ", got ", describe(tensor));
-  check_alignment(name, tensor);
-}
-
-void check_statistics(const char* name, const Tensor& statistics, const Tensor& q) {
-  STD_TORCH_CHECK(
-      statistics.scalar_type() == statistics_dtype(q) && has_shape(statistics, {q.size(0), q.size(1), q.size(2)}), name,
-      " must be ", describe(statistics_dtype(q)), " [B, Hq, S] = [", q.size(0), ", ", q.size(1), ", ", q.size(2),
-      "], got ", describe(statistics));
-  check_alignment(name, statistics);
+void check_backward_arguments(const BackwardArguments& a) {
+  check_arguments(a);
+  check_like_q("grad_out", a.grad_out, a.q);
+  check_like_q("out", a.out, a.q);
+  check_statistics("lse", a.lse, a.q);
+  if (a.grad_lse) check_statistics("grad_lse", *a.grad_lse, a.q);
 }
 
 }  // namespace bico

@@ -26,13 +26,15 @@ struct Arguments {
   bool mirror, interleaved;
 };
 
+// What the backward takes besides.
+struct BackwardArguments : Arguments {
+  const Tensor& grad_out;
+  const std::optional<Tensor>& grad_lse;
+  const Tensor &out, &lse;
+};
+
 void check_arguments(const Arguments& a);
-
-// `tensor` has the dtype and shape of q.
-void check_like_q(const char* name, const Tensor& tensor, const Tensor& q);
-
-// `statistics` is [B, Hq, S] of the dtype that lse has for q.
-void check_statistics(const char* name, const Tensor& statistics, const Tensor& q);
+void check_backward_arguments(const BackwardArguments& a);
 
 // lse, cos and sin: float64 for float64 problems, else float32.
 inline ScalarType statistics_dtype(const Tensor& q) {

@@ -1,4 +1,4 @@
-"""Prints the folder and the version of the installed torch for CMake, without importing it (which takes seconds)."""
+"""Prints folder, version and CUDA (1 or 0) of the installed torch for CMake, without importing it (which takes seconds)."""
 
 import importlib.metadata
 import importlib.util
@@ -18,7 +18,8 @@ def main() -> None:
     version = importlib.metadata.version("torch")
     if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST:
         sys.exit(f"bico-ext needs torch >= 2.11, found {version}: pip install --upgrade torch")
-    sys.stdout.write(f"{pathlib.Path(spec.origin).parent};{version}\n")
+    folder = pathlib.Path(spec.origin).parent
+    sys.stdout.write(f"{folder};{version};{int((folder / 'lib' / 'libtorch_cuda.so').exists())}\n")
 
 
 main()
