@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_CUDA = torch.ops.aten._scaled_dot_product_flash_attention
+_CUDA_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -52,13 +54,31 @@ def two_flash_calls(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -
     return _TwoFlashCalls.apply(*below, *above)
 
 
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Causal out and lse, and what the backward on this device takes besides."""
+    if q.device.type == "cpu":
+        out, lse = _CPU(q, k, v, 0.0, True)
+        return out, lse, ()
+    out, lse, *rest, _ = _CUDA(q, k, v, 0.0, True)
+    return out, lse, tuple(rest)
+
+
+def _flash_backward(
+    operands: list[Tensor], rest: tuple[Any, ...], grad_out: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, ...]:
+    if not rest:
+        return _CPU_BACKWARD(grad_out, *operands, out, lse, 0.0, True)
+    *lengths, seed, offset = rest
+    return _CUDA_BACKWARD(grad_out, *operands, out, lse, *lengths, 0.0, True, seed, offset)
+
+
 class _TwoFlashCalls(torch.autograd.Function):
     """Each backward call gets the merged out and lse, so that it computes its part of the one softmax."""
 
     @staticmethod
     def forward(ctx: Any, *operands: Tensor) -> Tensor:
-        out, lse = _FLASH(*operands[:3], 0.0, True)
-        out_above, lse_above = _FLASH(*operands[3:], 0.0, True)
+        out, lse, ctx.rest = _flash(*operands[:3])
+        out_above, lse_above, ctx.rest_above = _flash(*operands[3:])
         out_above, lse_above = out_above.flip(2), lse_above.flip(2)  # of the queries 0 to S - 2
         share = torch.sigmoid(lse_above - lse[:, :, :-1])  # of the softmax that falls to the later keys
         out[:, :, :-1].lerp_(out_above, share[..., None].to(out.dtype))
@@ -70,8 +90,7 @@ class _TwoFlashCalls(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         *operands, out, lse = ctx.saved_tensors
         (grad_out,) = grads
-        below = _FLASH_BACKWARD(grad_out, *operands[:3], out, lse, 0.0, True)
+        below = _flash_backward(operands[:3], ctx.rest, grad_out, out, lse)
         flipped = (x[:, :, :-1].flip(2) for x in (grad_out, out, lse))
-        grad_above, out_above, lse_above = flipped
-        above = _FLASH_BACKWARD(grad_above, *operands[3:], out_above, lse_above, 0.0, True)
+        above = _flash_backward(operands[3:], ctx.rest_above, *flipped)
         return (*below, *above)

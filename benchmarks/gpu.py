@@ -1,0 +1,208 @@
+"""How fast is split-triangle attention on a GPU, beside what one would call instead, and how much memory does it take?
+
+    python benchmarks/gpu.py
+
+bfloat16, 16384 tokens of 2048 features a call (the inputs outgrow the L2 cache), S = 512 to 32768, head dim 64 and 128.
+The ways take turns in one run: SDPA's FlashAttention and cuDNN backends and FlexAttention, which compute plain full
+attention (no rotation, no split triangle; FlexAttention cannot express a rotation that depends on the frame), two
+causal flash calls merged by log-sum-exp, and the paper's two dense score matrices. Causal attention (span ids 1) stands
+beside SDPA's, 15 % placeholders beside SDPA without a mask and with one.
+
+Each call runs forward and then backward, both recorded for autograd as in training; a CUDA event before, between and
+after them gives either time. The GPU pauses while a call is queued, so that launching kernels does not show.
+TFLOP/s count 4 B H S^2 D for a forward, 2.5 times that for a backward and half for causal attention, nothing for the
+rotation; their share is that of torch.matmul on 8192 x 8192 bfloat16, which takes its turn in every round. [a, b] are
+quartiles; ratios are taken round by round. Extra memory is the peak of forward and backward beyond their inputs and
+outputs. "off ours" is the relative difference of a way that computes the same function, the largest of out and the
+gradients.
+
+Targets are printed as met or missed; the exit status never depends on them. It is 2 where there is nothing to time on.
+"""
+
+import argparse
+import datetime
+import math
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gpu_measure
+import torch
+from gpu_cases import CASES, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase
+from gpu_measure import PRODUCT, CudaMeter, Meter, measure_case
+from measure import quartiles, ratios, spread, table
+
+from bico_ext.attention import has_kernels
+from bico_ext.files import write_json, write_text
+
+RESULTS = Path(__file__).parent / "results"
+CASE_SECONDS = 8.0  # after which no further round of a case starts
+GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+COLUMNS = ("case", "B", "H", "pass", "call", "ms", "TFLOP/s", "of matmul", "ours / it", "extra MiB", "off ours")
+
+
+def run(
+    cases: list[GpuCase], meter: Meter, environment: dict[str, Any], base: str, repetitions: int, budget: float
+) -> dict[str, Any]:
+    """Time the cases one by one for `budget` seconds; BASE.json and BASE.md are up to date after each."""
+    deadline = time.perf_counter() + budget
+    record: dict[str, Any] = {
+        "environment": environment,
+        "seed": SEED,
+        "budget_seconds": budget,
+        "cases": [],
+        "targets": [],
+        "not_run": [case.name for case in cases],
+    }
+    write(base, record)
+    for case in cases:
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            break
+        result = measure_case(case, meter, repetitions, min(CASE_SECONDS, left))
+        record["cases"].append(result)
+        record["targets"] += judge(result)
+        record["not_run"].remove(case.name)
+        write(base, record)
+        print(table(COLUMNS, measured_rows(result)), flush=True)
+    return record
+
+
+def judge(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each target that speaks of the case, in each pass: the ratios, and whether their median is at most the ceiling.
+
+    Both are None where ours or the peer was not timed.
+    """
+    case = result["case"]
+    verdicts = []
+    for target in TARGETS if case["mask"] == "full" else []:
+        if not target.least <= case["S"] <= target.most:
+            continue
+        for name, samples in result["milliseconds"].items():
+            between = ratios(samples[OURS], samples[target.peer]) if {OURS, target.peer} <= samples.keys() else None
+            met = None if between is None else quartiles(between)[1] <= target.ceiling
+            verdicts.append({"case": case["name"], "pass": name, **asdict(target), "ratios": between, "met": met})
+    return verdicts
+
+
+def measured_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of the table of times for one case."""
+    case, product_ms = result["case"], result["matrix_product_ms"]
+    place = (case["name"], str(case["B"]), str(case["H"]))
+    product = math.nan
+    rows: list[tuple[str, ...]] = []
+    if product_ms:
+        product = 2 * gpu_measure.PRODUCT_SIZE**3 / (quartiles(product_ms)[1] * 1e9)
+        rows.append((*place, "", PRODUCT, spread(product_ms, 3), f"{product:.1f}", "100%", "", "", ""))
+    for name, samples in result["milliseconds"].items():
+        for way, ms in samples.items():
+            rate = result["forward_flops"] * PASS_FLOPS[name] / (quartiles(ms)[1] * 1e9)
+            share = f"{rate / product:.0%}" if product_ms else ""
+            ratio = spread(ratios(samples[OURS], ms), 2) if OURS in samples and way != OURS else ""
+            extra = f"{result['extra_bytes'][way] / 2**20:.1f}" if name == "backward" else ""
+            off = off_cell(result["off_ours"][way]) if name == "backward" and way in result["off_ours"] else ""
+            rows.append((*place, name, way, spread(ms, 3), f"{rate:.1f}", share, ratio, extra, off))
+    return rows
+
+
+def off_cell(relative: float | None) -> str:
+    return "not finite" if relative is None else f"{relative:.2%}"
+
+
+def conclusion(record: dict[str, Any]) -> str:
+    """Targets, and what was not timed."""
+    words = {True: "met", False: "missed", None: "not measured"}
+    rows: list[tuple[str, ...]] = []
+    for verdict in record["targets"]:
+        ratio = "" if verdict["ratios"] is None else spread(verdict["ratios"], 2)
+        ceiling = f"{verdict['ceiling']:.2f}"
+        rows.append((verdict["case"], verdict["pass"], verdict["peer"], ratio, ceiling, words[verdict["met"]]))
+    text = ""
+    if rows:
+        met = sum(verdict["met"] is True for verdict in record["targets"])
+        text += table(("case", "pass", "peer", "ours / peer", "ceiling", ""), rows)
+        text += f"\n{met} of {len(rows)} targets met.\n\n"
+    for result in record["cases"]:
+        text += "".join(f"- {result['case']['name']}, {way}: {why}\n" for way, why in result["left_out"].items())
+    if record["not_run"]:
+        text += f"- not run within {record['budget_seconds']:g} s: {', '.join(record['not_run'])}\n"
+    return text
+
+
+def report(record: dict[str, Any]) -> str:
+    """The page of Markdown: how to read it, what it was measured on, and the tables."""
+    explanation = (__doc__ or "").split("\n\n", 2)[2]
+    facts = "".join(f"- {name}: {value}\n" for name, value in record["environment"].items())
+    rows = [row for result in record["cases"] for row in measured_rows(result)]
+    return f"{explanation}\n{facts}\n{table(COLUMNS, rows)}\n{conclusion(record)}"
+
+
+def write(base: str, record: dict[str, Any]) -> None:
+    write_json(f"{base}.json", record)
+    write_text(f"{base}.md", report(record))
+
+
+def gpu_facts() -> dict[str, str]:
+    """What nvidia-smi tells about the GPU, by name; nothing where there is no nvidia-smi, or it fails."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(GPU_FACTS, (value.strip() for value in told.splitlines()[0].split(",")), strict=False))
+
+
+def default_base(gpu: str) -> str:
+    """results/nvidia-h200-2026-11-24, say."""
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return str(RESULTS / f"{slug}-{datetime.date.today().isoformat()}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--budget", type=float, default=240, metavar="SECONDS",
+        help="after which no further case starts; the others are listed as not run. Default: 240",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repetitions", type=int, default=20, help="rounds, fewer where they take over 8 seconds. Default: 20"
+    )
+    parser.add_argument(
+        "--output", metavar="BASE", help="BASE.json and BASE.md are written. Default: benchmarks/results/<gpu>-<date>"
+    )
+    options = parser.parse_args(arguments)
+    if options.repetitions < 1 or options.budget <= 0:
+        parser.error("--repetitions must be at least 1, and --budget more than 0 seconds")
+    return options
+
+
+def lacks() -> str | None:
+    """What there is nothing to time without; None if all of it is there."""
+    if not torch.cuda.is_available():
+        return "an NVIDIA GPU and a torch with CUDA: torch.cuda.is_available() is false"
+    if not has_kernels("cuda"):
+        return "a bico_ext with CUDA kernels: build it with -C cmake.define.BICO_CUDA=ON"
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if lacking := lacks():
+        print(f"benchmarks/gpu.py needs {lacking}", file=sys.stderr)
+        return 2
+    from bico_ext import environment  # imports transformers, which takes seconds
+
+    gpu = torch.cuda.get_device_name()
+    facts = {"cuda_runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **gpu_facts()}
+    base = options.output or default_base(gpu)
+    record = run(CASES, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget)
+    print(f"{conclusion(record)}\n{base}: .json and .md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

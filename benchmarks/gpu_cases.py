@@ -1,0 +1,144 @@
+"""What the GPU benchmark times: its shapes, each way to compute one, and the targets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from cases import SCORE_BYTES, SEED, rotary_tables
+from peers import two_flash_calls, two_matrices
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from bico_ext import split_triangle_attention
+
+DTYPE = torch.bfloat16
+TOKENS = 16_384  # B S, but for a sequence that alone is longer
+WIDTH = 2048  # H D
+PLACEHOLDERS = 0.15  # share of the span ids that are -1
+SCORE_SHARE = 0.8  # of the free memory; where the two matrices would take more, they are left out
+FLEX_LENGTHS = (2048, 8192, 32_768)  # FlexAttention compiles some ten seconds for each shape
+
+OURS = "ours"
+FLASH, CUDNN, TWO_CALLS = "SDPA flash", "SDPA cuDNN", "two flash calls"
+FLEX, EAGER = "FlexAttention, no split triangle", "two matrices"
+UNMASKED, MASKED = "SDPA flash, no mask", "SDPA with mask"
+WAYS = {
+    "full": (OURS, FLASH, CUDNN, TWO_CALLS, FLEX, EAGER),
+    "causal": (OURS, FLASH, CUDNN),
+    "placeholders": (OURS, UNMASKED, MASKED),
+}
+SAME_FUNCTION = (TWO_CALLS, EAGER)  # as ours: their results are compared with ours
+_BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, UNMASKED: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
+
+PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # relative to the forward: 2 products there, 5 backward
+
+
+@dataclass(frozen=True)
+class GpuCase:
+    """B sequences of S tokens, H heads of D. mask: full, causal (span ids 1) or placeholders (some span ids -1)."""
+
+    mask: str
+    B: int
+    H: int
+    S: int
+    D: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.mask}-{self.S}x{self.D}"
+
+
+def gpu_case(mask: str, length: int, head_dim: int) -> GpuCase:
+    return GpuCase(mask, max(1, TOKENS // length), WIDTH // head_dim, length, head_dim)
+
+
+# In the order of their weight: the time of a run is limited, and its last cases may be left out.
+CASES = [
+    gpu_case(mask, length, head_dim)
+    for mask, lengths in (
+        ("full", (2048, 4096, 8192)),
+        ("causal", (2048, 8192)),
+        ("placeholders", (2048, 8192)),
+        ("full", (16_384, 32_768, 1024, 512)),
+    )
+    for length in lengths
+    for head_dim in (128, 64)
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours / the peer, in each pass on full attention of `least` to `most` tokens, is at most the ceiling."""
+
+    peer: str
+    ceiling: float
+    least: int
+    most: int
+
+
+TARGETS = [Target(FLASH, 1.1, 2048, 32_768), Target(TWO_CALLS, 0.8, 2048, 32_768), Target(EAGER, 0.1, 4096, 4096)]
+
+
+def inputs(case: GpuCase, device: str) -> tuple[list[Tensor], Tensor]:
+    """q, k, v [B, H, S, D] with [B, S, H, D] memory, as projections are, and the gradient of out in that layout."""
+    generator = torch.Generator(device).manual_seed(SEED)
+    *operands, grad_out = (
+        torch.randn(case.B, case.S, case.H, case.D, generator=generator, device=device).to(DTYPE).transpose(1, 2)
+        for _ in range(4)
+    )
+    return [x.requires_grad_() for x in operands], grad_out
+
+
+def span_ids(case: GpuCase, device: str) -> Tensor | None:
+    """int32 [B, S]; None for full attention."""
+    if case.mask == "full":
+        return None
+    if case.mask == "causal":
+        return torch.ones(case.B, case.S, dtype=torch.int32, device=device)
+    generator = torch.Generator().manual_seed(SEED)
+    hidden = torch.rand(case.B, case.S, generator=generator) < PLACEHOLDERS
+    return -hidden.to(torch.int32).to(device)
+
+
+def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
+    """The way as a function of q, k, v."""
+    ids = span_ids(case, device)
+    cos, sin = (table.to(device) for table in rotary_tables(torch.arange(case.S), case.D))
+    if way == OURS:
+        return partial(split_triangle_attention, cos=cos, sin=sin, span_ids=ids)
+    if way == TWO_CALLS:
+        return partial(two_flash_calls, cos=cos, sin=sin)
+    if way == EAGER:
+        return partial(two_matrices, cos=cos, sin=sin)
+    if way == FLEX:
+        torch.compiler.reset()  # else the limit of recompilations, which counts shapes, is reached
+        return torch.compile(flex_attention, fullgraph=True, dynamic=False)
+    if way == MASKED:
+        assert ids is not None
+        return partial(scaled_dot_product_attention, attn_mask=(ids == 0)[:, None, None])  # [B, 1, 1, S]
+    return partial(sdpa_by, _BACKENDS[way], is_causal=case.mask == "causal")
+
+
+def sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    """SDPA by that backend; it raises RuntimeError where the backend does not take the case."""
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+
+
+def left_out(case: GpuCase, way: str, free_bytes: Callable[[], int]) -> str | None:
+    """Why a way is not tried on the case; None if it is."""
+    if way == FLEX and case.S not in FLEX_LENGTHS:
+        return f"each shape compiles anew, so only S = {', '.join(map(str, FLEX_LENGTHS))} are timed"
+    needed = case.B * case.H * case.S**2 * SCORE_BYTES["bfloat16"]
+    if way == EAGER and needed > SCORE_SHARE * (free := free_bytes()):
+        return f"would take about {needed / 2**30:.0f} GiB, over {SCORE_SHARE:.0%} of the {free / 2**30:.0f} GiB free"
+    return None
+
+
+def forward_flops(case: GpuCase) -> float:
+    """Of the two products of the forward. Placeholders count as keys; causal attention computes half of the pairs."""
+    return (0.5 if case.mask == "causal" else 1.0) * 4 * case.B * case.H * case.S**2 * case.D

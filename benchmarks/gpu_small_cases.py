@@ -1,0 +1,119 @@
+"""A few small hostile problems, forward and backward, against the reference: for compute-sanitizer, which is slow.
+
+    compute-sanitizer --tool memcheck --error-exitcode 9 python benchmarks/gpu_small_cases.py
+
+Inputs are made on the CPU and results are compared there, so that the op's kernels are the only ones that the tool
+watches. The exit status is 1 where a result is wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cases import SEED
+from torch import Tensor
+
+from bico_ext import reference, split_triangle_attention
+
+NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
+
+
+@dataclass(frozen=True)
+class SmallCase:
+    """spans: the values that span ids are drawn from, none: everything is visible. packed: sequence lengths."""
+
+    name: str
+    dtype: torch.dtype
+    S: int
+    D: int
+    Hq: int
+    Hkv: int
+    B: int = 1
+    R: int | None = None  # default: D
+    spans: tuple[int, ...] = ()
+    packed: tuple[int, ...] = ()
+    interleaved: bool = False
+    mirror: bool = True
+
+
+CASES = [
+    SmallCase("bf16-spans-gqa", torch.bfloat16, 130, 64, 4, 2, B=2, spans=(-1, 0, 1, 2)),
+    SmallCase("bf16-128-causal", torch.bfloat16, 67, 128, 2, 1, spans=(1,)),
+    SmallCase("bf16-blind", torch.bfloat16, 65, 64, 1, 1, spans=(-1,)),
+    SmallCase("fp16-40-packed", torch.float16, 131, 40, 3, 1, spans=(0, 0, -1), packed=(1, 0, 63, 67)),
+    SmallCase("fp32-16-interleaved", torch.float32, 67, 16, 2, 2, B=2, R=6, spans=(0, 1), interleaved=True),
+    SmallCase("fp64-8-no-mirror", torch.float64, 33, 8, 2, 1, mirror=False),
+]
+
+
+def inputs(case: SmallCase) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+    """On the CPU, in float64, values that the dtype has: q, k, v, cos, sin; gradients of out and lse; the options."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(case.dtype).double()
+
+    q, grad_out = (draw(case.B, case.S, case.Hq, case.D).transpose(1, 2) for _ in range(2))
+    k, v = (draw(case.B, case.S, case.Hkv, case.D).transpose(1, 2) for _ in range(2))
+    grad_lse = draw(case.B, case.Hq, case.S)
+    positions = torch.cat([torch.arange(length) for length in case.packed or (case.S,)]).double()
+    angle = torch.outer(positions, torch.rand((case.R or case.D) // 2, dtype=torch.float64, generator=generator))
+    angle = angle.repeat_interleave(2, -1) if case.interleaved else angle.repeat(1, 2)
+    options: dict[str, Any] = {"interleaved": case.interleaved, "mirror": case.mirror}
+    if case.spans:
+        choice = torch.randint(len(case.spans), (case.B, case.S), generator=generator)
+        options["span_ids"] = torch.tensor(case.spans, dtype=torch.int32)[choice]
+    if case.packed:
+        options["cu_seqlens"] = torch.tensor([0, *case.packed]).cumsum(0).to(torch.int32)
+    return [q, k, v, angle.cos()[None], angle.sin()[None]], [grad_out, grad_lse], options
+
+
+def results(case: SmallCase, attention: Callable[..., Any], dtype: torch.dtype, device: str) -> list[Tensor]:
+    """out, lse and the gradients, computed in the dtype on the device; in float64 on the CPU."""
+    (q, k, v, cos, sin), (grad_out, grad_lse), options = inputs(case)
+    on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
+    operands = [x.to(dtype).to(device).requires_grad_() for x in (q, k, v)]
+    table_dtype = torch.promote_types(dtype, torch.float32)  # that the op computes rotations in
+    cos, sin = (x.to(table_dtype).to(device) for x in (cos, sin))
+    out, lse = attention(*operands, cos, sin, return_lse=True, **on_device)
+    grads = torch.autograd.grad(
+        (out, lse), operands, (grad_out.to(dtype).to(device), grad_lse.to(lse.dtype).to(device))
+    )
+    return [x.detach().cpu().double() for x in (out, lse, *grads)]
+
+
+def complaints(case: SmallCase, device: str) -> list[str]:
+    """What is wrong: an RMS error over twice that of the dense formula in the case's dtype, or other blind rows."""
+    exact = results(case, reference.split_triangle_attention, torch.float64, "cpu")
+    plain = results(case, reference.split_triangle_attention, case.dtype, "cpu")
+    ours = results(case, split_triangle_attention, case.dtype, device)
+    # Where torch's result happens to be exact: some roundings of the precision that the kernels compute in.
+    floor = 16 * torch.finfo(torch.promote_types(case.dtype, torch.float32)).eps
+    wrong = []
+    for name, want, torchs, got in zip(NAMES, exact, plain, ours, strict=True):
+        finite = want.isfinite()
+        allowed = 2 * rms((torchs - want)[finite]) + floor * (1 + rms(want[finite]))
+        error = rms((got - want)[finite])
+        if not torch.equal(got.isfinite(), finite) or not error <= allowed:
+            wrong.append(f"{case.name}: {name} has an RMS error of {error:.3g}, allowed {allowed:.3g}")
+    return wrong
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="default: cuda")
+    options = parser.parse_args(arguments)
+    wrong = [complaint for case in CASES for complaint in complaints(case, options.device)]
+    print("\n".join(wrong) or f"{len(CASES)} cases agree with the reference on {options.device}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
