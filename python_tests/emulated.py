@@ -23,18 +23,16 @@ class _Emulated(torch.autograd.Function):
         deterministic = how.get("deterministic", True)
         how = {name: value for name, value in how.items() if name != "deterministic"}
         out, lse = empty_heads(q), q.new_full(q.shape[:3], math.nan, dtype=arguments["cos"].dtype)
-        arguments = {**arguments, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-        _emulator.forward(arguments, **how)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.arguments, ctx.how, ctx.deterministic = arguments, how, deterministic
+        ctx.arguments = {**arguments, "q": q, "k": k, "v": v, "out": out, "lse": lse}
+        ctx.how, ctx.deterministic = how, deterministic
+        _emulator.forward(ctx.arguments, **how)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
         if grad_out.stride(3) != 1:
             grad_out = grad_out.contiguous()
-        grads = {f"grad_{name}": empty_heads(x) for name, x in (("q", q), ("k", k), ("v", v))}
+        grads = {f"grad_{name}": empty_heads(ctx.arguments[name]) for name in ("q", "k", "v")}
         arguments = {**ctx.arguments, "grad_out": grad_out, "grad_lse": grad_lse.contiguous(), **grads}
         _emulator.backward(arguments, deterministic=ctx.deterministic, **ctx.how)
         return *grads.values(), None, None

@@ -28,6 +28,12 @@ CASES = [
     Case("head-dim-3-R-2", S=67, D=3, R=2, spans="random"),
     Case("head-dim-256", S=90, D=256, Hq=1, Hkv=1, spans="infill"),
     Case("head-dim-130", S=65, D=130, Hq=1, Hkv=1),
+    Case("head-dim-70", S=130, D=70, Hq=2, Hkv=1, spans="infill"),
+    Case("head-dim-80-partial", S=130, D=80, R=32, spans="placeholders"),
+    Case("head-dim-96-interleaved", S=150, D=96, interleaved=True, spans="prefix"),
+    Case("head-dim-128-gqa", S=200, D=128, Hq=4, Hkv=2, spans="infill"),
+    Case("scale-negative", S=130, D=64, scale=-0.2, spans="placeholders"),
+    Case("scale-zero", S=70, D=32, scale=0.0, spans="infill"),
     Case("all-placeholders", S=70, spans="blind"),
     Case("table-per-batch-entry", S=65, B=3, tables=3, spans="infill"),
     Case("scale", S=65, scale=0.03),
@@ -43,10 +49,10 @@ def rms(x):
     return x.square().mean().sqrt().item() if x.numel() else 0.0
 
 
-def assert_as_good_as_torch(problem, dtype):
+def assert_as_good_as_torch(attention, problem, dtype):
     """RMS error against fp64 at most twice that of the same dense formula computed by torch in dtype."""
     exact = problem.run(reference.split_triangle_attention, torch.float64)
-    ours = problem.run(split_triangle_attention, dtype, table_dtype=torch.float64)
+    ours = problem.run(attention, dtype, table_dtype=torch.float64)
     plain = problem.run(reference.split_triangle_attention, dtype)
     floor = FLOOR[dtype] * max(rms(x[x.isfinite()]) for x in exact.values())
     for name, want in exact.items():
@@ -67,24 +73,27 @@ def _fresh_tensors_are_nan():
 
 @pytest.mark.parametrize("dtype", FLOOR, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_error_is_at_most_twice_that_of_torch(case, dtype):
-    assert_as_good_as_torch(make_problem(case, dtype), dtype)
+def test_error_is_at_most_twice_that_of_torch(attention, case, dtype):
+    assert_as_good_as_torch(attention, make_problem(case, dtype), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     ids=st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 70)), min_size=1, max_size=8),
     mirror=st.booleans(),
     heads=st.sampled_from([(1, 1), (2, 1), (3, 3)]),
 )
-def test_random_span_patterns(ids, mirror, heads):
+def test_random_span_patterns(attention, dtype, ids, mirror, heads):
     """Runs of equal ids make tiles that are hidden, whole and mixed."""
     row = torch.cat([torch.full((count,), span, dtype=torch.int32) for span, count in ids])
     both = torch.stack([row, row.flip(0)])
     case = Case("hypothesis", S=len(row), Hq=heads[0], Hkv=heads[1], D=8, mirror=mirror)
-    problem = make_problem(case, ids=both)
+    problem = make_problem(case, dtype, ids=both)
+    if dtype == torch.bfloat16:
+        return assert_as_good_as_torch(attention, problem, dtype)
     exact = problem.run(reference.split_triangle_attention, torch.float64)
-    for name, got in problem.run(split_triangle_attention, torch.float64).items():
+    for name, got in problem.run(attention, torch.float64).items():
         torch.testing.assert_close(got, exact[name], rtol=1e-10, atol=1e-12, msg=lambda text, name=name: name + text)
 
 
@@ -101,37 +110,39 @@ GRADCHECK = [
 
 
 @pytest.mark.parametrize("case", GRADCHECK, ids=str)
-def test_gradcheck(case):
+def test_gradcheck(attention, case):
     problem = make_problem(case)
     inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v)]
 
     def run(q, k, v):
-        out, lse = split_triangle_attention(q, k, v, problem.cos, problem.sin, return_lse=True, **problem.options)
+        out, lse = attention(q, k, v, problem.cos, problem.sin, return_lse=True, **problem.options)
         return out, lse[lse.isfinite()]
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=case.S > 10)
 
 
 @pytest.mark.parametrize("spans", ["none", "infill"])
-def test_strided_inputs_are_taken_as_they_are(spans):
+@pytest.mark.parametrize(("dtype", "D"), [(torch.float64, 12), (torch.bfloat16, 16)])
+def test_strided_inputs_are_taken_as_they_are(attention, spans, dtype, D):
     """Projections reach the op as transposed [B, S, H, D], slices of a wider tensor, or expanded over the batch."""
-    case = Case("strided", S=67, Hq=4, Hkv=2, D=12, spans=spans)
+    case = Case("strided", S=67, Hq=4, Hkv=2, D=D, spans=spans)
     problem = make_problem(case)
     cos, sin = problem.cos, problem.sin
-    want = split_triangle_attention(problem.q, problem.k, problem.v, cos, sin, **problem.options)
-    wide = torch.randn(2, 67, 4, 40, dtype=torch.float64)
-    wide[..., 5:17] = problem.q.transpose(1, 2)
-    q = wide[..., 5:17].transpose(1, 2)
-    k = problem.k.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+    plain_q, plain_k, plain_v = (x.to(dtype) for x in (problem.q, problem.k, problem.v))
+    want = attention(plain_q, plain_k, plain_v, cos, sin, **problem.options)
+    wide = torch.randn(2, 67, 4, 40).to(dtype)
+    wide[..., 5 : 5 + D] = plain_q.transpose(1, 2)
+    q = wide[..., 5 : 5 + D].transpose(1, 2)
+    k = plain_k.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
     assert not q.is_contiguous()
     assert not k.is_contiguous()
-    got = split_triangle_attention(q, k, problem.v, cos.expand(2, -1, -1), sin.expand(2, -1, -1), **problem.options)
+    got = attention(q, k, plain_v, cos.expand(2, -1, -1), sin.expand(2, -1, -1), **problem.options)
     assert torch.equal(got, want)
     assert got.transpose(1, 2).is_contiguous(), "the caller's transpose must be free"
 
-    shared = problem.v[:1].expand(2, -1, -1, -1)
-    got = split_triangle_attention(q, k, shared, cos, sin, **problem.options)
-    assert torch.equal(got, split_triangle_attention(q, k, shared.contiguous(), cos, sin, **problem.options))
+    shared = plain_v[:1].expand(2, -1, -1, -1)
+    got = attention(q, k, shared, cos, sin, **problem.options)
+    assert torch.equal(got, attention(q, k, shared.contiguous(), cos, sin, **problem.options))
 
 
 THREADS = [
@@ -163,7 +174,7 @@ def test_results_do_not_depend_on_the_number_of_threads(case, dtype):
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("length", "dtype"), [(40, torch.float64), (150, torch.float32), (150, torch.bfloat16)])
-def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, length, dtype):
+def test_nan_reaches_the_rows_that_see_it_and_no_others(attention, spans, where, bad, length, dtype):
     """A hidden key has weight 0, yet 0 * NaN is NaN: the product must leave it out, forward and backward."""
     case = Case("nan", S=length, Hq=2, Hkv=1, D=8, spans=spans)
     clean = make_problem(case, dtype)
@@ -178,7 +189,7 @@ def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, lengt
     else:
         affected[0, :] = seen[0, :, at]
 
-    want, got = (problem.run(split_triangle_attention, dtype) for problem in (clean, broken))
+    want, got = (problem.run(attention, dtype) for problem in (clean, broken))
     assert torch.equal(got["out"][~affected], want["out"][~affected])
     assert affected.any() or spans == "placeholders"
     assert not got["out"][affected].isfinite().all(-1).any(), "a row that sees it must show it"
@@ -192,7 +203,7 @@ def test_nan_reaches_the_rows_that_see_it_and_no_others(spans, where, bad, lengt
 @pytest.mark.parametrize("spans", ["none", "causal", "infill"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mirror", [True, False])
-def test_nan_gradients_reach_the_keys_that_their_query_sees(spans, dtype, mirror):
+def test_nan_gradients_reach_the_keys_that_their_query_sees(attention, spans, dtype, mirror):
     """grad_out of one query is NaN: so are grad_q of that query and grad_k, grad_v of what it sees, and no others."""
     case = Case("nan-grad", S=150, Hq=1, Hkv=1, D=5, R=2, spans=spans, mirror=mirror)
     clean, broken = (make_problem(case, dtype) for _ in range(2))
@@ -200,7 +211,7 @@ def test_nan_gradients_reach_the_keys_that_their_query_sees(spans, dtype, mirror
     broken.grad_out[0, 0, at] = float("nan")
     ids = clean.options["span_ids"]
     seen = reference.visible(torch.zeros(2, 150, dtype=torch.int32) if ids is None else ids)
-    want, got = (problem.run(split_triangle_attention, dtype) for problem in (clean, broken))
+    want, got = (problem.run(attention, dtype) for problem in (clean, broken))
     reached = torch.zeros(2, 150, dtype=torch.bool)
     reached[0] = seen[0, at]
     for name in ("grad_k", "grad_v"):
@@ -212,28 +223,28 @@ def test_nan_gradients_reach_the_keys_that_their_query_sees(spans, dtype, mirror
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v"])
-def test_nan_without_the_mirror(where):
+def test_nan_without_the_mirror(attention, where):
     """There is one frame only: the other has no memory that could be looked at."""
     case = Case("nan-no-mirror", S=150, Hq=1, Hkv=1, D=5, R=2, mirror=False, spans="causal")
     clean, broken = (make_problem(case, torch.bfloat16) for _ in range(2))
     getattr(broken, where)[0, 0, 71] = float("nan")
-    want, got = (problem.run(split_triangle_attention, torch.bfloat16) for problem in (clean, broken))
+    want, got = (problem.run(attention, torch.bfloat16) for problem in (clean, broken))
     assert torch.equal(got["out"][:, :, :71], want["out"][:, :, :71])
     assert not got["out"][0, 0, 71].isfinite().any()
 
 
-def test_a_frame_that_nobody_uses_may_overflow():
+def test_a_frame_that_nobody_uses_may_overflow(attention):
     """k is finite as its own query sees it, in frame 0, and infinite in frame 1, which no query before it asks for."""
     angle = torch.tensor([0.2942, 0.0])  # atan(1 / 3.3)
     cos, sin = (f(angle)[None, :, None].expand(1, 2, 2) for f in (torch.cos, torch.sin))
     k = torch.tensor([[3.3e38, 1e38], [0.0, 0.0]]).view(1, 1, 2, 2)
     q, v = torch.zeros(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 2, 2)
-    split_triangle_attention(q, k, v, cos, sin).sum().backward()
+    attention(q, k, v, cos, sin).sum().backward()
     assert not q.grad.any(), "all values are equal, so the weights do not matter"
 
 
 @pytest.mark.parametrize("bad", ["key", "neighbour", "table"])
-def test_what_is_hidden_does_no_harm(bad):
+def test_what_is_hidden_does_no_harm(attention, bad):
     """A placeholder that overflows in the rotation, a NaN in the next packed sequence, a NaN in a hidden rotation."""
     case = Case("hidden", S=90, B=1, D=8, packed=(40, 50))
     ids = torch.zeros(1, 90, dtype=torch.int32)
@@ -249,7 +260,7 @@ def test_what_is_hidden_does_no_harm(bad):
         others = torch.arange(90) < 40
     else:
         broken.cos[0, 7] = float("nan")
-    want, got = (problem.run(split_triangle_attention, torch.float32) for problem in (clean, broken))
+    want, got = (problem.run(attention, torch.float32) for problem in (clean, broken))
     for name in ("out", "grad_q", "grad_k", "grad_v"):
         if bad == "table" and name in ("grad_k", "grad_v"):
             continue  # the query at the broken position sees the others, so their gradients are NaN

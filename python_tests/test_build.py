@@ -41,7 +41,10 @@ def test_an_old_torch(tmp_path):
 
 def test_a_new_torch(tmp_path):
     fake_torch(tmp_path, "2.11.0")
-    assert locate(tmp_path).stdout == f"{tmp_path / 'torch'};2.11.0\n"
+    assert locate(tmp_path).stdout == f"{tmp_path / 'torch'};2.11.0;0\n"
+    (tmp_path / "torch" / "lib").mkdir()
+    (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()
+    assert locate(tmp_path).stdout == f"{tmp_path / 'torch'};2.11.0;1\n"
 
 
 def test_no_compiler(tmp_path):

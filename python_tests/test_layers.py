@@ -22,9 +22,12 @@ LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported ins
 CPP_MAY_INCLUDE = {
     "csrc": r"<\w+>",
     "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"\.\./emulator/amx\.h"',
-    "csrc/emulator": r"<\w+>",
-    "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|<torch/csrc/stable/.+>|<torch/headeronly/.+>',
-    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa\.h"',
+    "csrc/cuda": r'<\w+>|<cuda_runtime\.h>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./emulator/(instructions|launch)\.h"',
+    "csrc/emulator": r'<\w+>|<sanitizer/\w+\.h>|"\w+\.h"|"\.\./cuda/numbers\.h"',
+    "csrc/emulator/planted": r'<\w+>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./\.\./cuda/\w+\.h"',
+    "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|"\.\./cuda/attention\.h"'
+    r"|<torch/csrc/(stable|inductor/aoti_torch/c)/.+>|<torch/headeronly/.+>",
+    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa\.h"|"\.\./cuda/attention\.h"|"\.\./emulator/.+\.h"',
 }
 HOUSE = {name: row for row, names in enumerate(PYTHON_LAYERS) for name in names}
 
@@ -49,7 +52,7 @@ def test_a_module_imports_only_from_its_left(module):
 
 @pytest.mark.parametrize("folder", CPP_MAY_INCLUDE)
 def test_a_source_includes_only_what_its_folder_may(folder):
-    sources = [path for suffix in ("*.h", "*.cpp") for path in (ROOT / folder).glob(suffix)]
+    sources = [path for suffix in ("*.h", "*.cpp", "*.cuh", "*.cu") for path in (ROOT / folder).glob(suffix)]
     assert sources
     for source in sources:
         for include in re.findall(r"^#include (\S+)", source.read_text(), re.MULTILINE):

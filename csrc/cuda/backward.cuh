@@ -12,6 +12,7 @@ namespace bico::cuda {
 
 template <int D>
 struct BackwardTiles {
+  static_assert(D % 32 == 0, "half of the columns, a warp's, must be a multiple of 16");
   static constexpr int warps = 4, threads = 32 * warps;  // two by two over every product
   static constexpr int queries = D <= 128 ? 64 : 32,
                        keys = queries;  // dK and dV take D keys / 64 registers of a thread
@@ -270,7 +271,7 @@ struct BackwardBlock {
 
   // dQ = dS K, in parts: all of it at once, beside dK and dV, spilled at D = 128.
   BICO_DEVICE void add_to_grad_q(const QueryVisit& visit, Frame frame) const {
-    constexpr int parts = Order::N % 2 == 0 ? 2 : 1, N = Order::N / parts;
+    constexpr int N = Order::N % 4 == 0 ? Order::N / 2 : 2, parts = Order::N / N;
     float* to = (frame == Frame::plus ? w.grad_q_plus : w.grad_q_minus) + query_tile(visit) * Tiles::queries * D;
 #pragma unroll
     for (int part = 0; part < parts; ++part) {

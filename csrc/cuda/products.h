@@ -112,10 +112,10 @@ BICO_DEVICE void load_left(uint32_t (&a)[4], const Tile& tile, int row, int k, u
   }
 }
 
-// Two blocks of 8 columns from `column` on; of the second, where `pair` is false, a copy of the first.
+// Two blocks of 8 columns from `column` on, a multiple of 16.
 template <Stored stored, class Tile>
-BICO_DEVICE void load_right(uint32_t (&b)[4], const Tile& tile, int column, int k, bool pair, unsigned lane) {
-  const unsigned within = lane % 8, second = lane / 8 % 2, block = pair ? lane / 16 : 0;
+BICO_DEVICE void load_right(uint32_t (&b)[4], const Tile& tile, int column, int k, unsigned lane) {
+  const unsigned within = lane % 8, second = lane / 8 % 2, block = lane / 16;
   if constexpr (stored == Stored::along_sum) {
     load_matrices(b, tile.chunk(within + 8 * block, column, second, k / vector_elements));
   } else {
@@ -127,14 +127,15 @@ BICO_DEVICE void load_right(uint32_t (&b)[4], const Tile& tile, int column, int 
 template <Stored right_stored, typename T, int rows, int columns, int M, int N>
 BICO_DEVICE void multiply_step(Sums<M, N>& sums, const uint32_t (&a)[M][4], const SharedTile<T, rows, columns>& right,
                                int column, int k, unsigned lane) {
+  static_assert(N % 2 == 0, "right operands come two blocks at a time");
 #pragma unroll
   for (int j = 0; j < N; j += 2) {
     uint32_t b[4];
-    load_right<right_stored>(b, right, column + 8 * j, k, j + 1 < N, lane);
+    load_right<right_stored>(b, right, column + 8 * j, k, lane);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       multiply_add<T>(sums.x[i][j], a[i], b[0], b[1]);
-      if (j + 1 < N) multiply_add<T>(sums.x[i][j + 1], a[i], b[2], b[3]);
+      multiply_add<T>(sums.x[i][j + 1], a[i], b[2], b[3]);
     }
   }
 }

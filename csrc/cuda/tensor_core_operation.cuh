@@ -8,21 +8,19 @@
 
 namespace bico::cuda {
 
-// Calls `run` with the head dim that the kernels are compiled for: D, or the next larger one.
-template <class Run>
+// Calls `run` with the smallest of these head dims, in ascending order, that holds D.
+template <int first, int... others, class Run>
 void with_columns(int64_t head_dim, const Run& run) {
-  if (head_dim <= 32) return run(std::integral_constant<int, 32>());
-  if (head_dim <= 64) return run(std::integral_constant<int, 64>());
-  if (head_dim <= 80) return run(std::integral_constant<int, 80>());
-  if (head_dim <= 96) return run(std::integral_constant<int, 96>());
-  if (head_dim <= 128) return run(std::integral_constant<int, 128>());
-  run(std::integral_constant<int, 256>());
+  if constexpr (sizeof...(others) > 0) {
+    if (head_dim > first) return with_columns<others...>(head_dim, run);
+  }
+  run(std::integral_constant<int, first>());
 }
 
 template <typename T>
 int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
   Workspace memory(workspace);
-  with_columns(p.head_dim, [&](auto width) {
+  with_columns<32, 64, 80, 96, 128, 256>(p.head_dim, [&](auto width) {
     constexpr int D = width;
     const Frames<T> k(memory, p, p.kv_heads, D);
     const CopyableHeads<T> v(memory, p, p.v, p.kv_heads, D);
@@ -40,7 +38,7 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
 template <typename T>
 int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stream stream) {
   Workspace memory(workspace);
-  with_columns(p.head_dim, [&](auto width) {
+  with_columns<32, 64, 96, 128, 256>(p.head_dim, [&](auto width) {
     constexpr int D = width;
     using Order = SumOrder<D>;
     const int64_t q_heads = p.batch * p.query_heads, k_heads = p.batch * p.kv_heads;

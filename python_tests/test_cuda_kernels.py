@@ -1,0 +1,44 @@
+"""What is asked of the CUDA kernels beyond the op's numbers, under the emulator: order, offsets, bad offsets."""
+
+import pytest
+import torch
+from problems import Case, make_problem
+
+pytest.importorskip("bico_ext._emulator", reason="needs a build with BICO_EMULATOR", exc_type=ImportError)
+emulated = pytest.importorskip("emulated")
+
+LONG = Case("long", S=400, Hq=2, Hkv=1, D=32, B=1, spans="infill")
+
+
+def run(problem, dtype=torch.bfloat16, **how):
+    attention = emulated.attention(how.pop("schedule", "random"), how.pop("copies", "at-wait"), **how)
+    return problem.run(attention, dtype, table_dtype=torch.float32)
+
+
+def test_deterministic_sums_do_not_depend_on_the_schedule():
+    problem = make_problem(LONG, torch.bfloat16)
+    first = run(problem, seed=1)
+    for how in ({"seed": 2}, {"seed": 3}, {"schedule": "round-robin", "copies": "at-issue"}):
+        again = run(problem, **how)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_other_sums_differ_in_the_order_of_grad_q_alone():
+    problem = make_problem(LONG, torch.bfloat16)
+    ordered, free = run(problem, seed=1), [run(problem, seed=seed, deterministic=False) for seed in range(4)]
+    for name in ("out", "lse", "grad_k", "grad_v"):
+        assert all(torch.equal(ordered[name], one[name]) for one in free), name
+    for one in free:
+        torch.testing.assert_close(one["grad_q"], ordered["grad_q"], rtol=2**-7, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "offsets", [[0, 40, 20, 70], [0, 10**9, 70], [-5, 30, 70], [0, 30, 60], [0, -(2**31), 2**31 - 1]]
+)
+def test_offsets_that_are_wrong_touch_no_memory_outside(offsets, dtype):
+    """On a device cu_seqlens is not read back, so not checked. AddressSanitizer watches in `make test-kernels`."""
+    problem = make_problem(Case("offsets", S=70, D=16, B=1, spans="random"), dtype)
+    problem.options["cu_seqlens"] = torch.tensor(offsets, dtype=torch.int32)
+    results = run(problem, dtype)
+    assert results["out"].shape == (1, 2, 70, 16)
