@@ -1,4 +1,4 @@
-# make demo | test | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train: each sets up what it needs in
+# make demo | test | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each sets up what it needs in
 # $(VENV), which is quick when nothing has changed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: setup demo test test-kernels lint format benchmark benchmark-sweep benchmark-train clean
+.PHONY: setup demo test test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean
 
 setup: $(VENV)/installed
 
@@ -33,7 +33,7 @@ $(VENV)/requirements: pyproject.toml $(VENV)/created
 
 # Editable: changes to Python files take effect at once, changes to csrc/ recompile what they touch.
 $(VENV)/installed: $(NATIVE) $(VENV)/requirements
-	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint]'
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint,cuda-checks]'
 	@touch $@
 
 demo: setup
@@ -43,15 +43,28 @@ test: setup
 	$(BIN)/python -m pytest
 
 # The op's tests with every instruction set of this CPU: of the build that is installed, and of one under
-# AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software.
+# AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software and the
+# CUDA kernels under the emulator. Then the CUDA kernels' machine code.
 test-kernels: setup build/sanitized/installed
 	$(BIN)/python python_tests/every_instruction_set.py
 	$(BIN)/python python_tests/every_instruction_set.py --package build/sanitized -k 'not memory'
+	$(BIN)/python python_tests/cuda_static_checks.py
+	@if command -v nvcc >/dev/null; then $(MAKE) build/with-cuda/installed; \
+	  else echo "== no build with CUDA: nvcc is not on PATH"; fi
 
 build/sanitized/installed: $(NATIVE) $(VENV)/requirements
 	rm -rf build/sanitized
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/sanitized \
-	  -C build-dir=build/sanitized-objects -C cmake.define.BICO_SANITIZE=ON -C cmake.define.BICO_EMULATE_AMX=ON .
+	  -C build-dir=build/sanitized-objects -C cmake.define.BICO_SANITIZE=ON -C cmake.define.BICO_EMULATE_AMX=ON \
+	  -C cmake.define.BICO_EMULATOR=ON .
+	@touch $@
+
+# A build with CUDA kernels works where torch has no CUDA.
+build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
+	rm -rf build/with-cuda
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/with-cuda \
+	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_CUDA_ARCHITECTURES=80-real .
+	$(BIN)/python python_tests/import_with_cuda.py build/with-cuda
 	@touch $@
 
 lint: setup
@@ -73,6 +86,10 @@ benchmark-sweep: setup
 
 benchmark-train: setup
 	$(BIN)/python benchmarks/train_step.py --output-dir out/benchmark-train
+
+# On a machine with a GPU and a torch with CUDA in $(PYTHON); see benchmarks/gpu.sh --help.
+benchmark-gpu:
+	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh
 
 clean:
 	rm -rf build $(VENV)

@@ -1,5 +1,7 @@
 """Runs the op's tests once for each instruction set that this CPU has, and says which it lacks.
 
+Of a sanitized build it also runs those of the CUDA kernels under the emulator.
+
 python python_tests/every_instruction_set.py                  # the installed build
 python python_tests/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE, by pip --target DIR
 """
@@ -13,6 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TESTS = ["test_attention.py", "test_attention_contract.py"]
+EMULATED = ["test_attention.py", "test_cuda_kernels.py", "test_emulator.py"]
 ASK = "import json, bico_ext._C as c; print(json.dumps([c.instruction_sets(), c.sanitized, c.__file__]))"
 
 
@@ -49,11 +52,14 @@ def main() -> int:
         parser.error(f"--package must hold a build with BICO_SANITIZE; imported {where}, sanitized: {sanitized}")
     if not any(sets.values()):
         parser.error("this CPU has none of the instruction sets that there are kernels for")
-    for isa in (isa for isa, supported in sets.items() if supported):
-        print(f"== BICO_ISA={isa}{', sanitized' if sanitized else ''}", flush=True)
+    runs = [(f"BICO_ISA={isa}", {"BICO_ISA": isa}, ["--device", "cpu", *TESTS]) for isa in sets if sets[isa]]
+    if sanitized:  # elsewhere `make test` has run them
+        runs.append(("CUDA kernels, emulated", {}, ["--device", "emulated-cuda-random", *EMULATED]))
+    for name, variables, tests in runs:
+        print(f"== {name}{', sanitized' if sanitized else ''}", flush=True)
         # --capture=sys leaves the sanitizers' reports, which end the process, on the terminal.
-        arguments = ["-m", "pytest", "-q", "--capture=sys", *TESTS, *pytest_arguments]
-        failed = subprocess.run([*command, *arguments], cwd=HERE, env={**environment, "BICO_ISA": isa}, check=False)
+        arguments = ["-m", "pytest", "-q", "--capture=sys", *tests, *pytest_arguments]
+        failed = subprocess.run([*command, *arguments], cwd=HERE, env={**environment, **variables}, check=False)
         if failed.returncode != 0:
             return failed.returncode
     lacking = [isa for isa, supported in sets.items() if not supported]

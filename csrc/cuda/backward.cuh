@@ -53,12 +53,6 @@ struct BackwardWork {
   bool grad_v_aligned;
 };
 
-// Where a block works: what every thread knows, but has no registers for between two uses.
-struct Place {
-  Host host;
-  int batch, kv_head, key_tile;
-};
-
 template <typename T, int D>
 struct BackwardShared {
   using Tiles = BackwardTiles<D>;
@@ -95,13 +89,7 @@ struct BackwardShared {
   BICO_DEVICE Queries queries(int stage) const { return {q.data + stage * (Tiles::queries * D)}; }
 };
 
-// TileRows of tile `tile` of `size`.
-BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
-  const int left = length - tile * size;
-  return spans.rows(tile * size, left < size ? left : size);
-}
-
-// A tile of queries on the keys' way, of one of the heads of their group.
+// A tile of queries on the keys' way, of one of the heads of their group; it sees nothing at the end of the way.
 struct QueryVisit {
   int head, tile;  // head within the group
   Seen seen;
@@ -114,42 +102,43 @@ struct QueryVisits {
   const Place* place;
   Frame frame;
 
-  BICO_DEVICE Host host() const { return load_shared(&place->host); }
+  BICO_DEVICE Visitor visitor() const { return load_shared(&place->visitor); }
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place->batch)); }
 
-  BICO_DEVICE Range range() const { return frame == Frame::plus ? later(host(), queries) : earlier(host(), queries); }
+  BICO_DEVICE Range range() const {
+    return frame == Frame::plus ? later(visitor(), queries) : earlier(visitor(), queries);
+  }
 
-  BICO_DEVICE Seen seen_by(int tile, const Host& keys_host) const {
+  BICO_DEVICE Seen seen_by(int tile, const Visitor& key_tile) const {
     const TileRows guests = tile_rows(spans(), problem.length, tile, queries);
-    return within_sequences(seen_in(frame, guests, keys_host.rows, keys_host.rows.count == keys), keys_host, guests);
+    return within_sequences(seen_in(frame, guests, key_tile.rows, key_tile.rows.count == keys), key_tile, guests);
   }
 
-  BICO_DEVICE bool next(QueryVisit& visit) const {
+  // The first tile from `tile` on, of this head or the next ones of the group, that sees something. All lanes call.
+  BICO_DEVICE QueryVisit from(int head, int tile) const {
     const int group = problem.query_heads / problem.kv_heads;
-    for (;;) {
-      ++visit.tile;
-      if (visit.tile >= range().end) {
-        if (++visit.head >= group) return false;
-        visit.tile = range().begin - 1;
-        continue;
-      }
-      visit.seen = seen_by(visit.tile, host());
-      if (visit.seen != Seen::nothing) return true;
-    }
+    const Sight sight = first_seen(tile, range().end, [&](int t) { return seen_by(t, visitor()); });
+    if (sight.seen != Seen::nothing || head + 1 == group) return {head, sight.tile, sight.seen};
+    // What one head's queries see, those of the others see.
+    const int again = range().begin;
+    const Sight first = first_seen(again, range().end, [&](int t) { return seen_by(t, visitor()); });
+    return {head + 1, first.tile, first.seen};
   }
 
-  BICO_DEVICE QueryVisit before_first() const { return {0, range().begin - 1, Seen::nothing}; }
+  BICO_DEVICE QueryVisit first() const { return from(0, range().begin); }
 
   // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
   BICO_DEVICE int turn_before(int query_tile, int key_tile) const {
-    for (int tile = key_tile - 1; tile >= 0; --tile) {
-      if (seen_by(query_tile, host_of(problem, spans(), tile * keys, keys)) != Seen::nothing) return tile + 1;
+    const int begin = query_tile * queries;
+    const int first = frame == Frame::minus ? begin / keys : sequence_of(problem, begin).begin / keys;
+    for (int tile = key_tile - 1; tile >= first; --tile) {
+      if (seen_by(query_tile, visitor_of(problem, spans(), tile * keys, keys)) != Seen::nothing) return tile + 1;
     }
     return 0;
   }
 };
 
-// One tile of keys. TileRows of sums: `half` of the warp in the first dimension, `right` in the second.
+// One tile of keys. Rows of sums: `half` of the warp in the first dimension, `right` in the second.
 template <typename T, int D>
 struct BackwardBlock {
   using Tiles = BackwardTiles<D>;
@@ -163,13 +152,11 @@ struct BackwardBlock {
 
   BICO_DEVICE int batch() const { return load_shared(&shared.place->batch); }
   BICO_DEVICE int kv_head() const { return load_shared(&shared.place->kv_head); }
-  BICO_DEVICE int key_tile() const { return load_shared(&shared.place->key_tile); }
+  BICO_DEVICE int key_tile() const { return load_shared(&shared.place->visitor.rows.begin) / Tiles::keys; }
   BICO_DEVICE int half() const { return thread_index_here() / 32 % 2; }
   BICO_DEVICE int right() const { return thread_index_here() / 64; }
   // Of the visited queries, in their batch entry, and counted over the batch.
-  BICO_DEVICE int head(const QueryVisit& visit) const {
-    return kv_head() * int(w.problem.query_heads / w.problem.kv_heads) + visit.head;
-  }
+  BICO_DEVICE int head(const QueryVisit& visit) const { return load_shared(&shared.place->head) + visit.head; }
   BICO_DEVICE int64_t head_in_all(const QueryVisit& visit) const {
     return int64_t(batch()) * int(w.problem.query_heads) + head(visit);
   }
@@ -204,7 +191,6 @@ struct BackwardBlock {
 
   // Scores and dO V^T become weights and gradients of scores.
   BICO_DEVICE void differentiate(Pairs& scores, Pairs& grads, const QueryVisit& visit) const {
-    constexpr float log2_e = 1.44269504f;
     const Problem& p = w.problem;
     const float factor = float(p.scale) * log2_e;
     const unsigned lane = lane_index();
@@ -248,7 +234,15 @@ struct BackwardBlock {
       const int32_t span = m < w.problem.length ? spans().at(m) : -1;
       return sees(frame, m, span, n, token.span, token.sequence.holds(m));
     };
-    set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+    if (visit.seen == Seen::by_key) {
+      const int column = right() * half_rows;
+      Bits<Pairs::M, Pairs::N> hidden;
+      hidden.fill_columns([&](int key) { return load_shared(&shared.tokens[column + key].span) != 0; });
+      set_where(weights, hidden, 0);
+      set_where(grads, hidden, 0);
+    } else if (visit.seen == Seen::by_pair) {
+      set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+    }
     if (!bad) return;
     set(weights, grads, NAN, [&](int query, int key) {
       const bool flagged = load_shared(shared.query_flags + query) || load_shared(shared.grad_flags + query) ||
@@ -299,25 +293,25 @@ struct BackwardBlock {
     Gradient grad_k;
     grad_k.clear();
 
-    QueryVisit visit = visits.before_first();
-    bool more = visits.next(visit);
+    QueryVisit visit = visits.first();
     int stage = 0;
     bool bad_keys = false;
-    if (more) {
+    if (visit.seen != Seen::nothing) {
       copy_keys(frame);
       copy_queries(visit, frame, stage);
       copy_grad_out(visit);
       wait_copies<0>();
       sync_threads();
-      bad_keys = clear_nonfinite_rows<Tiles::threads>(shared.k, shared.key_flags);
+      bad_keys = sync_threads_or(clear_nonfinite_rows<Tiles::threads>(shared.k, shared.key_flags));
     }
-    while (more) {
+    while (visit.seen != Seen::nothing) {
       const QueryVisit now = visit;
       const bool masked = now.seen != Seen::everything || bad_keys;
       bool bad = bad_keys;
       if (masked) {
-        bad |= clear_nonfinite_rows<Tiles::threads>(shared.queries(stage), shared.query_flags);
-        bad |= clear_nonfinite_rows<Tiles::threads>(shared.grad_out, shared.grad_flags);
+        const bool bad_query = clear_nonfinite_rows<Tiles::threads>(shared.queries(stage), shared.query_flags);
+        const bool bad_grad = clear_nonfinite_rows<Tiles::threads>(shared.grad_out, shared.grad_flags);
+        bad |= sync_threads_or(bad_query || bad_grad);
       }
       Pairs scores, grads;
       scores.clear();
@@ -331,13 +325,13 @@ struct BackwardBlock {
       store_sums(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_sums(shared.grad_scores, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there
-      more = visits.next(visit);
-      if (more) copy_queries(visit, frame, 1 - stage);
+      visit = visits.from(visit.head, visit.tile + 1);
+      if (visit.seen != Seen::nothing) copy_queries(visit, frame, 1 - stage);
       multiply<Tiles::queries, Stored::across_sum, Stored::across_sum>(grad_v, shared.weights, half() * half_rows,
                                                                        shared.grad_out, right() * half_columns);
       if (w.ticket && thread_index() == 0) wait_for_turn(turns(now, frame), visits.turn_before(now.tile, key_tile()));
       sync_threads();  // dO is free, and it is our turn
-      if (more) copy_grad_out(visit);
+      if (visit.seen != Seen::nothing) copy_grad_out(visit);
       add_to_grad_q(now, frame);
       multiply<Tiles::queries, Stored::across_sum, Stored::across_sum>(grad_k, shared.grad_scores, half() * half_rows,
                                                                        shared.queries(stage), right() * half_columns);
@@ -381,7 +375,8 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   const int kv_head = index / tiles % p.kv_heads, batch = index / tiles / p.kv_heads;
   const Spans spans = spans_of(p, w.extents, batch);
   if (thread_index() == 0) {
-    store_shared(shared.place, Place{host_of(p, spans, begin, Tiles::keys), batch, kv_head, key_tile});
+    const int head = kv_head * int(p.query_heads / p.kv_heads);
+    store_shared(shared.place, Place{visitor_of(p, spans, begin, Tiles::keys), batch, head, kv_head});
   }
   const Block block = {w, shared};
 

@@ -56,11 +56,14 @@ struct Share {
   static constexpr int parts = 8;  // D is at most 256
   T x[parts];
 
-  BICO_DEVICE void clear() { scale(0); }
+  BICO_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < parts; ++i) x[i] = 0;
+  }
 
   BICO_DEVICE void scale(T factor) {
 #pragma unroll
-    for (int i = 0; i < parts; ++i) x[i] = factor == 0 ? T(0) : x[i] * factor;
+    for (int i = 0; i < parts; ++i) x[i] *= factor;
   }
 
   BICO_DEVICE void add(T weight, const T* row, int64_t count) {

@@ -26,12 +26,6 @@ struct ForwardWork {
   bool q_aligned, out_aligned;
 };
 
-// Where a block works: what every thread knows, but has no registers for between two uses.
-struct QueryPlace {
-  Host host;
-  int batch, head, kv_head;
-};
-
 // A tile of keys on the queries' way; nothing is seen of it at the end of the way.
 struct KeyVisit {
   Frame frame;
@@ -45,7 +39,7 @@ struct ForwardShared {
   using Queries = SharedTile<T, Tiles::queries, D>;
   using Keys = SharedTile<T, Tiles::keys, D>;
   static constexpr int bytes = Queries::bytes + 2 * Keys::bytes + Tiles::queries * int(sizeof(Token)) +
-                               Tiles::keys * int(sizeof(int32_t)) + int(sizeof(QueryPlace)) +
+                               Tiles::keys * int(sizeof(int32_t)) + int(sizeof(Place)) +
                                Tiles::warps * int(sizeof(TileRows)) + 2 * int(sizeof(KeyVisit));
   static_assert(bytes <= shared_limit, "a tile of queries, one of keys and one of values must fit");
 
@@ -53,7 +47,7 @@ struct ForwardShared {
   Keys k, v;
   Token* tokens;   // of the queries
   int32_t* flags;  // of values that are not finite
-  QueryPlace* place;
+  Place* place;
   TileRows* warp_rows;
   KeyVisit* visits;  // this one and the next, in turns
 
@@ -63,7 +57,7 @@ struct ForwardShared {
         v{reinterpret_cast<T*>(memory + Queries::bytes + Keys::bytes)},
         tokens(reinterpret_cast<Token*>(memory + Queries::bytes + 2 * Keys::bytes)),
         flags(reinterpret_cast<int32_t*>(tokens + Tiles::queries)),
-        place(reinterpret_cast<QueryPlace*>(flags + Tiles::keys)),
+        place(reinterpret_cast<Place*>(flags + Tiles::keys)),
         warp_rows(reinterpret_cast<TileRows*>(place + 1)),
         visits(reinterpret_cast<KeyVisit*>(warp_rows + Tiles::warps)) {}
 };
@@ -72,37 +66,32 @@ template <int keys>
 struct KeyVisits {
   const Problem& problem;
   const Extent* extents;
-  const QueryPlace* place;
+  const Place* place;
 
-  BICO_DEVICE Host host() const { return load_shared(&place->host); }
+  BICO_DEVICE Visitor visitor() const { return load_shared(&place->visitor); }
+  // Anew at each use, rather than kept in registers.
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place->batch)); }
 
-  BICO_DEVICE TileRows rows(int tile) const {
-    const int left = int(problem.length) - tile * keys;
-    return spans().rows(tile * keys, left < keys ? left : keys);
+  BICO_DEVICE Seen seen_by(const TileRows& queries, Frame frame, int tile) const {
+    const TileRows guests = tile_rows(spans(), problem.length, tile, keys);
+    return within_sequences(seen_in(frame, queries, guests, guests.count == keys), visitor(), guests);
   }
 
-  BICO_DEVICE Seen seen_by(const TileRows& queries, Frame frame, const TileRows& guests) const {
-    return within_sequences(seen_in(frame, queries, guests, guests.count == keys), host(), guests);
-  }
-
-  // The next tile after `visit` of which something is seen.
-  BICO_DEVICE KeyVisit after(KeyVisit visit) const {
-    const Host queries = host();
-    for (;;) {
-      ++visit.tile;
-      const Range range = visit.frame == Frame::plus ? earlier(queries, keys) : later(queries, keys);
-      if (visit.tile >= range.end) {
-        if (visit.frame == Frame::minus) return {Frame::minus, visit.tile, Seen::nothing};
-        visit = {Frame::minus, later(queries, keys).begin - 1, Seen::nothing};
-        continue;
-      }
-      visit.seen = seen_by(queries.rows, visit.frame, rows(visit.tile));
-      if (visit.seen != Seen::nothing) return visit;
+  // The first tile from `tile` on, in this frame or the next, of which something is seen. All lanes of a warp call.
+  BICO_DEVICE KeyVisit from(Frame frame, int tile) const {
+    const Visitor queries = visitor();
+    const auto see = [&](int t) { return seen_by(queries.rows, frame, t); };
+    if (frame == Frame::plus) {
+      const Sight sight = first_seen(tile, earlier(queries, keys).end, see);
+      if (sight.seen != Seen::nothing) return {frame, sight.tile, sight.seen};
+      frame = Frame::minus;
+      tile = later(queries, keys).begin;
     }
+    const Sight sight = first_seen(tile, later(queries, keys).end, see);
+    return {frame, sight.tile, sight.seen};
   }
 
-  BICO_DEVICE KeyVisit first() const { return after({Frame::plus, earlier(host(), keys).begin - 1, Seen::nothing}); }
+  BICO_DEVICE KeyVisit first() const { return from(Frame::plus, earlier(visitor(), keys).begin); }
 };
 
 // Rotate queries [begin, ...) into shared memory. `sign` is that of the scale, so that scores times |scale| remain.
@@ -150,8 +139,11 @@ struct Softmax {
         for (int j = 0; j < N; ++j) largest = fmaxf(largest, fmaxf(scores.x[i][j][2 * h], scores.x[i][j][2 * h + 1]));
         largest = fmaxf(largest, shuffle_xor(largest, 1));
         largest = fmaxf(largest, shuffle_xor(largest, 2));
-        const float offset = largest == -INFINITY ? 0.0f : largest * factor;  // nothing seen yet: weights are 0
-        const float correction = exp2_approximate(top[i][h] * factor - offset);
+        const float base = largest == -INFINITY ? 0.0f : largest;  // nothing seen yet: weights are 0
+        const float offset = base * factor;
+        // The difference first: of top * factor - offset, fused, the rounding of offset would remain, and grow with
+        // every tile.
+        const float correction = exp2_approximate((top[i][h] - base) * factor);
         top[i][h] = largest;
         float sum = total[i][h] * correction;
 #pragma unroll
@@ -209,8 +201,8 @@ struct ForwardBlock {
   const ForwardShared<T, D>& shared;
   const KeyVisits<Tiles::keys>& visits;
 
-  BICO_DEVICE QueryPlace place() const { return load_shared(shared.place); }
-  BICO_DEVICE int begin() const { return load_shared(&shared.place->host.rows.begin); }
+  BICO_DEVICE Place place() const { return load_shared(shared.place); }
+  BICO_DEVICE int begin() const { return load_shared(&shared.place->visitor.rows.begin); }
 
   BICO_DEVICE void copy_keys(const KeyVisit& visit) const {
     const Problem& p = w.problem;
@@ -293,14 +285,18 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     }
     if (thread_index() == 0) {
       const int kv_head = head / int(p.query_heads / p.kv_heads);
-      store_shared(shared.place, QueryPlace{host_of(p, spans, begin, Tiles::queries), batch, head, kv_head});
-      store_shared(shared.visits, visits.first());
+      store_shared(shared.place, Place{visitor_of(p, spans, begin, Tiles::queries), batch, head, kv_head});
+    }
+    sync_threads();
+    if (warp_index() == 0) {
+      const KeyVisit visit = visits.first();
+      if (thread_index() == 0) store_shared(shared.visits, visit);
     }
     sync_threads();
   }
 
-  const int in_tile = warp_index() * Tiles::warp_queries;                   // this warp's first query
-  const float factor = fmaxf(fabsf(float(p.scale)) * 1.44269504f, 1e-30f);  // a scale of 0 must not meet infinity
+  const int in_tile = warp_index() * Tiles::warp_queries;              // this warp's first query
+  const float factor = fmaxf(fabsf(float(p.scale)) * log2_e, 1e-30f);  // a scale of 0 must not meet infinity
   Sums<M, D / 8> out;
   out.clear();
   Softmax<M> softmax;
@@ -317,13 +313,15 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
                                    block.begin());
     }
     const TileRows warp_rows = load_shared(shared.warp_rows + warp_index());
-    const Seen seen =
-        warp_rows.count <= 0 ? Seen::nothing : visits.seen_by(warp_rows, visit.frame, visits.rows(visit.tile));
+    const Seen seen = warp_rows.count <= 0 ? Seen::nothing : visits.seen_by(warp_rows, visit.frame, visit.tile);
 
     wait_copies<0>();
     sync_threads();  // K and Q are there, V is free
     block.copy_values(visit);
-    if (thread_index() == 0) store_shared(shared.visits + 1 - step, visits.after(visit));
+    if (warp_index() == 0) {
+      const KeyVisit next = visits.from(visit.frame, visit.tile + 1);
+      if (thread_index() == 0) store_shared(shared.visits + 1 - step, next);
+    }
     Sums<M, N> scores;
     scores.clear();
     if (seen != Seen::nothing) {
@@ -333,7 +331,8 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     wait_copies<0>();
     sync_threads();  // V is there, K and Q are free
     visit = load_shared(shared.visits + step);
-    const bool bad = visit.seen != Seen::everything && clear_nonfinite_rows<Tiles::threads>(shared.v, shared.flags);
+    const bool bad =
+        visit.seen != Seen::everything && sync_threads_or(clear_nonfinite_rows<Tiles::threads>(shared.v, shared.flags));
     const KeyVisit next = load_shared(shared.visits + 1 - step);
     if (next.seen != Seen::nothing) block.copy_keys(next);
     loaded = next.frame == visit.frame;
@@ -349,8 +348,8 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   softmax.finish(out, poisoned);
   store_sums(shared.q, out, in_tile, 0);  // a warp's own rows, which no other warp reads
   const unsigned lane = lane_index();
-  const QueryPlace place = block.place();
-  const int begin = place.host.rows.begin;
+  const Place place = block.place();
+  const int begin = place.visitor.rows.begin;
   if (lane % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < M; ++i) {

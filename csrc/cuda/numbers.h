@@ -15,6 +15,8 @@ struct Half {  // float16
   static constexpr uint16_t exponent = 0x7c00;
 };
 
+constexpr float log2_e = 1.44269504f;
+
 struct alignas(16) Vector {
   uint32_t word[4];
 };

@@ -39,6 +39,10 @@ BICO_DEVICE bool sync_threads_or(bool mine) {
   return __syncthreads_or(mine);
 }
 
+BICO_DEVICE void sync_named(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 BICO_DEVICE void sync_warp() {
   __syncwarp();
 }
@@ -55,6 +59,10 @@ BICO_DEVICE T shuffle_xor(T x, int mask) {
 
 BICO_DEVICE uint32_t ballot(bool mine) {
   return __ballot_sync(0xffffffffu, mine);
+}
+
+BICO_DEVICE int lowest_bit(uint32_t bits) {
+  return __ffs(bits) - 1;
 }
 
 template <typename T>
@@ -90,7 +98,8 @@ BICO_DEVICE void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0
 
 template <>
 BICO_DEVICE void multiply_add<Brain>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -98,7 +107,8 @@ BICO_DEVICE void multiply_add<Brain>(float (&c)[4], const uint32_t (&a)[4], uint
 
 template <>
 BICO_DEVICE void multiply_add<Half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

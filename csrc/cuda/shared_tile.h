@@ -81,7 +81,7 @@ BICO_DEVICE void write_rows(const SharedTile<T, rows, columns>& tile, T* to, int
 
 // NaN times the weight 0 of a hidden pair is NaN. So where not every pair of a tile is visible, rows with a NaN or an
 // infinity become 0 before they are multiplied, and their flag makes the weight itself NaN where the pair is visible.
-// Returns whether there is such a row, after a barrier; the tile must have been visible to all threads before.
+// Returns whether this thread found such a row. Barriers are needed before and after.
 template <int threads, typename T, int rows, int columns>
 BICO_DEVICE bool clear_nonfinite_rows(const SharedTile<T, rows, columns>& tile, int32_t* flags) {
   using Tile = SharedTile<T, rows, columns>;
@@ -105,7 +105,7 @@ BICO_DEVICE bool clear_nonfinite_rows(const SharedTile<T, rows, columns>& tile, 
       store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), Vector{});
     }
   }
-  return sync_threads_or(bad);
+  return bad;
 }
 
 }  // namespace bico::cuda

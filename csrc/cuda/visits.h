@@ -53,7 +53,8 @@ BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batc
   return {p.span_ids + batch * p.span_batch_stride, extents + batch * ((p.length + granule - 1) / granule)};
 }
 
-// [begin, end) of the sequence of a row: all rows, or those of a packed sequence. TileRows from S on have an empty one.
+// [begin, end) of the sequence of a row: all rows, or those of a packed sequence. Rows that are in none have an empty
+// one.
 struct Sequence {
   int32_t begin, end;
 
@@ -62,7 +63,7 @@ struct Sequence {
 
 BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
   const int length = p.length;
-  if (row >= length) return {0, 0};
+  if (row >= length) return {row, row};
   if (!p.cu_seqlens) return {0, length};
   int low = 0, high = p.sequences;  // the last offset that is not beyond the row
   while (high - low > 1) {
@@ -75,6 +76,7 @@ BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
   }
   // Values on a device are not checked: whatever they are, no row outside [0, S) may be touched.
   const int begin = p.cu_seqlens[low], end = p.cu_seqlens[low + 1];
+  if (row < begin || row >= end) return {row, row};
   return {begin < 0 ? 0 : begin, end > length ? length : end};
 }
 
@@ -89,15 +91,15 @@ BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n,
   return same_sequence && in_frame(frame, m, n) && visible(span_m, span_n, m, n);
 }
 
-// The tile that does the visiting: queries forward, keys backward.
-struct Host {
+// The tile that does the visiting: queries forward, keys backward. Those visited are its guests.
+struct Visitor {
   TileRows rows;
   Sequence first, last;  // of its first and last row
 
   BICO_DEVICE bool one_sequence() const { return first.begin == last.begin; }
 };
 
-BICO_DEVICE Host host_of(const Problem& p, const Spans& spans, int begin, int size) {
+BICO_DEVICE Visitor visitor_of(const Problem& p, const Spans& spans, int begin, int size) {
   const int left = int(p.length) - begin, count = left < size ? left : size;
   return {spans.rows(begin, count), sequence_of(p, begin), sequence_of(p, begin + count - 1)};
 }
@@ -119,24 +121,54 @@ BICO_DEVICE Seen seen_in(Frame frame, const TileRows& queries, const TileRows& k
   return keys.max_span <= 0 ? Seen::by_key : Seen::by_pair;
 }
 
-// The same with respect to the host's sequences.
-BICO_DEVICE Seen within_sequences(Seen seen, const Host& host, const TileRows& guests) {
-  if (guests.last() < host.first.begin || guests.begin >= host.last.end) return Seen::nothing;
-  const bool inside = guests.begin >= host.first.begin && guests.last() < host.first.end;
-  return inside && host.one_sequence() || seen == Seen::nothing ? seen : Seen::by_pair;
+// The same with respect to the visitor's sequences.
+BICO_DEVICE Seen within_sequences(Seen seen, const Visitor& visitor, const TileRows& guests) {
+  if (guests.last() < visitor.first.begin || guests.begin >= visitor.last.end) return Seen::nothing;
+  const bool inside = guests.begin >= visitor.first.begin && guests.last() < visitor.first.end;
+  return inside && visitor.one_sequence() || seen == Seen::nothing ? seen : Seen::by_pair;
 }
 
-// Tiles [begin, end) of `size` rows that hold the rows of the host's sequences up to the host, or from it on.
+// Where a block works. It lies in shared memory: every thread knows it, but has no registers for it between two uses.
+struct Place {
+  Visitor visitor;
+  int batch, head, kv_head;  // backward, head is the first query head of the group
+};
+
+// Tiles [begin, end) of `size` rows that hold the rows of the visitor's sequences up to the visitor, or from it on.
 struct Range {
   int begin, end;
 };
 
-BICO_DEVICE Range earlier(const Host& host, int size) {
-  return {host.first.begin / size, host.rows.last() / size + 1};
+BICO_DEVICE Range earlier(const Visitor& visitor, int size) {
+  return {visitor.first.begin / size, visitor.rows.last() / size + 1};
 }
 
-BICO_DEVICE Range later(const Host& host, int size) {
-  return {host.rows.begin / size, (host.last.end - 1) / size + 1};
+BICO_DEVICE Range later(const Visitor& visitor, int size) {
+  return {visitor.rows.begin / size, (visitor.last.end - 1) / size + 1};
+}
+
+BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
+  const int left = length - tile * size;
+  return spans.rows(tile * size, left < size ? left : size);
+}
+
+// A tile and what is seen of it; of the tile after the last, nothing is.
+struct Sight {
+  int tile;
+  Seen seen;
+};
+
+// The first tile from `tile` on of which something is seen. A warp looks at 32 tiles at a time: under causal span ids
+// half of all tiles are hidden, and one after the other they took a quarter of the time of those that are not.
+template <class See>
+BICO_DEVICE Sight first_seen(int tile, int end, const See& see) {
+  for (int first = tile; first < end; first += 32) {
+    const int mine = first + thread_index() % 32;
+    const Seen seen = mine < end ? see(mine) : Seen::nothing;
+    const uint32_t any = ballot(seen != Seen::nothing);
+    if (any) return {first + lowest_bit(any), Seen(shuffle(int(seen), lowest_bit(any)))};
+  }
+  return {end, Seen::nothing};
 }
 
 }  // namespace bico::cuda

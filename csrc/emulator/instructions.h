@@ -98,6 +98,11 @@ inline uint32_t ballot(bool mine) {
   return operand.got;
 }
 
+// The place of the lowest bit of `bits`, which is not 0.
+inline int lowest_bit(uint32_t bits) {
+  return std::countr_zero(bits);
+}
+
 // Shared memory is read and written through these alone.
 template <typename T>
 T load_shared(const T* from) {

@@ -79,6 +79,8 @@ void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& q) {
                   cu_seqlens.scalar_type() == ScalarType::Int ? "" : "; use cu_seqlens.int()");
   STD_TORCH_CHECK(q.size(0) == 1, "cu_seqlens needs one packed batch entry, B = 1, got B = ", q.size(0),
                   "; drop cu_seqlens, or pack the batch along S");
+  STD_TORCH_CHECK(cu_seqlens.size(0) >= 2 || q.size(2) == 0, "cu_seqlens must end with S = ", q.size(2),
+                  ", got one offset alone: no sequence");
   if (!cu_seqlens.is_cpu()) return;  // values on a device are not read back: that would stall the stream
   const Tensor values = torch::stable::contiguous(cu_seqlens);
   const auto* offsets = static_cast<const int32_t*>(values.const_data_ptr());

@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
   check_arguments(arguments);
   PreparedForward prepared(arguments);
   if (q.numel() == 0) return {prepared.out, prepared.lse};
-  check_for_cuda(q);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device());
+  check_for_cuda(q);
   Tensor workspace = workspace_like(q, cuda::forward_workspace(prepared.problem));
   cuda::attention_forward(prepared.problem, workspace.data_ptr(), current_stream(q));
   return {prepared.out, prepared.lse};
@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
   check_backward_arguments(arguments);
   PreparedBackward prepared(arguments);
   if (q.numel() == 0) return {prepared.grad_q, prepared.grad_k, prepared.grad_v};
-  check_for_cuda(q);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device());
+  check_for_cuda(q);
   Tensor workspace = workspace_like(q, cuda::backward_workspace(prepared.problem));
   cuda::attention_backward(prepared.problem, deterministic, workspace.data_ptr(), current_stream(q));
   return {prepared.grad_q, prepared.grad_k, prepared.grad_v};
