@@ -243,6 +243,17 @@ def test_a_frame_that_nobody_uses_may_overflow(attention):
     assert not q.grad.any(), "all values are equal, so the weights do not matter"
 
 
+@pytest.mark.parametrize(("dtype", "score"), [(torch.float64, 2000.0), (torch.float32, 200.0), (torch.bfloat16, 200.0)])
+def test_nan_stays_where_later_keys_outweigh_it(attention, dtype, score):
+    """The running softmax scales what it has by a factor that becomes 0, and 0 * NaN is NaN."""
+    q, k, v = (torch.zeros(1, 1, 70, 8, dtype=dtype) for _ in range(3))
+    q[..., 0] = 1
+    k[0, 0, -1, 0] = score
+    v[0, 0, 0] = float("nan")
+    cos = torch.ones(1, 70, 0, dtype=torch.float64)
+    assert attention(q, k, v, cos, cos, scale=1.0).isnan().all()
+
+
 @pytest.mark.parametrize("bad", ["key", "neighbour", "table"])
 def test_what_is_hidden_does_no_harm(attention, bad):
     """A placeholder that overflows in the rotation, a NaN in the next packed sequence, a NaN in a hidden rotation."""

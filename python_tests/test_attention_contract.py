@@ -190,6 +190,7 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
         ({**PACKED, "cu_seqlens": torch.tensor([1, 8]).int()}, "cu_seqlens must begin with 0, got 1"),
         ({**PACKED, "cu_seqlens": torch.tensor([0, 7]).int()}, "cu_seqlens must end with S = 8, got 7"),
         ({**PACKED, "cu_seqlens": torch.tensor([0, 5, 3, 8]).int()}, "must not descend, got 5 before 3 at index 1"),
+        ({**PACKED, "cu_seqlens": torch.zeros(1).int()}, "cu_seqlens must end with S = 8, got one offset alone"),
         ({**PACKED, "cu_seqlens": torch.zeros(0).int()}, "cu_seqlens must be int32 [sequences + 1], got int32 [0]"),
     ],
 )

@@ -34,7 +34,7 @@ def test_other_sums_differ_in_the_order_of_grad_q_alone():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    "offsets", [[0, 40, 20, 70], [0, 10**9, 70], [-5, 30, 70], [0, 30, 60], [0, -(2**31), 2**31 - 1]]
+    "offsets", [[0, -(2**31)], [0, 40, 20, 70], [0, 10**9, 70], [-5, 30, 70], [0, 30, 60], [0, -(2**31), 2**31 - 1]]
 )
 def test_offsets_that_are_wrong_touch_no_memory_outside(offsets, dtype):
     """On a device cu_seqlens is not read back, so not checked. AddressSanitizer watches in `make test-kernels`."""
@@ -42,3 +42,29 @@ def test_offsets_that_are_wrong_touch_no_memory_outside(offsets, dtype):
     problem.options["cu_seqlens"] = torch.tensor(offsets, dtype=torch.int32)
     results = run(problem, dtype)
     assert results["out"].shape == (1, 2, 70, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tokens_beyond_the_last_offset_see_nothing_and_are_not_seen(dtype):
+    problem = make_problem(Case("short", S=70, D=16, B=1), dtype)
+    problem.options["cu_seqlens"] = torch.tensor([0, 30], dtype=torch.int32)
+    results = run(problem, dtype)
+    assert not any(results[name][:, :, 30:].any() for name in ("out", "grad_q", "grad_k", "grad_v"))
+    assert (results["lse"][:, :, 30:] == -torch.inf).all()
+    assert results["grad_k"][:, :, :30].any()
+
+
+def test_lse_does_not_drift_with_the_number_of_tiles():
+    """With an unchanged largest score every tile must leave the sums as they are, exactly."""
+    length = 8192
+    q, k, v = (torch.zeros(1, 1, length, 128, dtype=torch.bfloat16) for _ in range(3))
+    q[0, 0, ::512, 0] = 8.8125
+    k[..., 0] = 8.8125
+    ids = torch.full((1, length), -1, dtype=torch.int32)
+    ids[:, ::16] = 0
+    cos = torch.ones(1, length, 0)
+    attention = emulated.attention("round-robin", "at-issue")
+    _, lse = attention(q, k, v, cos, cos, span_ids=ids, scale=0.73, return_lse=True)
+    want = torch.full_like(lse, length // 16).log().double()
+    want[..., ::512] += 8.8125**2 * 0.73
+    torch.testing.assert_close(lse.double(), want, rtol=3e-7, atol=0)
