@@ -10,6 +10,8 @@ class Fiber {
  public:
   // The fiber that is running now, on the stack of its operating system thread.
   Fiber() = default;
+  Fiber(Fiber&&) = default;
+  ~Fiber();
 
   // A fiber that will run `entry`, which must never return.
   void prepare(void (*entry)());

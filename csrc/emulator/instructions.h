@@ -262,7 +262,7 @@ inline void wait_for_turn(const int32_t* turn, int32_t mine) {
   while (std::atomic_ref(*const_cast<int32_t*>(turn)).load(std::memory_order_acquire) != mine) {
     if (std::chrono::steady_clock::now() > give_up)
       Block::here().fail("waited 20 seconds for a turn that did not come");
-    std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 }
 

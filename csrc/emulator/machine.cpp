@@ -255,7 +255,8 @@ void run(const Options& options, const char* name, int64_t blocks, int threads, 
     }
   };
   std::vector<std::thread> helpers;
-  const int64_t workers = std::min<int64_t>(std::max(1u, std::thread::hardware_concurrency()), blocks);
+  // At least four blocks at a time, as sums of two do not show in which order they were added.
+  const int64_t workers = std::min<int64_t>(std::max(4u, std::thread::hardware_concurrency()), blocks);
   for (int64_t i = 1; i < workers; ++i) helpers.emplace_back(work);
   work();
   for (std::thread& helper : helpers) helper.join();

@@ -103,7 +103,7 @@ class Block {
   std::string violation_;
 };
 
-// All blocks of a launch, on as many operating system threads as the machine has cores. Throws the first Violation.
+// All blocks of a launch, several at a time. Throws the first Violation.
 void run(const Options& options, const char* name, int64_t blocks, int threads, int shared_bytes,
          const std::function<void()>& kernel);
 
