@@ -96,11 +96,6 @@ void Block::wait(const char* what) {
   leave_for_next(threads_[mine].fiber);
 }
 
-void Block::yield() {
-  ready_.push_back(current_);
-  wait("its turn");
-}
-
 std::string Block::who_waits() const {
   std::map<std::string, std::vector<int>> waiting;
   for (int t = 0; t < threads(); ++t) {
@@ -140,6 +135,13 @@ bool Block::barrier(const char* kind, int id, int count, bool mine) {
     const int me = current_;
     wait(kind);
     return threads_[me].any;
+  }
+  std::vector<int> lanes(warps_.size());
+  for (const int thread : barrier.waiting) ++lanes[thread / warp_size];
+  for (size_t warp = 0; warp < lanes.size(); ++warp) {
+    if (lanes[warp] % warp_size == 0) continue;
+    fail(std::string("completes a barrier by ") + kind + " to which only " + std::to_string(lanes[warp]) +
+         " lanes of warp " + std::to_string(warp) + " have come");
   }
   clocks_->join(barrier.waiting);
   for (const int thread : barrier.waiting) {
@@ -201,6 +203,9 @@ void Block::check_write(const void* to, int64_t bytes, int64_t alignment) {
 }
 
 void Block::copy_async(void* to, const void* from, int bytes, int zeros) {
+  if (bytes < 0 || zeros < 0) {
+    fail("copies " + std::to_string(bytes) + " bytes, which must be 0 to " + std::to_string(bytes + zeros));
+  }
   if (reinterpret_cast<uintptr_t>(from) % (bytes + zeros) != 0)
     fail("copies from an address that is no multiple of " + std::to_string(bytes + zeros));
   check_write(to, bytes + zeros, bytes + zeros);

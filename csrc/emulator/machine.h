@@ -33,9 +33,6 @@ class Block {
 
   [[noreturn]] void fail(const std::string& what);
 
-  // Let the others go on, and return some time later.
-  void yield();
-
   // Wait at barrier `id` until `count` threads have come; whether any of them said `mine`. `kind` must be the same.
   bool barrier(const char* kind, int id, int count, bool mine = false);
 

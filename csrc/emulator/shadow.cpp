@@ -24,7 +24,15 @@ std::string Shadow::read(int64_t offset, int64_t count, int thread, const Clocks
     if (cell.writer != thread && !clocks.knows(thread, cell.writer, cell.time)) {
       return "reads what thread " + std::to_string(cell.writer) + " wrote, with no barrier between";
     }
-    reads_[c * warps_ + thread / 32] = {int16_t(thread), clocks.now(thread)};
+    Read& last = reads_[c * warps_ + thread / 32];
+    const uint32_t now = clocks.now(thread);
+    if (last.time != now) {
+      last.other = -1;
+    } else if (last.thread != thread) {
+      last.other = last.thread;
+    }
+    last.thread = thread;
+    last.time = now;
   }
   return "";
 }
@@ -38,10 +46,12 @@ std::string Shadow::write(int64_t offset, int64_t count, int thread, const Clock
     }
     for (int warp = 0; warp < warps_; ++warp) {
       Read& read = reads_[c * warps_ + warp];
-      if (read.thread >= 0 && read.thread != thread && !clocks.knows(thread, read.thread, read.time)) {
-        return "writes what thread " + std::to_string(read.thread) + " reads, with no barrier between";
+      for (const int reader : {read.thread, read.other}) {
+        if (reader >= 0 && reader != thread && !clocks.knows(thread, reader, read.time)) {
+          return "writes what thread " + std::to_string(reader) + " reads, with no barrier between";
+        }
       }
-      read.thread = -1;
+      read = {};
     }
     cell.writer = thread;
     cell.time = clocks.now(thread);

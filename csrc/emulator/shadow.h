@@ -51,8 +51,8 @@ class Shadow {
     bool copying = false;
     uint32_t time = 0;  // of the write
   };
-  struct Read {
-    int16_t thread = -1;
+  struct Read {                       // lanes of a warp pass all barriers together, so that their times are the same
+    int16_t thread = -1, other = -1;  // the last lane, and another one at the same time
     uint32_t time = 0;
   };
 
@@ -60,7 +60,7 @@ class Shadow {
 
   int warps_;
   std::vector<Cell> cells_;
-  std::vector<Read> reads_;  // the last of each warp
+  std::vector<Read> reads_;  // the last ones of each warp
 };
 
 }  // namespace bico::emulator
