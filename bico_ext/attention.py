@@ -76,8 +76,8 @@ def split_triangle_attention(
         RuntimeError: an argument's dtype, shape, device or stride does not fit; the message names it and what to do.
 
     The backward is deterministic; on CUDA in bfloat16 and float16 only under `torch.use_deterministic_algorithms`, else
-    gradients of q are summed in any order. Second derivatives raise RuntimeError. NaN in a row of q, k or v reaches the outputs
-    that see that row, and no others; so does infinity, but that a score of -inf has weight 0.
+    gradients of q are summed in any order. Second derivatives raise RuntimeError. NaN in a row of q, k or v reaches the
+    outputs that see that row, and no others; so does infinity, but that a score of -inf has weight 0.
 
     Example:
         >>> import torch

@@ -27,7 +27,7 @@ CPP_MAY_INCLUDE = {
     "csrc/emulator/planted": r'<\w+>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./\.\./cuda/\w+\.h"',
     "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|"\.\./cuda/attention\.h"'
     r"|<torch/csrc/(stable|inductor/aoti_torch/c)/.+>|<torch/headeronly/.+>",
-    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa\.h"|"\.\./cuda/attention\.h"|"\.\./emulator/.+\.h"',
+    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa\.h"|"\.\./cuda/attention\.h"|"\.\./emulator/.+\.(h|cuh)"',
 }
 HOUSE = {name: row for row, names in enumerate(PYTHON_LAYERS) for name in names}
 

@@ -67,9 +67,9 @@ struct BackwardShared {
   Keys k, v;
   Queries q, grad_out;  // q: the first of two stages
   Pairs weights, grad_scores;
-  Token* tokens;                                           // of the keys
-  int32_t *key_flags, *query_flags, *grad_flags, *ticket;  // flags of rows that are not finite
-
+  Token* tokens;                                  // of the keys
+  int32_t *key_flags, *query_flags, *grad_flags;  // of rows that are not finite
+  int32_t* ticket;
   Place* place;
 
   BICO_DEVICE explicit BackwardShared(unsigned char* memory)

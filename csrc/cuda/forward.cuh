@@ -94,7 +94,7 @@ struct KeyVisits {
   BICO_DEVICE KeyVisit first() const { return from(Frame::plus, earlier(visitor(), keys).begin); }
 };
 
-// Rotate queries [begin, ...) into shared memory. `sign` is that of the scale, so that scores times |scale| remain.
+// Rotate queries [begin, ...) into shared memory, with the sign of the scale, so that scores times |scale| remain.
 template <int threads, typename T, int rows, int columns>
 BICO_DEVICE void load_queries(Frame frame, const SharedTile<T, rows, columns>& tile, const Problem& p, bool aligned,
                               int64_t batch, int64_t head, int begin) {

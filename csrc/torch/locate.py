@@ -1,4 +1,4 @@
-"""Prints folder, version and CUDA (1 or 0) of the installed torch for CMake, without importing it (which takes seconds)."""
+"""Prints folder, version and CUDA (1 or 0) of the installed torch for CMake, without the seconds of importing it."""
 
 import importlib.metadata
 import importlib.util
