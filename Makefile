@@ -1,5 +1,5 @@
-# make demo | test | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each sets up what it needs in
-# $(VENV), which is quick when nothing has changed.
+# make demo | test | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the
+# last sets up what it needs in $(VENV), which is quick when nothing has changed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -33,7 +33,7 @@ $(VENV)/requirements: pyproject.toml $(VENV)/created
 
 # Editable: changes to Python files take effect at once, changes to csrc/ recompile what they touch.
 $(VENV)/installed: $(NATIVE) $(VENV)/requirements
-	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint,cuda-checks]'
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint]'
 	@touch $@
 
 demo: setup
@@ -45,7 +45,7 @@ test: setup
 # The op's tests with every instruction set of this CPU: of the build that is installed, and of one under
 # AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software and the
 # CUDA kernels under the emulator. Then the CUDA kernels' machine code.
-test-kernels: setup build/sanitized/installed
+test-kernels: setup build/sanitized/installed $(VENV)/cuda-checks
 	$(BIN)/python python_tests/every_instruction_set.py
 	$(BIN)/python python_tests/every_instruction_set.py --package build/sanitized -k 'not memory'
 	$(BIN)/python python_tests/cuda_static_checks.py
@@ -56,14 +56,19 @@ build/sanitized/installed: $(NATIVE) $(VENV)/requirements
 	rm -rf build/sanitized
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/sanitized \
 	  -C build-dir=build/sanitized-objects -C cmake.define.BICO_SANITIZE=ON -C cmake.define.BICO_EMULATE_AMX=ON \
-	  -C cmake.define.BICO_EMULATOR=ON .
+	  -C cmake.define.BICO_EMULATOR=ON -C cmake.define.BICO_CUDA=OFF .
+	@touch $@
+
+# NVIDIA's compiler and disassembler, which no other target needs.
+$(VENV)/cuda-checks: $(VENV)/installed
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[cuda-checks]'
 	@touch $@
 
 # A build with CUDA kernels works where torch has no CUDA.
 build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
 	rm -rf build/with-cuda
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/with-cuda \
-	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_CUDA_ARCHITECTURES=80-real .
+	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_EMULATOR=ON .
 	$(BIN)/python python_tests/import_with_cuda.py build/with-cuda
 	@touch $@
 

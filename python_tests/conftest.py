@@ -2,6 +2,7 @@
 
 import devices
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,11 +22,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A second schedule shows what threads do to each other in shared memory, which the float kernels do not use."""
-    for_one_schedule = [
-        item
-        for item in items
-        if "emulated-cuda-random" in item.name and ("float32" in item.name or "float64" in item.name)
-    ]
+    exact = {torch.float32, torch.float64}
+
+    def is_exact(item: pytest.Item) -> bool:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        dtypes = {x for x in parameters if isinstance(x, torch.dtype)}
+        return bool(dtypes & exact) or item.name.startswith("test_gradcheck")
+
+    for_one_schedule = [item for item in items if "emulated-cuda-random" in item.name and is_exact(item)]
     if for_one_schedule and "emulated-cuda" in (config.getoption("--device") or devices.present()):
         config.hook.pytest_deselected(items=for_one_schedule)
         items[:] = [item for item in items if item not in for_one_schedule]

@@ -3,7 +3,7 @@
 Of a sanitized build it also runs those of the CUDA kernels under the emulator.
 
 python python_tests/every_instruction_set.py                  # the installed build
-python python_tests/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE, by pip --target DIR
+python python_tests/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE and BICO_EMULATOR
 """
 
 import argparse

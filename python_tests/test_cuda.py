@@ -118,6 +118,19 @@ def test_runs_on_the_current_stream():
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_strided_inputs_are_taken_as_they_are(dtype):
+    """Slices at no multiple of 16 bytes, expanded heads and tables: made on the device, where they stay so."""
+    (q, k, v, cos, sin), options = inputs(Case("strided", S=130, Hq=4, Hkv=2, D=64, spans="infill"), dtype, False)
+    wide = torch.randn(2, 130, 4, 100, device="cuda").to(dtype)
+    wide[..., 5:69] = q.transpose(1, 2)
+    sliced = wide[..., 5:69].transpose(1, 2)
+    assert sliced.data_ptr() % 16 != 0
+    shared = v[:1].expand(2, -1, -1, -1)
+    got = split_triangle_attention(sliced, k, shared, cos.expand(2, -1, -1), sin.expand(2, -1, -1), **options)
+    assert torch.equal(got, split_triangle_attention(q, k, shared.contiguous(), cos, sin, **options))
+
+
 def test_more_than_2_31_elements():
     """Offsets need 64 bits: the last batch entry of q lies beyond 2^31 elements."""
     if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:

@@ -23,7 +23,7 @@ CPP_MAY_INCLUDE = {
     "csrc": r"<\w+>",
     "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"\.\./emulator/amx\.h"',
     "csrc/cuda": r'<\w+>|<cuda_runtime\.h>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./emulator/(instructions|launch)\.h"',
-    "csrc/emulator": r'<\w+>|<sanitizer/\w+\.h>|"\w+\.h"|"\.\./cuda/numbers\.h"',
+    "csrc/emulator": r'<\w+>|<sanitizer/\w+\.h>|"\w+\.h"|"\.\./cuda/(numbers\.h|\w+\.cu)"',
     "csrc/emulator/planted": r'<\w+>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./\.\./cuda/\w+\.h"',
     "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|"\.\./cuda/attention\.h"'
     r"|<torch/csrc/(stable|inductor/aoti_torch/c)/.+>|<torch/headeronly/.+>",

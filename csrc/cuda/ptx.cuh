@@ -39,6 +39,7 @@ BICO_DEVICE bool sync_threads_or(bool mine) {
   return __syncthreads_or(mine);
 }
 
+// For kernels whose warps play different roles; so far only the emulator's own tests have any.
 BICO_DEVICE void sync_named(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -14,6 +14,8 @@ namespace bico {
 namespace {
 
 cuda::Stream current_stream(const Tensor& q) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                  "this build of bico-ext was made with a torch without CUDA; rebuild it with the torch that runs it");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device(), &stream));
   return stream;

@@ -1,0 +1,1 @@
+#include "../cuda/float16.cu"
