@@ -180,11 +180,12 @@ def _decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         raise TypeError(f"beside span_ids only input_ids may be positional, got {len(args)} arguments; name the others")
     if kwargs.get("attention_mask") is not None:
         raise ValueError("attention_mask cannot be given together with span_ids; mark padding with -1 in span_ids")
-    if kwargs.get("past_key_values") is not None:
-        raise ValueError(
-            "past_key_values cannot be given together with span_ids, which cover the whole sequence; "
-            "leave out one of the two (generation needs no span_ids)"
-        )
+    for name in ("past_key_values", "cache"):  # transformers 5.24 calls it by the second
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"{name} cannot be given together with span_ids, which cover the whole sequence; "
+                "leave out one of the two (generation needs no span_ids)"
+            )
     output_attentions = kwargs.get("output_attentions")
     if config.output_attentions if output_attentions is None else output_attentions:
         raise ValueError("output_attentions is not available with span_ids: the attention matrix is never built")
