@@ -103,7 +103,7 @@ def test_call_errors(inputs: dict, error: type[Exception], sentence: str) -> Non
 def test_a_given_cache_is_refused() -> None:
     model = attach(tiny_llama())
     cache = model(input_ids=tokens(2, LENGTH)).past_key_values
-    with pytest.raises(ValueError, match="(past_key_values|cache) cannot be given together with span_ids"):
+    with pytest.raises(ValueError, match=r"(past_key_values|cache) cannot be given together with span_ids"):
         model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2), past_key_values=cache)
     with pytest.raises(ValueError, match=r"not used by the model: .'span_ids'."):  # transformers' own sentence
         model.generate(tokens(2, LENGTH), span_ids=some_span_ids(2), max_new_tokens=2)
