@@ -13,36 +13,19 @@ cpu::Threads torch_threads() {
           }};
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,
-                                             const Tensor& sin, const std::optional<Tensor>& span_ids,
-                                             const std::optional<Tensor>& cu_seqlens, double scale, bool mirror,
-                                             bool interleaved) {
-  const Arguments arguments = {q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved};
-  check_arguments(arguments);
-  PreparedForward prepared(arguments);
+void run_forward(const PreparedForward& prepared) {
   cpu::attention_forward(prepared.problem, torch_threads());
-  return {prepared.out, prepared.lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_lse,
-                                                      const Tensor& q, const Tensor& k, const Tensor& v,
-                                                      const Tensor& out, const Tensor& lse, const Tensor& cos,
-                                                      const Tensor& sin, const std::optional<Tensor>& span_ids,
-                                                      const std::optional<Tensor>& cu_seqlens, double scale,
-                                                      bool mirror, bool interleaved, bool /* deterministic: always */) {
-  const BackwardArguments arguments = {
-      {q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved}, grad_out, grad_lse, out, lse};
-  check_backward_arguments(arguments);
-  PreparedBackward prepared(arguments);
+void run_backward(const PreparedBackward& prepared, bool /* deterministic: always */) {
   cpu::attention_backward(prepared.problem, torch_threads());
-  return {prepared.grad_q, prepared.grad_k, prepared.grad_v};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(bico, CPU, m) {
-  m.impl("attention_forward", TORCH_BOX(&attention_forward));
-  m.impl("attention_backward", TORCH_BOX(&attention_backward));
+  m.impl("attention_forward", TORCH_BOX(&attention_forward<run_forward>));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward<run_backward>));
 }
 
 }  // namespace bico
