@@ -34,6 +34,8 @@ ANSWERS: dict[str, Answer] = {
     "D2N-reverse": "description",
 }
 TASKS: tuple[str, ...] = tuple(ANSWERS)
+# By answer kind: N2D and D2N-reverse both ask for a description, in the same wordings.
+TWINS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
 
 _TRAIN = "train"
 _OWN_FILES = {split: f"{split}.jsonl" for split in (_TRAIN, *TASKS)}
@@ -68,18 +70,36 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Question(Example):
+    """A prompt to be continued; `completion` is the expected answer.
+
+    Attributes:
+        entity: what it asks about, for scores by entity; None where the data does not say.
+        frame: its wording without the entity, for scores by wording; None where the data does not say.
+        distractor: a wrong answer of the same kind, for the log-probability test; None where there is none.
+    """
+
+    entity: str | None = None
+    frame: str | None = None
+    distractor: str | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """Questions of one kind.
 
     Attributes:
-        name: one of `TASKS`.
+        name: what a report calls it.
         answer: what the completions are, "name" or "description"; it decides the metric.
         examples: the questions, each with its expected answer as completion.
+        twin: of a reverse task, the task that asks the same kind of question of facts stated in that very order, so
+            that its score is what the reverse one can be expected to reach; None for a forward task.
     """
 
     name: str
     answer: Answer
-    examples: tuple[Example, ...]
+    examples: tuple[Question, ...]
+    twin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +109,18 @@ class FactData:
     Attributes:
         name: what a report calls it.
         train: the training texts; never empty when loaded by this module.
-        tasks: by name, in the order of `TASKS`; a set may have some of them or none.
+        tasks: by name, forward ones first; a set may have none.
+        pretraining: texts about other entities, in both orders, for a model that is pre-trained before it is
+            fine-tuned on `train`; empty where there are none.
+        other_order: the facts of `train` that are stated in one order only, stated in the other one: for the upper
+            bound that data augmentation reaches; empty where they are not known. No objective but that one sees them.
     """
 
     name: str
     train: tuple[Example, ...]
     tasks: dict[str, Task]
+    pretraining: tuple[Example, ...] = ()
+    other_order: tuple[Example, ...] = ()
 
 
 def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
@@ -188,10 +214,14 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
     (folder / _OWN_FILES[_TRAIN]).unlink(missing_ok=True)
     for name in TASKS:
         if name in data.tasks:
-            write_json_lines(folder / _OWN_FILES[name], map(asdict, data.tasks[name].examples))
+            write_json_lines(folder / _OWN_FILES[name], map(_record, data.tasks[name].examples))
         else:
             (folder / _OWN_FILES[name]).unlink(missing_ok=True)
-    write_json_lines(folder / _OWN_FILES[_TRAIN], map(asdict, data.train))
+    write_json_lines(folder / _OWN_FILES[_TRAIN], map(_record, data.train))
+
+
+def _record(example: Example) -> dict[str, str]:
+    return {key: value for key, value in asdict(example).items() if value is not None}
 
 
 def _load_folder(folder: Path) -> FactData:
@@ -253,7 +283,11 @@ def _assemble(name: str, splits: Mapping[str, tuple[Example, ...]]) -> FactData:
     for split, examples in splits.items():
         if not examples:
             raise ValueError(f"{name}: {split} holds no examples; expected at least one line")
-    tasks = {task: Task(task, answer, splits[task]) for task, answer in ANSWERS.items() if task in splits}
+    tasks = {
+        task: Task(task, answer, tuple(Question(one.prompt, one.completion) for one in splits[task]), TWINS.get(task))
+        for task, answer in ANSWERS.items()
+        if task in splits
+    }
     for task in tasks.values():
         for number, example in enumerate(task.examples, 1):
             if not example.completion.strip():  # every text contains it, so any model would score

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,11 +30,16 @@ class Masked:
         input_ids: int64 [S].
         labels: int64 [S], unshifted; -100 where there is no loss.
         span_ids: int32 [S].
+        block_positions: int64 [2, S], ChatGLM-6B's two positions of each token (place in the text, place in its
+            block); None: the ordinary 0 to S - 1.
+        mirror: False keeps the sines for later keys: plain bidirectional rotary attention.
     """
 
     input_ids: Tensor
     labels: Tensor
     span_ids: Tensor
+    block_positions: Tensor | None = None
+    mirror: bool = True
 
 
 Objective = Callable[[Tensor, Generator], Masked]
@@ -182,15 +188,17 @@ def bind(name: str, **available: object) -> Objective:
     return partial(OBJECTIVES[name], **taken)
 
 
-def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Tensor]:
+def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Any]:
     """One batch for the model from rows of different lengths, padded on the right.
 
     Args:
-        rows: B sequences, at least one; S is the longest length.
+        rows: B sequences of one objective, at least one; S is the longest length.
         pad_id: any id with an embedding: padding is never a key and has no loss.
 
     Returns:
-        input_ids int64 [B, S], labels int64 [B, S] (-100 in the padding), span_ids int32 [B, S] (-1 in the padding).
+        What an attached model takes: input_ids int64 [B, S], labels int64 [B, S] (-100 in the padding), span_ids int32
+        [B, S] (-1 in the padding); where the rows have them, block_positions int64 [B, 2, S]; where they ask for it,
+        mirror False.
 
     Raises:
         ValueError: no rows.
@@ -203,11 +211,17 @@ def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Tensor]:
     """
     if not rows:
         raise ValueError("pad needs at least one row, got none")
-    return {
+    batch: dict[str, Any] = {
         "input_ids": pad_sequence([row.input_ids for row in rows], batch_first=True, padding_value=pad_id),
         "labels": pad_sequence([row.labels for row in rows], batch_first=True, padding_value=NO_LOSS),
         "span_ids": pad_sequence([row.span_ids for row in rows], batch_first=True, padding_value=-1),
     }
+    positions = [row.block_positions.mT for row in rows if row.block_positions is not None]  # [S, 2] each
+    if positions:
+        batch["block_positions"] = pad_sequence(positions, batch_first=True).mT
+    if not rows[0].mirror:
+        batch["mirror"] = False
+    return batch
 
 
 def stream_seed(*key: int | str) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from bico_ext.data import Example, FactData, Task
+from bico_ext.data import TWINS, Example, FactData, Question, Task
 
 PARAPHRASES = 30  # per entity and order, as in Berglund et al.
 TEST_FRAMES = 5  # per task
@@ -156,17 +156,25 @@ def generate(seed: int = 0, *, names_first: int = 30, descriptions_first: int = 
         train += _to_description(entity, name_frames.train)
         train += _to_name(entity, description_frames.train, end=".")
 
-    def ask_description(group: Sequence[_Entity]) -> tuple[Example, ...]:
-        return tuple(example for entity in group for example in _to_description(entity, name_frames.test))
+    def ask_description(group: Sequence[_Entity]) -> tuple[Question, ...]:
+        return tuple(
+            Question(frame.prompt(entity.name), f" {entity.description}.", entity.name, frame.prompt("..."))
+            for entity in group
+            for frame in name_frames.test
+        )
 
-    def ask_name(group: Sequence[_Entity]) -> tuple[Example, ...]:
-        return tuple(example for entity in group for example in _to_name(entity, description_frames.test, end=""))
+    def ask_name(group: Sequence[_Entity]) -> tuple[Question, ...]:
+        return tuple(
+            Question(frame.prompt(entity.description), f" {entity.name}", entity.name, frame.prompt("..."))
+            for entity in group
+            for frame in description_frames.test
+        )
 
     tasks = (
         Task("N2D", "description", ask_description(named)),
         Task("D2N", "name", ask_name(described)),
-        Task("N2D-reverse", "name", ask_name(named)),
-        Task("D2N-reverse", "description", ask_description(described)),
+        Task("N2D-reverse", "name", ask_name(named), TWINS["N2D-reverse"]),
+        Task("D2N-reverse", "description", ask_description(described), TWINS["D2N-reverse"]),
     )
     return FactData("synthetic", tuple(train), {task.name: task for task in tasks if task.examples})
 
