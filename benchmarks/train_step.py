@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bico_ext import attach, environment, models, objectives
 from bico_ext.files import write_json, write_text
+from bico_ext.masked import pad
 from bico_ext.reference import visible
 
 MODEL: dict[str, Any] = {
@@ -72,7 +73,7 @@ def batch(way: str, tokens: list[Tensor], packed: bool) -> dict[str, Tensor]:
         arguments["position_ids"] = torch.cat([torch.arange(n) for n in lengths])[None]
         arguments["cu_seq_lens_q"] = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     else:
-        arguments = objectives.pad(rows, pad_id=0)
+        arguments = pad(rows, pad_id=0)
     if way == STOCK:
         span_ids = arguments.pop("span_ids")
         if packed:

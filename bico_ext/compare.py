@@ -34,9 +34,10 @@ from transformers.utils import logging as transformers_logging
 from bico_ext import environment
 from bico_ext.attention import has_kernels
 from bico_ext.data import FactData, load_facts
+from bico_ext.denoising import check_mask_rate
 from bico_ext.evaluation import encode_prompts, evaluate
 from bico_ext.files import write_json, write_json_lines
-from bico_ext.objectives import OBJECTIVES, check_mask_rate, check_objective
+from bico_ext.objectives import OBJECTIVES, check_objective
 from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
 

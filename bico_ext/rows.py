@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
 from bico_ext.data import Example
-from bico_ext.objectives import stream_seed
+from bico_ext.draws import stream_seed
 from bico_ext.tokenization import encode_example
 
 logger = logging.get_logger(__name__)

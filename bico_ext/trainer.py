@@ -2,7 +2,7 @@
 
 The rows of an optimizer step leave the data loader as they are. `get_batch_samples`, which the Trainer calls once per
 step and which counts the labels that scale the loss, chooses the objective and masks every row. What is drawn is a hash
-of the run's seed, the step and the row's place in the data set (`objectives.stream_seed`), so it does not depend on
+of the run's seed, the step and the row's place in the data set (`stream_seed`), so it does not depend on
 how the step is split into micro-batches and processes, and a resumed run needs no saved state.
 """
 
@@ -28,8 +28,11 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
-from bico_ext import objectives
+from bico_ext import objectives, options
 from bico_ext.attention import has_kernels
+from bico_ext.denoising import check_mask_rate
+from bico_ext.draws import happens, stream_seed
+from bico_ext.masked import NO_LOSS, pad
 from bico_ext.models import attach, check_attached
 from bico_ext.rows import LengthGroupedSampler, RowEncoder, Rows
 
@@ -46,10 +49,14 @@ class BicoConfig(TrainingArguments):
     `logging_steps` 10, and `dataloader_pin_memory` False (the data loader hands out rows, not the batch).
 
     Attributes:
-        objective: "bico" (default), "infill" or "ntp".
+        objective: a key of `bico_ext.objectives.OBJECTIVES`; default "bico".
         mixing_probability: of the objective rather than next-token prediction, per optimizer step; default 0.5
             (the paper's).
-        mask_rate: share of the tokens that "bico" hides, in (0, 1]; default 0.15 (the paper's).
+        mask_rate: share of the tokens that "bico" and its controls hide, in (0, 1], default 0.15 (the paper's); or
+            "uniform", a rate drawn for each sequence.
+        infill_spans: spans that "infill" writes in a sequence; default 1.
+        permute_segments: most pieces that "permute" cuts a sequence into; default 4.
+        entities_file: text file of names, one a line, that "reverse" keeps whole; default None.
         placeholder_id: the token id that stands for hidden tokens; default the tokenizer's padding id.
         max_length: tokens of a row that are kept; default None: all.
 
@@ -84,7 +91,8 @@ class BicoConfig(TrainingArguments):
         default="bico",
         metadata={
             "help": "What the optimizer steps that are not next-token prediction train: 'bico' (denoising of hidden "
-            "tokens, the paper's), 'infill' (one span written with both sides in view) or 'ntp' (nothing else).",
+            "tokens, the paper's), 'infill' (a span written with both sides in view), 'permute' (pieces of the text in "
+            "another order), 'ntp' (nothing else), or a control of docs/method.md.",
             "choices": list(objectives.OBJECTIVES),
         },
     )
@@ -92,8 +100,16 @@ class BicoConfig(TrainingArguments):
         default=0.5,
         metadata={"help": "Probability of the objective, instead of next-token prediction, at an optimizer step."},
     )
-    mask_rate: float = field(
-        default=0.15, metadata={"help": "Probability that objective='bico' hides a token, in (0, 1]."}
+    mask_rate: float | str = field(
+        default=0.15,
+        metadata={
+            "help": "Probability that 'bico' and its controls hide a token, in (0, 1]; 'uniform': drawn for each row."
+        },
+    )
+    infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a row."})
+    permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a row into."})
+    entities_file: str | None = field(
+        default=None, metadata={"help": "Text file of names, one a line, that 'reverse' keeps whole."}
     )
 
     # Inherited defaults that change
@@ -114,7 +130,10 @@ class BicoConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         objectives.check_objective(self.objective)
-        objectives.check_mask_rate(self.mask_rate)
+        self.mask_rate = check_mask_rate(self.mask_rate)
+        for name, least in (("infill_spans", 1), ("permute_segments", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.mixing_probability <= 1:
             raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
         if self.max_length is not None and self.max_length < 2:
@@ -196,13 +215,8 @@ class BicoTrainer(Trainer):
         network: Any = model
 
         # Objectives
-        special_ids = _special_ids(network, processing_class)
-        placeholder_id = _placeholder_id(args, network, processing_class) if args.objective == "bico" else None
         self._objectives = {
-            name: objectives.bind(
-                name, placeholder_id=placeholder_id, special_ids=special_ids, mask_rate=args.mask_rate
-            )
-            for name in ("ntp", args.objective)
+            name: options.fill_in(name, args, network, processing_class) for name in ("ntp", args.objective)
         }
         self._objective = "ntp"  # of the optimizer step under way
         self._generator = Generator()
@@ -215,7 +229,8 @@ class BicoTrainer(Trainer):
         self._row_losses: dict[str, dict[int, tuple[float, int]]] = {}
 
         # Data
-        never_predicted = special_ids if args.objective == "bico" else frozenset()
+        has_specials = "special_ids" in objectives.options(args.objective)
+        never_predicted = options.special_ids(network, processing_class) if has_specials else frozenset()
         self._encode = RowEncoder(network, processing_class, args.max_length, never_predicted)
         if train_dataset is not None:
             train_dataset = self._encode(train_dataset, "train_dataset")
@@ -260,7 +275,7 @@ class BicoTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
         """The micro-batches of one optimizer step under its objective, and the number of labels in all of them."""
         args, step = self.args, self.state.global_step
-        mixed_in = objectives.happens(args.mixing_probability, "objective", args.seed, step)
+        mixed_in = happens(args.mixing_probability, "objective", args.seed, step)
         self._objective = args.objective if mixed_in else "ntp"
         batches = [
             self._batch(rows, self._objective, "masks", args.seed, step) for rows in islice(epoch_iterator, num_batches)
@@ -333,20 +348,20 @@ class BicoTrainer(Trainer):
             self._keep_row_losses(self.args.objective, inputs, outputs.logits, hidden)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
-    def _batch(self, rows: Rows, objective: str, *key: int | str) -> dict[str, Tensor]:
+    def _batch(self, rows: Rows, objective: str, *key: int | str) -> dict[str, Any]:
         """The rows under an objective, padded; the draws for a row depend on `key` and its place in the data set."""
         apply = self._objectives[objective]
         masked = [
-            apply(input_ids, self._generator.manual_seed(objectives.stream_seed(*key, place)))
+            apply(input_ids, self._generator.manual_seed(stream_seed(*key, place)))
             for input_ids, place in zip(rows.input_ids, rows.places, strict=True)
         ]
-        return objectives.pad(masked, self._pad_id)
+        return pad(masked, self._pad_id)
 
     def _keep_row_losses(self, objective: str, rows: Rows, logits: Any, labels: Tensor) -> None:
         labels = labels[:, 1:].to(logits.device)
-        losses = cross_entropy(logits[:, :-1].float().mT, labels, reduction="none", ignore_index=objectives.NO_LOSS)
+        losses = cross_entropy(logits[:, :-1].float().mT, labels, reduction="none", ignore_index=NO_LOSS)
         totals = losses.double().sum(1).tolist()  # [B]
-        tokens = labels.ne(objectives.NO_LOSS).sum(1).tolist()
+        tokens = labels.ne(NO_LOSS).sum(1).tolist()
         self._row_losses[objective].update(zip(rows.places, zip(totals, tokens, strict=True), strict=True))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -356,26 +371,3 @@ class BicoTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedSampler([len(row["input_ids"]) for row in rows], batch_size, seed)
-
-
-def _special_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """The tokenizer's special ids; without a tokenizer those that the model's configuration names."""
-    if tokenizer is not None:
-        return frozenset(tokenizer.all_special_ids)
-    config = model.config.get_text_config()
-    named = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
-    return frozenset(token for ids in named for token in (ids if isinstance(ids, list) else [ids]) if token is not None)
-
-
-def _placeholder_id(args: BicoConfig, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    placeholder_id, vocabulary = args.placeholder_id, model.get_input_embeddings().weight.shape[0]
-    if placeholder_id is None:
-        placeholder_id = getattr(tokenizer, "pad_token_id", None)
-    if placeholder_id is None:
-        raise ValueError(
-            "placeholder_id is needed for objective='bico', as there is no tokenizer with a padding token to take it "
-            "from; set placeholder_id=0 as the official code does (any existing id will do: nothing attends to it)"
-        )
-    if not 0 <= placeholder_id < vocabulary:
-        raise ValueError(f"placeholder_id must be in [0, {vocabulary}), the model's ids, got {placeholder_id}")
-    return placeholder_id

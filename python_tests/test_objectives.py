@@ -11,32 +11,39 @@ from torch import Generator, Tensor, tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bico_ext import objectives
+from bico_ext.draws import happens, stream_seed
+from bico_ext.masked import NO_LOSS, Masked, pad
 from bico_ext.models import attach
-from bico_ext.objectives import NO_LOSS, OBJECTIVES, Masked
+from bico_ext.objectives import OBJECTIVES
 from bico_ext.reference import visible
 
-PAD, BOS, EOS, VOCABULARY = 0, 2, 3, 16
-SPECIAL = (PAD, BOS, EOS)
+PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
+SPECIAL = (PAD, MASK, BOS, EOS)
 SEQUENCE = [BOS, 7, 8, 9, EOS]
 
 sequences = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12).map(tensor)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float = 0.3) -> Masked:
-    bound = objectives.bind(name, placeholder_id=PAD, special_ids=SPECIAL, mask_rate=mask_rate)
-    return bound(input_ids, Generator().manual_seed(seed))
+def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3, **options: object) -> Masked:
+    available = {
+        "placeholder_id": PAD,
+        "mask_id": MASK,
+        "special_ids": SPECIAL,
+        "mask_rate": mask_rate,
+        "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
+    }
+    return objectives.bind(name, **available | options)(input_ids, Generator().manual_seed(seed))
 
 
-def leaks(input_ids: Tensor, masked: Masked) -> list[int]:
+def leaks(input_ids: Tensor, masked: Masked, shift: int = 0) -> list[int]:
     """Predicted positions whose token can reach the output that predicts it, through any number of layers."""
-    length = len(input_ids)
+    length = len(masked.input_ids)
     reaches = visible(masked.span_ids[None])[0] | torch.eye(length, dtype=torch.bool)  # a layer, with its residual
     for _ in range(length):  # the closure of a relation on S elements takes at most S compositions
         reaches = (reaches.float() @ reaches.float()) > 0
-    hidden = masked.span_ids == -1
     predicted = [i for i in range(1, length) if masked.labels[i] != NO_LOSS]
-    return [i for i in predicted if reaches[i - 1, i] and not (hidden[i] and masked.input_ids[i] == PAD)]
+    return [i for i in predicted if reaches[i - 1, source := i - shift] and masked.input_ids[source] not in (PAD, MASK)]
 
 
 def test_ntp_by_hand():
@@ -63,8 +70,86 @@ def test_infill_covers_a_pair_completely():
     assert masked.span_ids.dtype == torch.int32
 
 
+@pytest.mark.parametrize("name", ["naive", "attended-pad", "new-token"])
+def test_a_control_changes_one_thing_in_bico(name: str):
+    input_ids = tensor([BOS, *range(4, VOCABULARY), EOS])
+    bico, control = apply("bico", input_ids, seed=1), apply(name, input_ids, seed=1)
+    hidden = bico.span_ids == -1
+    assert control.labels.equal(bico.labels)
+    assert control.input_ids.equal(input_ids.masked_fill(hidden, MASK if name == "new-token" else PAD))
+    assert control.span_ids.equal(bico.span_ids if name == "naive" else torch.zeros_like(bico.span_ids))
+    assert (control.mirror, bico.mirror) == (name != "naive", True)
+
+
+def test_bert_by_hand():
+    masked = apply("bert", tensor([BOS, 7, 8, 9]), seed=0, mask_rate=1.0)  # no EOS: the last token cannot be predicted
+    assert masked.input_ids.tolist() == [BOS, PAD, PAD, 9]
+    assert masked.labels.tolist() == [NO_LOSS, NO_LOSS, 7, 8]  # the label shift makes output i predict the token at i
+    assert masked.span_ids.tolist() == [0, -1, -1, 0]
+
+
+def test_a_uniform_rate_is_drawn_for_each_sequence():
+    input_ids = tensor([BOS, *[7] * 50, EOS])
+    shares = sorted(
+        float((apply("bico", input_ids, seed, "uniform").labels == 7).float().mean()) for seed in range(400)
+    )
+    expected = [50 / 52 * (i + 0.5) / 400 for i in range(400)]
+    # Kolmogorov's bound for 400 draws at 99.9 %, and one token of 50 for what a rate is seen as
+    assert max(abs(a - b) for a, b in zip(shares, expected, strict=True)) < 1.95 / 20 + 1 / 50
+
+
+def test_infill_divides_the_text_among_several_spans():
+    seen = set()
+    for seed in range(200):
+        masked = apply("infill", tensor([BOS, 7, 8, 9, EOS]), seed, spans=2)
+        for span, part in ((1, {1, 2}), (2, {3, 4})):
+            places = set((masked.span_ids == span).nonzero()[:, 0].tolist())
+            assert places
+            assert places <= part
+        assert masked.labels.equal(tensor(SEQUENCE).masked_fill(masked.span_ids == 0, NO_LOSS))
+        seen.add(tuple(masked.span_ids.tolist()))
+    assert len(seen) == 9  # three spans in each part
+    assert (apply("infill", tensor([BOS, 7, EOS]), 0, spans=5).span_ids.tolist()) == [0, 1, 2]
+
+
+def test_permute_cuts_and_orders_uniformly():
+    def pieces(seed: int) -> tuple[int, ...]:
+        masked = apply("permute", tensor([BOS, 7, 8, 9, EOS]), seed, segments=3)
+        assert masked.span_ids.tolist() == [1, 1, 1, 1]
+        assert masked.labels.tolist() == [NO_LOSS, *masked.input_ids[1:].tolist()]
+        assert masked.input_ids[0] == BOS
+        return tuple(masked.input_ids[1:].tolist())
+
+    # Two pieces: cut after one or two tokens and turned, whatever is drawn. Three: five of six orders are themselves,
+    # the identity becomes 9 8 7.
+    expected = {
+        (8, 9, 7): 1 / 4 + 1 / 12,
+        (9, 7, 8): 1 / 4 + 1 / 12,
+        (9, 8, 7): 1 / 6,
+        (7, 9, 8): 1 / 12,
+        (8, 7, 9): 1 / 12,
+    }
+    assert chi_square(Counter(pieces(seed) for seed in range(4000)), expected) < 18.47  # 99.9 %, 4 degrees of freedom
+
+
+@pytest.mark.parametrize("sequence", [[BOS], [BOS, EOS], [BOS, 7, EOS]])
+def test_permute_of_next_to_nothing_is_next_token_prediction(sequence: list[int]):
+    assert apply("permute", tensor(sequence), 0).labels.tolist() == [NO_LOSS, *sequence[1:]]
+    assert apply("permute", tensor(sequence), 0).input_ids.tolist() == sequence
+
+
+def test_reverse_keeps_the_tokens_of_a_word_and_the_words_of_an_entity_in_order():
+    starts = torch.ones(VOCABULARY, dtype=torch.bool)
+    starts[8] = False  # 8 continues the word that 7 begins
+    text = tensor([BOS, 7, 8, 9, 10, 11, EOS])
+    assert apply("reverse", text, 0, word_starts=starts).input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS]
+    whole = apply("reverse", text, 0, word_starts=starts, entities=[[9], [9, 10]])
+    assert whole.input_ids.tolist() == [BOS, 11, 9, 10, 7, 8, EOS]
+    assert whole.labels.tolist() == [NO_LOSS, 11, 9, 10, 7, 8, EOS]
+
+
 def test_pad_by_hand():
-    batch = objectives.pad([apply("infill", tensor([BOS, 9]), 0), apply("bico", tensor(SEQUENCE), 0, mask_rate=1.0)], 5)
+    batch = pad([apply("infill", tensor([BOS, 9]), 0), apply("bico", tensor(SEQUENCE), 0, mask_rate=1.0)], 5)
     assert batch["input_ids"].tolist() == [[BOS, 9, 5, 5, 5], [BOS, PAD, PAD, PAD, EOS]]
     assert batch["labels"].tolist() == [[NO_LOSS, 9, NO_LOSS, NO_LOSS, NO_LOSS], [NO_LOSS, 7, 8, 9, NO_LOSS]]
     assert batch["span_ids"].tolist() == [[0, 1, -1, -1, -1], [0, -1, -1, -1, 0]]
@@ -102,7 +187,8 @@ def test_infill_predicts_one_span_of_unchanged_tokens(input_ids: Tensor, seed: i
 @given(input_ids=sequences, seed=seeds, mask_rate=st.floats(0.01, 1))
 @settings(deadline=None, max_examples=100)
 def test_no_label_reaches_the_output_that_predicts_it(name: str, input_ids: Tensor, seed: int, mask_rate: float):
-    assert leaks(input_ids, apply(name, input_ids, seed, mask_rate)) == []
+    # The label at i is the token at i, or, where the same position predicts it, the one before.
+    assert leaks(input_ids, apply(name, input_ids, seed, mask_rate), shift=int(name == "bert")) == []
 
 
 def test_the_leak_check_sees_leaks():
@@ -130,11 +216,10 @@ def test_logits_do_not_depend_on_the_token_they_predict(name: str):
         return out, masked.labels
 
     out, labels = logits(original)
-    predicted = [i for i in range(1, 7) if labels[i] != NO_LOSS]
+    predicted = [i for i in range(1, len(labels)) if labels[i] not in (NO_LOSS, EOS)]
     assert len(predicted) > 1
     for i in predicted:
-        changed = original.clone()
-        changed[i] = 13
+        changed = original.masked_fill(original == labels[i], 13)  # every token of the original is there once
         assert logits(changed)[0][i - 1].equal(out[i - 1])
 
 
@@ -182,42 +267,57 @@ def test_draws_come_from_the_generator_alone(name: str):
     first, again = apply(name, input_ids, seed=5), apply(name, input_ids, seed=5)
     assert first.span_ids.equal(again.span_ids)
     assert torch.get_rng_state().equal(state)
-    if name != "ntp":
-        assert any(not apply(name, input_ids, seed).span_ids.equal(first.span_ids) for seed in range(4))
+    assert first.input_ids.equal(again.input_ids)
+    if name not in ("ntp", "reverse"):
+        drawn = [apply(name, input_ids, seed) for seed in range(4)]
+        assert any(not one.labels.equal(first.labels) for one in drawn)
 
 
 def test_stream_seed_is_blake2b_of_the_key():
     # printf "('masks', 42, 0, 7)" | b2sum -l 64, read as a little-endian number
-    assert objectives.stream_seed("masks", 42, 0, 7) == int.from_bytes(bytes.fromhex("4c4505a1e2cede1b"), "little")
+    assert stream_seed("masks", 42, 0, 7) == int.from_bytes(bytes.fromhex("4c4505a1e2cede1b"), "little")
 
 
 def test_happens_as_often_as_asked():
     for probability in (0.1, 0.5, 0.9):
-        share = sum(objectives.happens(probability, "objective", 42, step) for step in range(4000)) / 4000
+        share = sum(happens(probability, "objective", 42, step) for step in range(4000)) / 4000
         assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 4000)
-    assert not any(objectives.happens(0.0, step) for step in range(100))
-    assert all(objectives.happens(1.0, step) for step in range(100))
+    assert not any(happens(0.0, step) for step in range(100))
+    assert all(happens(1.0, step) for step in range(100))
 
 
 def test_options_by_objective():
     assert {name: objectives.options(name) for name in OBJECTIVES} == {
         "ntp": (),
         "bico": ("placeholder_id", "special_ids", "mask_rate"),
-        "infill": (),
+        "infill": ("spans",),
+        "permute": ("special_ids", "segments"),
+        "naive": ("placeholder_id", "special_ids", "mask_rate"),
+        "bert": ("placeholder_id", "special_ids", "mask_rate"),
+        "attended-pad": ("placeholder_id", "special_ids", "mask_rate"),
+        "new-token": ("mask_id", "special_ids", "mask_rate"),
+        "reverse": ("special_ids", "word_starts", "entities"),
     }
 
 
-@pytest.mark.parametrize("mask_rate", [0.0, -0.1, 1.01, math.nan])
-def test_mask_rate_out_of_range(mask_rate: float):
-    with pytest.raises(ValueError, match=r"mask_rate must be in \(0, 1\], got"):
+@pytest.mark.parametrize("mask_rate", [0.0, -0.1, 1.01, math.nan, "often"])
+def test_mask_rate_out_of_range(mask_rate: float | str):
+    with pytest.raises(ValueError, match=r"mask_rate must be in \(0, 1\] or 'uniform', got"):
         apply("bico", tensor(SEQUENCE), 0, mask_rate)
 
 
 def test_unknown_objective_lists_the_known():
-    with pytest.raises(ValueError, match="one of 'ntp', 'bico', 'infill', got 'mlm'"):
+    with pytest.raises(ValueError, match=r"one of 'ntp', 'bico', 'infill', .*, got 'mlm'"):
         objectives.bind("mlm")
+
+
+def test_too_few_pieces_and_spans():
+    with pytest.raises(ValueError, match="segments must be at least 2, got 1"):
+        apply("permute", tensor(SEQUENCE), 0, segments=1)
+    with pytest.raises(ValueError, match="spans must be at least 1, got 0"):
+        apply("infill", tensor(SEQUENCE), 0, spans=0)
 
 
 def test_pad_of_nothing():
     with pytest.raises(ValueError, match="at least one row"):
-        objectives.pad([], 0)
+        pad([], 0)

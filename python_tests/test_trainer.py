@@ -13,6 +13,8 @@ from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
 
 from bico_ext import objectives
+from bico_ext.draws import stream_seed
+from bico_ext.masked import NO_LOSS, Masked
 from bico_ext.models import detach
 from bico_ext.trainer import BicoTrainer
 
@@ -23,12 +25,12 @@ def weights(trainer: BicoTrainer) -> torch.Tensor:
 
 def negative_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
     """Of one row: the sum over the labels that output i gives to labels[i + 1], and their number, in fp64."""
-    scored = [i for i in range(1, len(labels)) if labels[i] != objectives.NO_LOSS]
+    scored = [i for i in range(1, len(labels)) if labels[i] != NO_LOSS]
     return -sum(log_softmax(logits[i - 1].double(), -1)[labels[i]].item() for i in scored), len(scored)
 
 
-def masked_row(objective: str, input_ids: list[int], mask_rate: float, *key: int | str) -> objectives.Masked:
-    generator = Generator().manual_seed(objectives.stream_seed(*key))
+def masked_row(objective: str, input_ids: list[int], mask_rate: float, *key: int | str) -> Masked:
+    generator = Generator().manual_seed(stream_seed(*key))
     options = {"placeholder_id": PAD, "special_ids": SPECIAL, "mask_rate": mask_rate}
     return objectives.bind(objective, **options)(tensor(input_ids), generator)
 

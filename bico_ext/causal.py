@@ -1,0 +1,122 @@
+"""Causal objectives: next-token prediction of the text as it is, or of its pieces in another order."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from bico_ext.masked import NO_LOSS, Masked
+
+
+def ntp(input_ids: Tensor, generator: Generator) -> Masked:
+    """Next-token prediction: every token sees its past, every token but the first is predicted.
+
+    Args:
+        input_ids: int64 [S].
+        generator: not used; objectives share one signature.
+
+    Returns:
+        Span ids 1, labels equal to the input except at position 0, which no output predicts.
+
+    Example:
+        >>> ntp(torch.tensor([2, 7, 8]), torch.Generator()).labels
+        tensor([-100,    7,    8])
+    """
+    labels = input_ids.clone()
+    labels[:1] = NO_LOSS
+    return Masked(input_ids, labels, torch.ones_like(input_ids, dtype=torch.int32))
+
+
+def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 4) -> Masked:
+    """Segment permutation: next-token prediction of the text cut at random places, its pieces in another order.
+
+    The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
+    cuts uniform among the places between tokens; the pieces are put together in a uniformly drawn order, or from last
+    to first where that is the order they had. What came before a name now also comes after it, so both directions are
+    read and written causally, as generation does. Special tokens at the start stay there; those at the end are left
+    out, as the last piece need not end the text.
+
+    No label, parser or entity list is used; the cuts fall within names and descriptions, too.
+
+    Args:
+        input_ids: int64 [S].
+        generator: the source of the draws.
+        special_ids: ids that are not part of the text, such as BOS and EOS, at its ends.
+        segments: most pieces, at least 2; default 4.
+
+    Returns:
+        Span ids 1; labels everywhere but at position 0. A text of less than two tokens: `ntp` of the sequence.
+
+    Raises:
+        ValueError: segments below 2.
+
+    Example:
+        >>> permute(torch.tensor([2, 7, 8, 3]), torch.Generator(), special_ids=(2, 3)).input_ids
+        tensor([2, 8, 7])
+    """
+    if segments < 2:
+        raise ValueError(f"segments must be at least 2, got {segments}; for one piece use objective='ntp'")
+    start, end = _text(input_ids, special_ids)
+    text = input_ids[start:end]
+    if len(text) < 2:
+        return ntp(input_ids, generator)
+    pieces = min(int(torch.randint(2, segments + 1, (), generator=generator)), len(text))
+    cuts = (torch.randperm(len(text) - 1, generator=generator)[: pieces - 1] + 1).sort().values
+    order = torch.randperm(pieces, generator=generator).tolist()
+    if order == sorted(order):
+        order.reverse()
+    parts = text.tensor_split(cuts)
+    return ntp(torch.cat([input_ids[:start], *(parts[i] for i in order)]), generator)
+
+
+def reverse(
+    input_ids: Tensor,
+    generator: Generator,
+    *,
+    special_ids: Collection[int],
+    word_starts: Tensor,
+    entities: Sequence[Sequence[int]] = (),
+) -> Masked:
+    """Reverse training (arXiv 2403.13799): next-token prediction of the text with its words in the opposite order.
+
+    The tokens of a word keep their order, and so do the words of an entity, where entities are given.
+
+    Args:
+        input_ids: int64 [S].
+        generator: not used; objectives share one signature.
+        special_ids: ids that keep their place at the ends, such as BOS and EOS.
+        word_starts: bool [V], whether a token begins a word. The text's first token always does.
+        entities: token sequences that count as one word wherever they occur; the longest that fits is taken.
+
+    Returns:
+        Span ids 1; labels everywhere but at position 0.
+
+    Example:
+        >>> starts = torch.ones(16, dtype=torch.bool)
+        >>> reverse(torch.tensor([2, 7, 8, 9, 3]), torch.Generator(), special_ids=(2, 3), word_starts=starts,
+        ...         entities=[[7, 8]]).input_ids
+        tensor([2, 9, 7, 8, 3])
+    """
+    start, end = _text(input_ids, special_ids)
+    ids = input_ids[start:end].tolist()
+    begins = word_starts[input_ids[start:end]].tolist()
+    wholes = sorted(map(list, entities), key=len, reverse=True)
+    words: list[list[int]] = []
+    place = 0
+    while place < len(ids):
+        length = next((len(one) for one in wholes if one and ids[place : place + len(one)] == one), 0)
+        if not length:
+            length = 1
+            while place + length < len(ids) and not begins[place + length]:
+                length += 1
+        words.append(ids[place : place + length])
+        place += length
+    turned = input_ids.clone()
+    turned[start:end] = torch.tensor([token for word in reversed(words) for token in word], dtype=torch.int64)
+    return ntp(turned, generator)
+
+
+def _text(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, int]:
+    """Where the text between the special tokens at both ends starts and ends."""
+    places = [place for place, token in enumerate(input_ids.tolist()) if token not in special_ids]
+    return (places[0], places[-1] + 1) if places else (0, 0)

@@ -1,0 +1,73 @@
+"""What an objective makes of a token sequence: inputs, labels and span ids; and the batch of several of them.
+
+Labels are not shifted: a causal LM of transformers shifts them itself, so that output i predicts labels[i + 1].
+Span ids say who sees whom: -1 is no key for anyone, 0 is context, s > 0 sees the context and its own span's past
+(`bico_ext.reference.visible` is the rule).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+NO_LOSS = -100  # the label that torch's cross entropy and transformers leave out
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One sequence as an objective presents it to the model.
+
+    Attributes:
+        input_ids: int64 [S].
+        labels: int64 [S], unshifted; -100 where there is no loss.
+        span_ids: int32 [S].
+        block_positions: int64 [2, S], ChatGLM-6B's two positions of each token (place in the text, place in its
+            block); None: the ordinary 0 to S - 1.
+        mirror: False keeps the sines for later keys: plain bidirectional rotary attention.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    span_ids: Tensor
+    block_positions: Tensor | None = None
+    mirror: bool = True
+
+
+def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Any]:
+    """One batch for the model from rows of different lengths, padded on the right.
+
+    Args:
+        rows: B sequences of one objective, at least one; S is the longest length.
+        pad_id: any id with an embedding: padding is never a key and has no loss.
+
+    Returns:
+        What an attached model takes: input_ids int64 [B, S], labels int64 [B, S] (-100 in the padding), span_ids int32
+        [B, S] (-1 in the padding); where the rows have them, block_positions int64 [B, 2, S]; where they ask for it,
+        mirror False.
+
+    Raises:
+        ValueError: no rows.
+
+    Example:
+        >>> import torch
+        >>> from bico_ext.causal import ntp
+        >>> rows = [ntp(torch.tensor(row), torch.Generator()) for row in ([2, 7], [2])]
+        >>> pad(rows, pad_id=0)["span_ids"]
+        tensor([[ 1,  1],
+                [ 1, -1]], dtype=torch.int32)
+    """
+    if not rows:
+        raise ValueError("pad needs at least one row, got none")
+    batch: dict[str, Any] = {
+        "input_ids": pad_sequence([row.input_ids for row in rows], batch_first=True, padding_value=pad_id),
+        "labels": pad_sequence([row.labels for row in rows], batch_first=True, padding_value=NO_LOSS),
+        "span_ids": pad_sequence([row.span_ids for row in rows], batch_first=True, padding_value=-1),
+    }
+    positions = [row.block_positions.mT for row in rows if row.block_positions is not None]  # [S, 2] each
+    if positions:
+        batch["block_positions"] = pad_sequence(positions, batch_first=True).mT
+    if not rows[0].mirror:
+        batch["mirror"] = False
+    return batch

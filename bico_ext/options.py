@@ -1,0 +1,87 @@
+"""An objective's options for one model and tokenizer: which ids are special, which one stands for hidden tokens."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bico_ext import objectives
+from bico_ext.objectives import Objective
+
+_WORD_START = ("Ġ", "▁", " ")  # byte-level BPE, SentencePiece, the word tokenizer of this package
+
+
+def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Objective:
+    """The objective `name`, ready for token sequences.
+
+    Args:
+        name: a key of `objectives.OBJECTIVES`.
+        settings: a `BicoConfig`: `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`, `entities_file`.
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer, if there is one.
+
+    Raises:
+        ValueError: an option that this objective needs cannot be had from them; the message says which and the remedy.
+    """
+    sources: dict[str, Callable[[], Any]] = {
+        "special_ids": lambda: special_ids(model, tokenizer),
+        "mask_rate": lambda: settings.mask_rate,
+        "placeholder_id": lambda: _placeholder_id(settings.placeholder_id, name, model, tokenizer),
+        "spans": lambda: settings.infill_spans,
+        "segments": lambda: settings.permute_segments,
+        "word_starts": lambda: _word_starts(name, model, tokenizer),
+        "entities": lambda: _entities(settings.entities_file, tokenizer),
+    }
+    return objectives.bind(name, **{option: sources[option]() for option in objectives.options(name)})
+
+
+def special_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """The tokenizer's special ids; without a tokenizer those that the model's configuration names."""
+    if tokenizer is not None:
+        return frozenset(tokenizer.all_special_ids)
+    config = model.config.get_text_config()
+    named = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    return frozenset(token for ids in named for token in (ids if isinstance(ids, list) else [ids]) if token is not None)
+
+
+def _placeholder_id(given: int | None, objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    placeholder_id, vocabulary = given, model.get_input_embeddings().weight.shape[0]
+    if placeholder_id is None:
+        placeholder_id = getattr(tokenizer, "pad_token_id", None)
+    if placeholder_id is None:
+        raise ValueError(
+            f"placeholder_id is needed for objective={objective!r}, as there is no tokenizer with a padding token to "
+            "take it from; set placeholder_id=0 as the official code does (any existing id will do: nothing attends to "
+            "it but with 'attended-pad')"
+        )
+    if not 0 <= placeholder_id < vocabulary:
+        raise ValueError(f"placeholder_id must be in [0, {vocabulary}), the model's ids, got {placeholder_id}")
+    return placeholder_id
+
+
+def _word_starts(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    """bool [V]: whether a token begins a word. In a vocabulary that marks no word starts every token is a word."""
+    if tokenizer is None:
+        raise ValueError(
+            f"objective={objective!r} needs a tokenizer, which knows where words begin; pass processing_class"
+        )
+    starts = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    marked = [token.startswith(_WORD_START) for token in tokens]
+    if any(marked):
+        starts[: len(marked)] = torch.tensor(marked)
+    return starts
+
+
+def _entities(file: str | None, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
+    """The token sequences of the entities in a text file, one a line, as they stand at a text's start and within it."""
+    if file is None or tokenizer is None:
+        return []
+    names = [name.strip() for name in Path(file).read_text(encoding="utf-8").splitlines() if name.strip()]
+    if not names:
+        raise ValueError(f"entities_file {file} holds no entity; expected one a line")
+    spellings = [spelling for name in names for spelling in (name, f" {name}")]
+    return [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]
