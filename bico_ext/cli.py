@@ -37,15 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: list[str]) -> None:
-    from bico_ext.compare import CompareConfig, compare
+    from bico_ext.compare import compare
+    from bico_ext.compare_config import CompareConfig
     from bico_ext.report import write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
     if config.model != "tiny":
         _check_model_source(config.model)
     results = compare(config)
+    failures = [f"{one['objective']} with seed {one['seed']}: {one['error']}" for one in results["failures"]]
+    if not results["runs"]:
+        raise RuntimeError(f"no run was finished; {'; '.join(failures)}")
     print(write_report(results, config.output_dir))
     print(f"{config.output_dir}: results.json, predictions.jsonl, table.md, accuracy.png, loss.png")
+    if failures:
+        raise RuntimeError(f"{len(failures)} runs failed ({'; '.join(failures)}); --resume runs them again")
 
 
 @dataclass
@@ -186,8 +192,14 @@ def _parse(command: str, configs: list[Any], arguments: list[str]) -> tuple[Any,
 
     from transformers import HfArgumentParser
 
+    def mask_rate(text: str) -> float | str:
+        return text if text == "uniform" else float(text)
+
     summary = configs[0].__doc__.split("\n")[0]
     parser = HfArgumentParser(configs, prog=f"bico {command}", description=summary, allow_abbrev=False)
+    for action in parser._actions:
+        if action.dest == "mask_rate":  # HfArgumentParser makes a float of `float | str`
+            action.type = mask_rate
     parser.add_argument("--config", metavar="FILE", help="YAML with any of these options by name; flags win over it.")
     only_config = ArgumentParser(f"bico {command}", add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", metavar="FILE")

@@ -8,7 +8,8 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from bico_ext.cli import TrainConfig, _parse, main
-from bico_ext.compare import PRESETS, CompareConfig, initial_model
+from bico_ext.compare_config import PRESETS, CompareConfig
+from bico_ext.runs import initial_model
 from bico_ext.data import write_facts
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoConfig
@@ -46,13 +47,14 @@ def test_an_unknown_option_is_a_usage_error(capsys):
     assert "--sedes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_shipped_comparison_is_the_default(preset):
-    (config,) = _parse(
-        "compare", [CompareConfig], ["--config", f"{CONFIGS}/compare_{preset}.yaml", "--output-dir", "o"]
-    )
-    assert config == CompareConfig(output_dir="o", data=config.data)
-    written = (CONFIGS / f"compare_{preset}.yaml").read_text().splitlines()
+@pytest.mark.parametrize(("setting", "data"), PRESETS)
+def test_the_shipped_comparison_is_the_default(setting, data):
+    path = CONFIGS / f"compare_{'synthetic' if data == 'synthetic' else 'berglund'}.yaml"
+    if setting != "scratch":
+        path = path.with_stem(f"{path.stem}_{setting}")
+    (config,) = _parse("compare", [CompareConfig], ["--config", str(path), "--output-dir", "o"])
+    assert config == CompareConfig(output_dir="o", data=config.data, setting=setting)
+    written = path.read_text().splitlines()
     assert config.settings.keys() <= {line.split(":")[0] for line in written}, "every setting is written out"
 
 
@@ -157,7 +159,7 @@ def test_train_then_evaluate(tmp_path, capsys, lora):
     facts = generate(names_first=2, descriptions_first=2, both=1)
     write_facts(facts, tmp_path / "facts")
     config = CompareConfig(output_dir="", layers=1, hidden_size=32)
-    model, tokenizer = initial_model(config, facts, 0)
+    model, tokenizer = initial_model(config, facts, "llama", 0)
     model.save_pretrained(tmp_path / "initial")
     tokenizer.save_pretrained(tmp_path / "initial")
     out = tmp_path / "trained"

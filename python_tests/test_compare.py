@@ -12,9 +12,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-import bico_ext.compare as compare_module
-from bico_ext.compare import CompareConfig, compare, initial_model, run
-from bico_ext.data import TASKS, load_facts, write_facts
+import bico_ext.runs as runs_module
+from bico_ext.compare import compare
+from bico_ext.compare_config import CompareConfig
+from bico_ext.runs import initial_model, run
+from bico_ext.systems import SYSTEMS
+from bico_ext.data import TASKS, Example, load_facts, write_facts
 from bico_ext.report import table, write_report
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoTrainer
@@ -23,7 +26,7 @@ from bico_ext.trainer import BicoTrainer
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts")
-    write_facts(generate(names_first=2, descriptions_first=2, both=1), folder)
+    write_facts(generate(names_first=2, descriptions_first=2, both=1, pretraining=0), folder)
     return str(folder)
 
 
@@ -34,6 +37,8 @@ def config(data, tmp_path):
         data=data,
         objectives=["ntp", "infill"],
         steps=26,
+        pretrain_steps=3,
+        curve_points=2,
         layers=1,
         hidden_size=32,
         batch_size=4,
@@ -58,6 +63,11 @@ def test_writes_what_it_promises_and_resumes(config, data, tmp_path):
         assert result["parameters"] > 0
         assert result["train_seconds"] > 0
         assert [entry["step"] for entry in result["losses"]] == [25]
+        assert [point["step"] for point in result["curve"]] == [13, 26]
+        # so few questions are all asked for the curve, too
+        assert {task: round(scores["contains"], 4) for task, scores in result["tasks"].items()} == (
+            result["curve"][-1]["tasks"]
+        )
         for name, scores in result["tasks"].items():
             assert scores["n"] == len(tasks[name].examples)
             assert all(0 <= scores[metric] <= 1 for metric in ("contains", "exact_match", "bleu_char", "bleu"))
@@ -110,7 +120,7 @@ def test_a_diverged_run_is_a_result(config, monkeypatch):
 def test_a_gpu_without_kernels_is_not_used(config, monkeypatch):
     seen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(compare_module, "BicoConfig", lambda **options: seen.append(options["use_cpu"]) or 1 / 0)
+    monkeypatch.setattr(runs_module, "BicoConfig", lambda **options: seen.append(options["use_cpu"]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(config, "ntp", 0)
     assert seen == [True]
@@ -122,8 +132,11 @@ def test_a_failed_run_leaves_the_finished_ones(config, tmp_path):
     before = finished.read_bytes()
     weights = tmp_path / "out" / "runs" / "infill-seed0"
     weights.write_text("a file where the run wants its folder")
-    with pytest.raises(OSError, match="infill-seed0"):
-        compare(dataclasses.replace(config, resume=True))
+    results = compare(dataclasses.replace(config, resume=True, objectives=["infill", "permute"]))
+    assert [(one["objective"], one["seed"]) for one in results["failures"]] == [("infill", 0)]
+    assert "infill-seed0" in results["failures"][0]["error"]
+    assert [one["objective"] for one in results["runs"]] == ["ntp", "permute"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     assert finished.read_bytes() == before
 
 
@@ -164,7 +177,7 @@ def test_refuses_data_without_tasks(config, tmp_path):
 
 def test_one_initial_model_a_seed(config, data):
     facts = load_facts(data)
-    first, again, other = (initial_model(config, facts, seed)[0].state_dict() for seed in (0, 0, 1))
+    first, again, other = (initial_model(config, facts, "llama", seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -172,7 +185,9 @@ def test_one_initial_model_a_seed(config, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objectives": ["ntp", "bert"]}, "bert"),
+        ({"objectives": ["ntp", "mlm"]}, "objectives must be 'all' or of ntp, .*, got mlm"),
+        ({"setting": "finetune"}, "setting must be 'scratch' or 'pretrained', got 'finetune'"),
+        ({"permute_segments": 1}, "permute_segments must be at least 2, got 1"),
         ({"objectives": ["ntp", "ntp"]}, "objectives must be one or more, each once"),
         ({"seeds": []}, "seeds must be one or more, each once"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
@@ -226,3 +241,39 @@ def test_report_draws_pictures(tmp_path):
         assert picture.shape[0] > 300
         assert picture.std() > 0.05, "an empty picture"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "loss.png", "table.md"]
+
+
+def test_every_system_trains_and_answers(config, tmp_path):
+    """All of them through the command's own path; the two that need other data or models among them."""
+    results = compare(dataclasses.replace(config, objectives=["all"], data="synthetic", steps=2, curve_points=0))
+    assert results["failures"] == []
+    trained = {one["objective"] for one in results["runs"]}
+    assert trained == {*SYSTEMS, "glm-abi, asked causally"}
+    assert all(set(one["tasks"]) == set(TASKS) for one in results["runs"])
+    assert {row["objective"] for row in predictions_in(tmp_path / "out")} == trained
+
+
+def test_pre_trained_once_a_seed_then_fine_tuned(config, tmp_path):
+    pretrained = dataclasses.replace(
+        config, setting="pretrained", data="synthetic", steps=2, objectives=["ntp", "bico"]
+    )
+    assert compare(pretrained)["failures"] == []
+    start = tmp_path / "out" / "pretrained" / "llama-seed0" / "model.safetensors"
+    written = os.stat(start).st_mtime_ns
+    again = dataclasses.replace(pretrained, objectives=["infill"], resume=True)
+    assert [one["objective"] for one in compare(again)["runs"]] == ["ntp", "bico", "infill"]
+    assert os.stat(start).st_mtime_ns == written, "the pre-trained model was made again"
+
+
+def test_pre_training_needs_texts(config):
+    with pytest.raises(ValueError, match="has no texts about other entities to pre-train on"):
+        compare(dataclasses.replace(config, setting="pretrained"))
+
+
+def test_texts_that_give_answers_away_are_refused(config, tmp_path):
+    facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
+    question = facts.tasks["N2D-reverse"].examples[0]
+    leaking = dataclasses.replace(facts, train=(*facts.train, Example(question.prompt, question.completion)))
+    write_facts(leaking, tmp_path / "leaking")
+    with pytest.raises(ValueError, match="gives .* answers away"):
+        compare(dataclasses.replace(config, data=str(tmp_path / "leaking")))

@@ -1,0 +1,126 @@
+"""What a comparison is asked to do."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from bico_ext import systems
+from bico_ext.denoising import check_mask_rate
+
+HEADS = 4  # of the tiny model
+
+# What depends on the setting and the data set; everything else is the same. Sources: docs/experiments.md.
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("scratch", "synthetic"): {"layers": 2, "learning_rate": 2e-3, "steps": 3000},
+    ("scratch", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 1500},
+    ("pretrained", "synthetic"): {"layers": 2, "learning_rate": 1e-3, "steps": 2000},
+    ("pretrained", "other"): {"layers": 4, "learning_rate": 1e-3, "steps": 1500},
+}
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Train one initial model under several objectives and seeds, and compare them on the same questions.
+
+    `None` takes the preset of the setting and the data set (`PRESETS`).
+
+    Raises:
+        ValueError: an unknown objective, a repeated seed or objective, a number out of range.
+    """
+
+    output_dir: str = field(metadata={"help": "Where results, predictions, table and pictures go."})
+    data: str = field(
+        default="synthetic", metadata={"help": "'synthetic', a folder of facts, a JSONL file or a hub name."}
+    )
+    objectives: list[str] = field(
+        default_factory=lambda: ["ntp", "bico", "infill", "permute"],
+        metadata={
+            "help": "What to train: objectives, mixed half and half with NTP, and the other systems of "
+            "docs/method.md; 'all': every one."
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Seeds of initial weights, order and masks."}
+    )
+    setting: str = field(
+        default="scratch",
+        metadata={
+            "help": "'scratch': the facts are all that the model ever reads. 'pretrained': it first learns texts about "
+            "other entities, in both orders, by NTP; then it is fine-tuned on facts in one order only.",
+            "choices": ["scratch", "pretrained"],
+        },
+    )
+    model: str = field(
+        default="tiny", metadata={"help": "'tiny' (a random Llama and a word tokenizer), a path or a hub name."}
+    )
+    steps: int | None = field(
+        default=None, metadata={"help": "Optimizer steps; 3,000 (synthetic), 2,000 (synthetic, pretrained) or 1,500."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak; 2e-3 (synthetic), 3e-3 (other data), 1e-3 (pretrained)."}
+    )
+    pretrain_steps: int = field(default=1500, metadata={"help": "Of the pre-training in the setting 'pretrained'."})
+    pretrain_learning_rate: float = field(default=3e-3, metadata={"help": "Peak of the pre-training."})
+    layers: int | None = field(default=None, metadata={"help": "Of the tiny model; 2 (synthetic) or 4."})
+    hidden_size: int = field(default=128, metadata={"help": "Of the tiny model, which has 4 heads."})
+    batch_size: int = field(default=32, metadata={"help": "Rows an optimizer step."})
+    mask_rate: float | str = field(
+        default=0.3,
+        metadata={"help": "Of 'bico' and its controls, or 'uniform'. The library's default is the paper's 0.15."},
+    )
+    infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a text."})
+    permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a text into."})
+    mixing_probability: float = field(default=0.5, metadata={"help": "Of the objective, at each optimizer step."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Of AdamW, betas 0.9 and 0.98."})
+    warmup_steps: int = field(default=50, metadata={"help": "Before the cosine decay to 0."})
+    bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast; evaluation is in float32."})
+    max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
+    curve_points: int = field(default=10, metadata={"help": "Of the learning curves; 0: none."})
+    jobs: int | None = field(
+        default=None, metadata={"help": "Runs at once, which share the cores; default: one a core."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Keep the finished runs that output_dir holds and add the missing ones."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.setting not in ("scratch", "pretrained"):
+            raise ValueError(f"setting must be 'scratch' or 'pretrained', got {self.setting!r}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more, each once, got {list(self.seeds)}")
+        preset = PRESETS[self.setting, "synthetic" if self.data == "synthetic" else "other"]
+        taken = {name: value for name, value in preset.items() if getattr(self, name) is None}
+        taken |= {"objectives": systems.named(self.objectives), "mask_rate": check_mask_rate(self.mask_rate)}
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)
+        least = {"permute_segments": 2, "curve_points": 0}
+        for name in (
+            "steps",
+            "pretrain_steps",
+            "layers",
+            "batch_size",
+            "max_new_tokens",
+            "infill_spans",
+            "permute_segments",
+            "curve_points",
+        ):
+            if getattr(self, name) < least.get(name, 1):
+                raise ValueError(f"{name} must be at least {least.get(name, 1)}, got {getattr(self, name)}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}; leave it out for one a core")
+        if self.hidden_size < 1 or self.hidden_size % (2 * HEADS):
+            raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {self.hidden_size}")
+        for name in ("learning_rate", "pretrain_learning_rate", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.mixing_probability <= 1:
+            raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a run's numbers: all but where they go, and which runs are asked for."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("output_dir", "objectives", "seeds", "jobs", "resume")
+        }

@@ -1,0 +1,235 @@
+"""One run of a comparison: the initial model of a seed, trained as a system says, asked the tasks' questions."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GlmConfig,
+    GlmForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+
+from bico_ext.attention import has_kernels
+from bico_ext.blank_generation import generate_blank
+from bico_ext.compare_config import HEADS, CompareConfig
+from bico_ext.data import Example, FactData, Task, load_facts
+from bico_ext.evaluation import Evaluation, evaluate
+from bico_ext.systems import SYSTEMS, System
+from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.trainer import BicoConfig, BicoTrainer
+
+CURVE_QUESTIONS = 60  # of each task, evenly spread over it, for a point of the learning curve: a second or two
+
+
+def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCallback] | None = None) -> dict[str, Any]:
+    """Train and evaluate the system `name` from the initial model of `seed`.
+
+    Returns:
+        {"objective": name, "seed", "train_seconds", "parameters", "losses", "curve", "tasks", "predictions"} as
+        `compare` describes them; a system with blank generation also has "causal": {"tasks", "predictions"}.
+    """
+    facts, system = load_facts(config.data), SYSTEMS[name]
+    model, tokenizer = starting_model(config, facts, system.family, seed)
+    rows = [*(facts.one_order if config.setting == "pretrained" else facts.train)]
+    if system.other_order:
+        if not facts.other_order:
+            raise ValueError(f"data {config.data!r} does not have its facts in the other order, as {name!r} needs")
+        rows += facts.other_order
+    mixing = config.mixing_probability if system.mixing_probability is None else system.mixing_probability
+    trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, folder(config, name, seed))
+    generators = {"": generate_blank, "causal": None} if system.blank_generation else {"": None}
+    curve = _Curve(config, tokenizer, facts.tasks, generators[""])
+    for callback in (*(callbacks or []), curve):
+        trainer.add_callback(callback)
+    started = time.perf_counter()
+    trainer.train()
+    train_seconds = time.perf_counter() - started - curve.seconds
+    trainer.save_model()
+    evaluations = {
+        kind: _evaluate(config, model, tokenizer, facts.tasks, generator) for kind, generator in generators.items()
+    }
+
+    def scored(evaluation: Evaluation) -> dict[str, Any]:
+        predictions = [{"objective": name, "seed": seed, **dataclasses.asdict(row)} for row in evaluation.predictions]
+        return {"tasks": evaluation.summary(), "predictions": predictions}
+
+    return {
+        "objective": name,
+        "seed": seed,
+        "train_seconds": round(train_seconds, 1),
+        "parameters": model.num_parameters(),
+        "losses": _losses(trainer),
+        "curve": curve.points,
+        **scored(evaluations[""]),
+        **{kind: scored(evaluation) for kind, evaluation in evaluations.items() if kind},
+    }
+
+
+def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCallback) -> None:
+    """Next-token prediction of the pre-training texts from the initial model of `seed`, saved for all its systems."""
+    facts = load_facts(config.data)
+    model, tokenizer = initial_model(config, facts, family, seed)
+    target = pretrained_folder(config, family, seed)
+    trainer = _trainer(
+        dataclasses.replace(config, steps=config.pretrain_steps, learning_rate=config.pretrain_learning_rate),
+        "ntp",
+        0.0,
+        model,
+        tokenizer,
+        facts.pretraining,
+        seed,
+        target.with_name(f"{target.name}.partial"),
+    )
+    trainer.add_callback(callback)
+    trainer.train()
+    trainer.save_model()
+    Path(cast(str, trainer.args.output_dir)).rename(target)
+
+
+def folder(config: CompareConfig, name: str, seed: int) -> Path:
+    """Where a run keeps its trained model; its results are beside it in `<folder>.json`."""
+    return Path(config.output_dir) / "runs" / f"{name}-seed{seed}"
+
+
+def pretrained_folder(config: CompareConfig, family: str, seed: int) -> Path:
+    """Where the pre-trained model of a seed is, once it is finished."""
+    return Path(config.output_dir) / "pretrained" / f"{family}-seed{seed}"
+
+
+def starting_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
+    """The model that a system's training starts from, and its tokenizer."""
+    if config.setting == "pretrained":
+        path = pretrained_folder(config, family, seed)
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    return initial_model(config, facts, family, seed)
+
+
+def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
+    """The model before any training and its tokenizer; the same for every system of a family and seed.
+
+    The tiny model's vocabulary comes from the training texts alone: a word that only a test prompt has is unknown.
+    """
+    set_seed(seed)
+    if config.model != "tiny":
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        return AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32), tokenizer
+    texts = [*facts.train, *(facts.pretraining if config.setting == "pretrained" else ())]
+    tokenizer = train_word_tokenizer([example.text for example in texts])
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.hidden_size * 4,
+        "num_hidden_layers": cast(int, config.layers),
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "max_position_embeddings": tokenizer.model_max_length,
+        # transformers' 0.02 suits widths in the thousands: at 128 denoising learned later and reversed less.
+        "initializer_range": 0.05,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    model: PreTrainedModel
+    if family == "glm":
+        model = GlmForCausalLM(GlmConfig(**shape, head_dim=config.hidden_size // HEADS))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    return model, tokenizer
+
+
+class _Curve(TrainerCallback):
+    """Asks some questions of each task at even distances during training.
+
+    Attributes:
+        points: [{"step", "tasks": {task: share contained}}].
+        seconds: spent asking.
+    """
+
+    def __init__(self, config: CompareConfig, tokenizer: Any, tasks: dict[str, Task], generator: Any) -> None:
+        self.config, self.tokenizer, self.generator = config, tokenizer, generator
+        self.points: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.tasks = {
+            name: dataclasses.replace(task, examples=task.examples[:: -(-len(task.examples) // CURVE_QUESTIONS)])
+            for name, task in tasks.items()
+        }
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        points, steps = self.config.curve_points, cast(int, self.config.steps)
+        step = state.global_step
+        if step * points // steps == (step - 1) * points // steps:
+            return
+        started = time.perf_counter()
+        evaluation = _evaluate(self.config, kwargs["model"], self.tokenizer, self.tasks, self.generator)
+        scores = {task: round(values["contains"], 4) for task, values in evaluation.summary().items()}
+        self.points.append({"step": step, "tasks": scores})
+        self.seconds += time.perf_counter() - started
+
+
+def _evaluate(config: CompareConfig, model: Any, tokenizer: Any, tasks: dict[str, Task], generator: Any) -> Evaluation:
+    extra = {} if generator is None else {"generator": generator}
+    return evaluate(model, tokenizer, tasks, max_new_tokens=config.max_new_tokens, progress=False, **extra)
+
+
+def _trainer(
+    config: CompareConfig,
+    objective: str,
+    mixing_probability: float,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    seed: int,
+    output: Path,
+) -> BicoTrainer:
+    args = BicoConfig(
+        output_dir=str(output),
+        objective=objective,
+        mixing_probability=mixing_probability,
+        mask_rate=config.mask_rate,
+        infill_spans=config.infill_spans,
+        permute_segments=config.permute_segments,
+        max_steps=cast(int, config.steps),
+        per_device_train_batch_size=config.batch_size,
+        train_sampling_strategy="group_by_length",
+        learning_rate=cast(float, config.learning_rate),
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.98,
+        bf16=config.bf16,
+        use_cpu=not (torch.cuda.is_available() and has_kernels("cuda")),
+        seed=seed,
+        logging_steps=25,
+        save_strategy="no",  # but for the trained model
+        report_to="none",
+        disable_tqdm=True,
+    )
+    rows = [{"prompt": example.prompt, "completion": example.completion} for example in examples]
+    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)  # the log goes into the results
+    return trainer
+
+
+def _losses(trainer: BicoTrainer) -> list[dict[str, Any]]:
+    return [
+        {
+            name: value if math.isfinite(value) else None  # JSON has no NaN, and a diverged run is a result too
+            for name, value in entry.items()
+            if name == "step" or name.startswith("loss_")
+        }
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]

@@ -1,0 +1,64 @@
+"""What `bico compare` can train: each system is an objective, and the model, data and generation that go with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bico_ext.objectives import check_objective
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the comparison.
+
+    Attributes:
+        objective: a key of `bico_ext.objectives.OBJECTIVES`.
+        family: of the tiny model: "llama" or "glm".
+        mixing_probability: of the objective, at each optimizer step; None: the comparison's.
+        other_order: whether the facts stated in one order are also trained in the other one.
+        blank_generation: whether the model answers as GLM does, filling a blank after the prompt; it is then also
+            asked by plain causal generation, as a system of its own.
+    """
+
+    objective: str
+    family: str = "llama"
+    mixing_probability: float | None = None
+    other_order: bool = False
+    blank_generation: bool = False
+
+    def __post_init__(self) -> None:
+        check_objective(self.objective)
+
+
+SYSTEMS: dict[str, System] = {
+    "ntp": System("ntp"),
+    "bico": System("bico"),
+    "infill": System("infill"),
+    "permute": System("permute"),
+    "abi": System("abi"),
+    # Controls: each changes one thing in bico.
+    "naive": System("naive"),
+    "bert": System("bert"),
+    "attended-pad": System("attended-pad"),
+    "new-token": System("new-token"),
+    # Other people's ways with the data.
+    "reverse": System("reverse"),
+    "both-orders": System("ntp", other_order=True),
+    # GLM, with its own blank infilling (all of the steps, as it was pre-trained) and without.
+    "glm-ntp": System("ntp", family="glm"),
+    "glm-abi": System("abi", family="glm", mixing_probability=1.0, blank_generation=True),
+}
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """The systems that a command line asks for: their names, or all of them for "all".
+
+    Raises:
+        ValueError: an unknown name, a name twice, or none.
+    """
+    names = list(SYSTEMS) if list(names) == ["all"] else list(names)
+    unknown = [name for name in names if name not in SYSTEMS]
+    if unknown:
+        raise ValueError(f"objectives must be 'all' or of {', '.join(SYSTEMS)}, got {', '.join(unknown)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"objectives must be one or more, each once, got {names}")
+    return names
