@@ -27,32 +27,34 @@ def ntp(input_ids: Tensor, generator: Generator) -> Masked:
     return Masked(input_ids, labels, torch.ones_like(input_ids, dtype=torch.int32))
 
 
-def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 4) -> Masked:
-    """Segment permutation: next-token prediction of the text cut at random places, its pieces in another order.
+def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 2) -> Masked:
+    """Segment permutation: the text is cut at random places, its pieces are put in another order and predicted causally.
 
     The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
     cuts uniform among the places between tokens; the pieces are put together in a uniformly drawn order, or from last
-    to first where that is the order they had. What came before a name now also comes after it, so both directions are
-    read and written causally, as generation does. Special tokens at the start stay there; those at the end are left
-    out, as the last piece need not end the text.
+    to first where that is the order they had. The loss is on all pieces but the first of the new order, so that each
+    is predicted from text that came after it as well. With two pieces, the default, "A B" is read as "B A": B is given,
+    A predicted. Whatever a sentence says first is then also asked for last, left to right, as generation does.
 
-    No label, parser or entity list is used; the cuts fall within names and descriptions, too.
+    No label, parser or entity list is used; the cuts fall within names and descriptions, too. Special tokens at the
+    start stay there; those at the end are left out, as the last piece need not end the text.
 
     Args:
         input_ids: int64 [S].
         generator: the source of the draws.
         special_ids: ids that are not part of the text, such as BOS and EOS, at its ends.
-        segments: most pieces, at least 2; default 4.
+        segments: most pieces, at least 2, the default.
 
     Returns:
-        Span ids 1; labels everywhere but at position 0. A text of less than two tokens: `ntp` of the sequence.
+        Span ids 1; labels in the pieces but the first. A text of less than two tokens: `ntp` of the sequence.
 
     Raises:
         ValueError: segments below 2.
 
     Example:
-        >>> permute(torch.tensor([2, 7, 8, 3]), torch.Generator(), special_ids=(2, 3)).input_ids
-        tensor([2, 8, 7])
+        >>> masked = permute(torch.tensor([2, 7, 8, 3]), torch.Generator(), special_ids=(2, 3))
+        >>> masked.input_ids, masked.labels
+        (tensor([2, 8, 7]), tensor([-100, -100,    7]))
     """
     if segments < 2:
         raise ValueError(f"segments must be at least 2, got {segments}; for one piece use objective='ntp'")
@@ -66,7 +68,9 @@ def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[
     if order == sorted(order):
         order.reverse()
     parts = text.tensor_split(cuts)
-    return ntp(torch.cat([input_ids[:start], *(parts[i] for i in order)]), generator)
+    moved = ntp(torch.cat([input_ids[:start], *(parts[i] for i in order)]), generator)
+    moved.labels[: start + len(parts[order[0]])] = NO_LOSS
+    return moved
 
 
 def reverse(

@@ -55,7 +55,7 @@ class BicoConfig(TrainingArguments):
         mask_rate: share of the tokens that "bico" and its controls hide, in (0, 1], default 0.15 (the paper's); or
             "uniform", a rate drawn for each sequence.
         infill_spans: spans that "infill" writes in a sequence; default 1.
-        permute_segments: most pieces that "permute" cuts a sequence into; default 4.
+        permute_segments: most pieces that "permute" cuts a sequence into; default 2.
         entities_file: text file of names, one a line, that "reverse" keeps whole; default None.
         placeholder_id: the token id that stands for hidden tokens; default the tokenizer's padding id.
         max_length: tokens of a row that are kept; default None: all.
@@ -107,7 +107,7 @@ class BicoConfig(TrainingArguments):
         },
     )
     infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a row."})
-    permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a row into."})
+    permute_segments: int = field(default=2, metadata={"help": "Most pieces that 'permute' cuts a row into."})
     entities_file: str | None = field(
         default=None, metadata={"help": "Text file of names, one a line, that 'reverse' keeps whole."}
     )
