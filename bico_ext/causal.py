@@ -28,7 +28,7 @@ def ntp(input_ids: Tensor, generator: Generator) -> Masked:
 
 
 def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 2) -> Masked:
-    """Segment permutation: the text is cut at random places, its pieces are put in another order and predicted causally.
+    """Segment permutation: the text is cut at random places, its pieces are put in another order and predicted.
 
     The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
     cuts uniform among the places between tokens; the pieces are put together in a uniformly drawn order, or from last
