@@ -14,7 +14,6 @@ from bico_ext.results import Results, Run, by_label, ceiling, scores, task_names
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, with a grey in place of their black.
 COLOURS = {
-    "ntp": "#777777",
     "bico": "#0072b2",
     "infill": "#d55e00",
     "abi": "#009e73",
@@ -22,6 +21,7 @@ COLOURS = {
     "bert": "#cc79a7",
     "new-token": "#56b4e9",
     "attended-pad": "#f0e442",
+    "ntp": "#777777",  # last, so that no other objective gets the colour of the control first
 }
 LINES = ("-", "--", ":", "-.")  # objectives of one colour differ in these
 PANELS_A_ROW = 4
@@ -85,7 +85,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.set_xticks([0, 0.5, 1])
         _name_rows(axes, list(groups))
     figure.supxlabel(
-        "answers that contain the target (dots: seeds; line: 95 % Wilson interval of one seed; tick: ceiling)",
+        "answers that contain the target (dots: seeds; line: 95 % Wilson interval of one seed; vertical line: ceiling)",
         fontsize=8,
     )
     _save(figure, path)
@@ -162,6 +162,8 @@ def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.set_title(title, fontsize=9)
         if axes.lines:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
     figure.supxlabel("optimizer step", fontsize=8)
     figure.supylabel("training loss, nats a token", fontsize=8)
     _legend(figure, panels.values())
@@ -206,7 +208,7 @@ def _panels(
             axes.set_axis_off()
             continue
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         panels[titles[number]] = axes
     return figure, panels
 

@@ -97,7 +97,8 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(tasks, dict) or not tasks:
             raise ValueError(f"{path}: run {number} ({run['objective']}) must hold scores by task, got {tasks!r:.60}")
         for task, values in tasks.items():
-            lacking = [name for name in ("n", *METRICS) if not isinstance(dict(values).get(name), int | float)]
+            known = values if isinstance(values, dict) else {}
+            lacking = [name for name in ("n", *METRICS) if not isinstance(known.get(name), int | float)]
             if lacking:
                 raise ValueError(f"{path}: run {number} ({run['objective']}), {task}: lacks {', '.join(lacking)}")
     return results

@@ -65,12 +65,13 @@ def heading(results: Results) -> str:
     numbers = ", ".join(map(str, seeds(runs)))
     parts = [f"Seed{'s' if len(seeds(runs)) > 1 else ''} {numbers}"] if numbers else []
     parts += ["mean over seeds ± standard deviation"] if several else []
-    parts += ["in brackets: 95 % Wilson interval of a single seed"] if single else []
+    parts += ["in brackets: 95 % Wilson interval of a single run"] if single else []
     items = (
         f"{task} {_joined({run['tasks'][task]['n'] for run in runs if task in run['tasks']})}"
         for task in task_names(runs)
     )
-    return f"{'; '.join(parts)}. Test items: {', '.join(items)}."
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}."
 
 
 def score_tables(results: Results) -> list[Table]:
