@@ -11,14 +11,10 @@ ROOT = Path(__file__).parent.parent
 PYTHON_LAYERS = [
     ["_C", "files", "published", "reference"],
     ["environment", "attention", "data"],
-    ["models", "synthetic", "tokenization", "metrics"],
-    ["objectives"],
-    ["rows"],
-    ["trainer", "evaluation"],
-    ["results"],
-    ["gap", "merge"],
-    ["pictures", "tables"],
-    ["page"],
+    ["models", "synthetic", "tokenization", "metrics", "results"],
+    ["objectives", "gap", "merge"],
+    ["rows", "pictures", "tables"],
+    ["trainer", "evaluation", "page"],
     ["compare", "report"],
     ["cli"],
 ]
