@@ -180,13 +180,13 @@ def likelihood_tables(results: Results) -> list[Table]:
         for name, members in by_label(results["runs"]).items():
             tests = [test for run in members if (test := _parts(run, task, "likelihood"))]
             if tests:
-                means = (_spread([test[key] for test in tests]) for key in LIKELIHOODS)
-                largest = (f"{max(test[key] for test in tests):.2g}" for key in ("t_p", "ks_p"))
+                means = (_spread(_defined(tests, key)) for key in LIKELIHOODS)
+                largest = (_largest(_defined(tests, key)) for key in ("t_p", "ks_p"))
                 rows.append([name, *means, *largest])
         if rows:
             columns = ["objective", *LIKELIHOODS.values(), "p (t)", "p (KS)"]
             note = (
-                "log-probability of the correct answer against a wrong one; paired t-test and Kolmogorov-Smirnov, of "
+                "log-probabilities of whole answers, correct against wrong; paired t-test and Kolmogorov-Smirnov, of "
                 "several seeds the largest p"
             )
             tables.append(_with_seeds(results, Table(f"{task}, log-probability test", columns, rows, note)))
@@ -241,6 +241,15 @@ def _over_parts(runs: Sequence[Run], task: str, kind: str, part: str) -> str:
     values = [_parts(run, task, kind).get(part) for run in runs]
     known = [value for value in values if value is not None]
     return f"{mean(known):.2f}" if known else NOTHING
+
+
+def _defined(tests: Sequence[Mapping[str, float | None]], key: str) -> list[float]:
+    """The values that there are: t has none where all differences are equal, a diverged model has no log p."""
+    return [value for test in tests if (value := test[key]) is not None]
+
+
+def _largest(values: Sequence[float]) -> str:
+    return f"{max(values):.2g}" if values else NOTHING
 
 
 def _in_markdown(cell: str) -> str:

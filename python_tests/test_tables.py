@@ -139,6 +139,13 @@ def test_log_probabilities_with_the_largest_p():
     assert likelihood_tables(made_up.old_results()) == []
 
 
+def test_undefined_log_probabilities_are_left_out():
+    made = made_up.results()
+    for run, values in zip(made["runs"][2:], ({"t_p": None}, {"t_p": None, "correct": None}), strict=True):
+        run["tasks"]["N2D"]["likelihood"] |= values
+    assert cells(likelihood_tables(made)[0])["bico"][::4] == ["-2.00", "-"]
+
+
 @pytest.mark.parametrize(
     ("text", "markdown", "html"),
     [("a|b", "a\\|b", "a|b"), ("a\nb", "a b", "a\nb"), ("<b>&", "\\<b>&", "&lt;b&gt;&amp;")],
