@@ -12,6 +12,7 @@ USAGE = """usage: bico COMMAND [OPTIONS]     bico COMMAND --help lists a command
   compare    train one initial model under several objectives and seeds, write the comparison
   train      fine-tune a model on facts in both directions
   evaluate   ask a model facts in both directions
+  report     tables, pictures and a page of one or more finished comparisons
   info       versions, instruction sets, threads, CUDA
 """
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(arguments: list[str]) -> None:
     from bico_ext.compare import compare
     from bico_ext.compare_config import CompareConfig
-    from bico_ext.report import write_report
+    from bico_ext.report import FILES, write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
     if config.model != "tiny":
@@ -49,7 +50,7 @@ def _compare(arguments: list[str]) -> None:
     if not results["runs"]:
         raise RuntimeError(f"no run was finished; {'; '.join(failures)}")
     print(write_report(results, config.output_dir))
-    print(f"{config.output_dir}: results.json, predictions.jsonl, table.md, accuracy.png, loss.png")
+    _name_files(config.output_dir, ("results.json", "predictions.jsonl", *FILES))
     if failures:
         raise RuntimeError(f"{len(failures)} runs failed ({'; '.join(failures)}); --resume runs them again")
 
@@ -169,6 +170,26 @@ def _evaluate(arguments: list[str]) -> None:
     print(report.table(results))
 
 
+def _report(arguments: list[str]) -> None:
+    import argparse
+
+    from bico_ext.report import FILES, merged_report
+
+    parser = argparse.ArgumentParser(
+        "bico report", description="One report on the results of one or more folders, which are only read."
+    )
+    parser.add_argument("folders", nargs="+", metavar="OUT", help="A folder of bico compare or bico evaluate.")
+    parser.add_argument("--output-dir", "--output_dir", required=True, help="For the report; new, or of a report.")
+    options = parser.parse_args(arguments)
+    print(merged_report(options.folders, options.output_dir))
+    _name_files(options.output_dir, FILES)
+
+
+def _name_files(folder: str, names: Sequence[str]) -> None:
+    """Say which of the files that a command may write are there."""
+    print(f"{folder}: {', '.join(name for name in names if (Path(folder) / name).exists())}")
+
+
 def _info(arguments: list[str]) -> None:
     import argparse
 
@@ -182,6 +203,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "train": _train,
     "evaluate": _evaluate,
+    "report": _report,
     "info": _info,
 }
 

@@ -1,33 +1,27 @@
-"""Results as a person reads them: a Markdown table, a picture of the accuracies, a picture of the losses."""
+"""Results as a person reads them: tables in Markdown, pictures, and one HTML page with all of it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
-from bico_ext.data import ANSWERS, TASKS
-from bico_ext.files import whole, write_text
+from bico_ext import pictures
+from bico_ext.files import write_text
+from bico_ext.merge import merge
+from bico_ext.page import page
+from bico_ext.results import Predictions, Results, read_predictions
+from bico_ext.tables import entity_tables, frame_tables, gap_tables, heading, likelihood_tables, score_tables
 
-METRICS = {
-    "contains": "target contained in the answer (names: the paper's metric; descriptions: without the final full stop)",
-    "exact_match": "answer equals target",
-    "bleu_char": "the paper's BLEU for descriptions: NLTK sentence_bleu on raw strings, that is on characters",
-    "bleu": "BLEU on words (sacrebleu)",
+PICTURES = {  # by file, its title and what draws it, which says whether there was anything to draw
+    "accuracy.png": ("Accuracy", pictures.draw_accuracy),
+    "gap.png": ("Forward and reverse", pictures.draw_gaps),
+    "curves.png": ("Learning curves", pictures.draw_curves),
+    "loss.png": ("Losses", pictures.draw_losses),
 }
-COLOURS = {"ntp": "#888888", "bico": "#1f77b4", "infill": "#d95f02"}
+FILES = ("report.html", "table.md", "details.md", *PICTURES)
 
 
-def by_objective(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Runs grouped by objective, in the order of their first appearance."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(run["objective"], []).append(run)
-    return groups
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The four tasks by objective in Markdown, one table a metric: mean over seeds, ± their standard deviation.
+def table(results: Results) -> str:
+    """The scores in Markdown: tasks by objective, one table a metric, then each reverse task against its forward twin.
 
     Args:
         results: what `results.json` holds.
@@ -35,110 +29,85 @@ def table(results: Mapping[str, Any]) -> str:
     Returns:
         Markdown text.
     """
-    runs = results["runs"]
-    groups = by_objective(runs)
-    tasks = _tasks(runs)
-    items = ", ".join(f"{task} {runs[0]['tasks'][task]['n']}" for task in tasks)
-    seeds = sorted({run["seed"] for run in runs if "seed" in run})
-    lines = [f"Test items: {items}."]
-    if seeds:
-        several = f"Seeds {', '.join(map(str, seeds))}; mean over seeds ± standard deviation."
-        lines = [f"{several if len(seeds) > 1 else f'Seed {seeds[0]}.'} {lines[0]}"]
-    for metric, meaning in METRICS.items():
-        lines += [
-            "",
-            f"**{metric}**: {meaning}",
-            "",
-            f"| objective | {' | '.join(tasks)} |",
-            "|---" * (len(tasks) + 1) + "|",
-        ]
-        for objective, members in groups.items():
-            cells = [_cell([run["tasks"][task][metric] for run in members]) for task in tasks]
-            lines.append(f"| {objective} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    parts = [heading(results) + "\n"]
+    parts += [one.markdown() for one in (*score_tables(results), *gap_tables(results))]
+    return "\n".join(parts)
 
 
-def write_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
-    """Write `table.md`, `accuracy.png` and `loss.png` into folder; return the table."""
+def details(results: Results) -> str:
+    """Scores by wording and entity and the log-probability test, in Markdown; empty where results have none."""
+    tables = (*frame_tables(results), *entity_tables(results), *likelihood_tables(results))
+    return "\n".join(one.markdown() for one in tables)
+
+
+def write_report(results: Results, folder: str | os.PathLike[str]) -> str:
+    """Write a report on results into the folder that holds them; return the scores in Markdown.
+
+    Files of an earlier report are replaced, and removed where these results have nothing for them.
+
+    Args:
+        results: what `results.json` holds; one or more runs.
+        folder: where the report goes; its `predictions.jsonl`, if there, gives the samples of answers.
+
+    Returns:
+        The text of `table.md`.
+
+    Raises:
+        ValueError: there are no runs, or the predictions are broken.
+
+    Example:
+        >>> write_report(json.loads(Path("out/results.json").read_text()), "out")  # doctest: +SKIP
+    """
+    if not results["runs"]:
+        raise ValueError("results must hold one or more runs, got none; see what the runs failed of")
+    return _write(results, read_predictions(folder, results), Path(folder))
+
+
+def merged_report(folders: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]) -> str:
+    """Write one report on several folders' results; return the scores in Markdown.
+
+    What is put together and what is kept apart: `bico_ext.merge.merge`. The folders are only read.
+
+    Args:
+        folders: one or more, as `bico compare` or `bico evaluate` wrote them.
+        output_dir: where the report goes; made if missing. It may hold an earlier report and nothing else.
+
+    Returns:
+        The text of `table.md`.
+
+    Raises:
+        FileExistsError: output_dir holds other things than a report.
+        FileNotFoundError: a folder has no results.
+        ValueError: a file is broken, or a run is there twice.
+
+    Example:
+        >>> merged_report(["out/seeds-0-2", "out/seeds-3-5"], "out/all")  # doctest: +SKIP
+    """
+    target = Path(output_dir)
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"output_dir {target} is a file; name a folder")
+    others = sorted({path.name for path in target.iterdir()} - set(FILES)) if target.exists() else []
+    if others:
+        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise FileExistsError(f"output_dir {target} holds other things than a report ({some}); name another folder")
+    results, predictions = merge(folders)
+    return _write(results, predictions, target)
+
+
+def _write(results: Results, predictions: Predictions, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    for name, (title, draw) in PICTURES.items():
+        if draw(results, folder / name):
+            drawn[title] = folder / name
+        else:
+            (folder / name).unlink(missing_ok=True)
+    more = details(results)
+    if more:
+        write_text(folder / "details.md", more)
+    else:
+        (folder / "details.md").unlink(missing_ok=True)
     text = table(results)
-    folder = Path(folder)
     write_text(folder / "table.md", text)
-    draw_accuracy(results, folder / "accuracy.png")
-    draw_losses(results, folder / "loss.png")
+    write_text(folder / "report.html", page(results, predictions, drawn))
     return text
-
-
-def draw_accuracy(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Bars of `contains` for each task and objective: the mean over seeds, each seed a dot, 95 % Wilson if only one."""
-    runs = results["runs"]
-    groups, tasks = by_objective(runs), _tasks(runs)
-    figure, axes = _figure(8, 3.6)
-    width = 0.8 / len(groups)
-    for i, (objective, members) in enumerate(groups.items()):
-        places = [t + (i - (len(groups) - 1) / 2) * width for t in range(len(tasks))]
-        scores = [[run["tasks"][task]["contains"] for run in members] for task in tasks]
-        axes.bar(
-            places, [mean(values) for values in scores], width * 0.92, label=objective, color=COLOURS.get(objective)
-        )
-        for place, values, task in zip(places, scores, tasks, strict=True):
-            top = max(values)
-            if len(values) > 1:
-                axes.plot([place] * len(values), values, "k.", markersize=4)
-            else:
-                low, top = members[0]["tasks"][task]["contains_interval"]
-                axes.plot([place, place], [low, top], "k-", linewidth=1)
-            axes.text(place, top + 0.02, f"{mean(values):.2f}", ha="center", fontsize=7)
-    axes.set_xticks(range(len(tasks)), [f"{task}\n{_question(task)}" for task in tasks])
-    axes.set_ylim(0, 1.12)
-    axes.set_ylabel("answers that contain the target")
-    axes.set_title("dots: seeds; lines: 95 % Wilson interval of one seed", fontsize=7, loc="right", pad=-8)
-    axes.legend(frameon=False, ncols=len(groups), loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    _save(figure, path)
-
-
-def draw_losses(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Training losses by objective: next-token prediction solid, the objective itself dashed, a line a run."""
-    figure, axes = _figure(8, 3.6)
-    for objective, members in by_objective(results["runs"]).items():
-        for number, run in enumerate(members):
-            for kind, style in (("ntp", "-"), (objective, "--")):
-                points = [(e["step"], e[f"loss_{kind}"]) for e in run["losses"] if e.get(f"loss_{kind}") is not None]
-                if points and not (kind == objective == "ntp" and style == "--"):
-                    label = f"{objective}: {kind} steps" if number == 0 else None
-                    axes.plot(*zip(*points, strict=True), style, color=COLOURS.get(objective), label=label, linewidth=1)
-    axes.set_yscale("log")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("training loss (nats a token)")
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _tasks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    present = runs[0]["tasks"]
-    return [task for task in TASKS if task in present] + [task for task in present if task not in TASKS]
-
-
-def _cell(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def _question(task: str) -> str:
-    answer = ANSWERS.get(task)
-    given = {"name": "description", "description": "name"}
-    return f"{given[answer]} → {answer}" if answer else ""
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    with whole(path) as partial:
-        figure.savefig(partial, format="png")

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def test_usage_names_every_command(capsys):
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("compare", "train", "evaluate", "info"))
+    assert all(command in shown for command in ("compare", "train", "evaluate", "report", "info"))
     assert main(["compere"]) == 2
     assert "'compere' is not a command" in capsys.readouterr().err
 
@@ -32,7 +32,7 @@ def test_info_is_json(capsys):
     assert "avx2" in info["instruction_sets"]
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "report", "info"])
 def test_help_works(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

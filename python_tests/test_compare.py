@@ -1,4 +1,4 @@
-"""`compare` and its report: the files it promises, resuming, and refusing to touch what another run wrote."""
+"""`compare`: the files it promises, resuming, and refusing to touch what another run wrote."""
 
 import dataclasses
 import json
@@ -10,7 +10,6 @@ import time
 
 import pytest
 import torch
-from matplotlib.image import imread
 
 import bico_ext.runs as runs_module
 from bico_ext.compare import compare
@@ -18,7 +17,6 @@ from bico_ext.compare_config import CompareConfig
 from bico_ext.runs import initial_model, run
 from bico_ext.systems import SYSTEMS
 from bico_ext.data import TASKS, Example, load_facts, write_facts
-from bico_ext.report import table, write_report
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoTrainer
 
@@ -201,46 +199,6 @@ def test_one_initial_model_a_seed(config, data):
 def test_config_errors(change, message):
     with pytest.raises(ValueError, match=message):
         CompareConfig(output_dir="out", **change)
-
-
-def fake_results(scores):
-    """Results with the given `contains` by objective and seed, the same for every task."""
-    metrics = ("contains", "exact_match", "bleu_char", "bleu")
-    return {
-        "runs": [
-            {
-                "objective": objective,
-                "seed": seed,
-                "losses": [{"step": 10, "loss_ntp": 2.0, f"loss_{objective}": 1.0}],
-                "tasks": {
-                    task: {"n": 10, **dict.fromkeys(metrics, value), "contains_interval": [value, value]}
-                    for task in TASKS
-                },
-            }
-            for objective, values in scores.items()
-            for seed, value in enumerate(values)
-        ]
-    }
-
-
-def test_table_gives_mean_and_spread_over_seeds():
-    text = table(fake_results({"ntp": [0.0, 0.0], "bico": [0.2, 0.6]}))
-    assert (
-        "Seeds 0, 1; mean over seeds ± standard deviation. Test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10."
-        in text
-    )
-    assert text.count("| bico | 0.40 ± 0.28 | 0.40 ± 0.28 | 0.40 ± 0.28 | 0.40 ± 0.28 |") == 4
-    assert "| ntp | 0.00 ± 0.00 |" in text
-
-
-def test_report_draws_pictures(tmp_path):
-    write_report(fake_results({"ntp": [0.0], "bico": [0.5], "infill": [0.9]}), tmp_path)
-    assert (tmp_path / "table.md").read_text().startswith("Seed 0. Test items:")
-    for name in ("accuracy.png", "loss.png"):
-        picture = imread(tmp_path / name)
-        assert picture.shape[0] > 300
-        assert picture.std() > 0.05, "an empty picture"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "loss.png", "table.md"]
 
 
 def test_every_system_trains_and_answers(config, tmp_path):

@@ -1,0 +1,96 @@
+"""How far each reverse task stays behind its forward twin, raw and against what can be reached at all."""
+
+from dataclasses import dataclass
+
+from bico_ext.results import Results, by_label, ceiling, task_names, twin
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A reverse task beside its twin, under one objective; scores are `contains`, one for each run.
+
+    Attributes:
+        label: the objective, as a report calls it.
+        task: the reverse task.
+        twin: the forward task that asks the same kind of question.
+        forward: the twin's scores.
+        reverse: the reverse task's scores, of the same runs.
+        forward_ceiling: the share of the twin's targets that the training text makes reachable; None if not known.
+        reverse_ceiling: the same of the reverse task.
+    """
+
+    label: str
+    task: str
+    twin: str
+    forward: tuple[float, ...]
+    reverse: tuple[float, ...]
+    forward_ceiling: float | None
+    reverse_ceiling: float | None
+
+    @property
+    def gap(self) -> tuple[float, ...]:
+        """Forward minus reverse, run by run."""
+        return _differences(self.forward, self.reverse)
+
+    @property
+    def forward_share(self) -> tuple[float, ...] | None:
+        """The twin's scores as shares of its ceiling; None if that is not known or 0."""
+        return _shares(self.forward, self.forward_ceiling)
+
+    @property
+    def reverse_share(self) -> tuple[float, ...] | None:
+        """The reverse scores as shares of their ceiling; None if that is not known or 0."""
+        return _shares(self.reverse, self.reverse_ceiling)
+
+    @property
+    def share_gap(self) -> tuple[float, ...] | None:
+        """Forward share minus reverse share, run by run."""
+        if self.forward_share is None or self.reverse_share is None:
+            return None
+        return _differences(self.forward_share, self.reverse_share)
+
+
+def gaps(results: Results) -> list[Gap]:
+    """Every reverse task beside its twin, task after task, each by objective.
+
+    Args:
+        results: what `results.json` holds.
+
+    Returns:
+        One row for each reverse task and objective; none for data without reverse tasks.
+
+    Example:
+        >>> tasks = {"D2N": {"contains": 1.0}, "N2D-reverse": {"contains": 0.5}}
+        >>> data = {"tasks": {"D2N": {"reachable": 1.0}, "N2D-reverse": {"twin": "D2N", "reachable": 0.625}}}
+        >>> (row,) = gaps({"data": data, "runs": [{"objective": "bico", "seed": 0, "tasks": tasks}]})
+        >>> row.gap, row.share_gap
+        ((0.5,), (0.19999999999999996,))
+    """
+    rows = []
+    for task in task_names(results["runs"]):
+        for name, members in by_label(results["runs"]).items():
+            runs = [run for run in members if twin(results, run, task)]
+            if not runs:
+                continue
+            forward = twin(results, runs[0], task)
+            assert forward is not None
+            rows.append(
+                Gap(
+                    name,
+                    task,
+                    forward,
+                    tuple(run["tasks"][forward]["contains"] for run in runs),
+                    tuple(run["tasks"][task]["contains"] for run in runs),
+                    ceiling(results, runs[0], forward),
+                    ceiling(results, runs[0], task),
+                )
+            )
+    return rows
+
+
+def _differences(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a - b for a, b in zip(first, second, strict=True))
+
+
+def _shares(values: tuple[float, ...], of: float | None) -> tuple[float, ...] | None:
+    return tuple(value / of for value in values) if of else None

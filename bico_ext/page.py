@@ -1,0 +1,166 @@
+"""A report as one HTML file: pictures inside, nothing loaded from elsewhere, all text escaped."""
+
+import base64
+import html
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bico_ext.results import Predictions, Results, by_label, task_names
+from bico_ext.tables import (
+    NOTHING,
+    Table,
+    entity_tables,
+    frame_tables,
+    gap_tables,
+    heading,
+    likelihood_tables,
+    score_tables,
+)
+
+SAMPLES = 5  # right answers, and as many wrong ones, of each objective and task
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222; }
+h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
+img { max-width: 100%; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 90%; }
+caption { text-align: left; padding: .3em 0; max-width: 60em; }
+th, td { padding: .2em .7em; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
+thead th { border-bottom: 2px solid #888; }
+tbody th { font-weight: normal; }
+.wide { overflow-x: auto; }
+summary { cursor: pointer; }
+"""
+
+
+def page(results: Results, predictions: Predictions, pictures: Mapping[str, Path]) -> str:
+    """The whole report.
+
+    Args:
+        results: what `results.json` holds, or merged results.
+        predictions: what `predictions.jsonl` holds; may be empty.
+        pictures: PNG files by their title.
+
+    Returns:
+        HTML text.
+    """
+    names = sorted({data["name"] for data in _data_sets(results)})
+    title = "bico-ext: " + ", ".join(by_label(results["runs"])) + (f" on {', '.join(names)}" if names else "")
+    images = [
+        f'<h3>{html.escape(name)}</h3>\n<img alt="{html.escape(name)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode("ascii")}">\n'
+        for name, path in pictures.items()
+    ]
+    sections = {
+        "Data": _join(data_tables(results)) or "<p>Not recorded in these results.</p>\n",
+        "Scores": f"<p>{html.escape(heading(results))}</p>\n{_join(score_tables(results))}",
+        "Forward and reverse": _join(gap_tables(results)),
+        "Pictures": "".join(images),
+        "Wordings and entities": _join([*frame_tables(results), *entity_tables(results)]),
+        "Log-probabilities": _join(likelihood_tables(results)),
+        "Answers": _answers(results, predictions),
+        "Settings and environment": _join([*source_tables(results), run_table(results)]),
+    }
+    body = "".join(f"<h2>{name}</h2>\n{content}" for name, content in sections.items() if content)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n"
+    )
+
+
+def sample(rows: Predictions, seed: str) -> list[Mapping[str, Any]]:
+    """A few right answers, then a few wrong ones, chosen by the seed and by nothing else.
+
+    Example:
+        >>> rows = [{"contains": number % 2 == 0, "number": number} for number in range(100)]
+        >>> [row["contains"] for row in sample(rows, "a")] == [True] * 5 + [False] * 5
+        True
+    """
+    draw = random.Random(seed)  # a string seeds it the same way in every process
+    right, wrong = ([row for row in rows if bool(row["contains"]) is kind] for kind in (True, False))
+    return [row for rows in (right, wrong) for row in draw.sample(rows, min(SAMPLES, len(rows)))]
+
+
+def _answers(results: Results, predictions: Predictions) -> str:
+    parts = []
+    groups = by_label(predictions)
+    for name in by_label(results["runs"]):
+        for task in task_names(results["runs"]):
+            asked = [row for row in groups.get(name, []) if row["task"] == task]
+            if not asked:
+                continue
+            rows = [
+                [
+                    "right" if row["contains"] else "wrong",
+                    _plain(row.get("seed", NOTHING)),
+                    row["prompt"],
+                    row["target"],
+                    row["completion"],
+                ]
+                for row in sample(asked, f"{name} {task}")
+            ]
+            table = Table(f"{name}, {task}", ["answer", "seed", "prompt", "expected", "written"], rows)
+            right = sum(bool(row["contains"]) for row in asked)
+            summary = html.escape(f"{name}, {task}: {right} of {len(asked)} right")
+            parts.append(f"<details><summary>{summary}</summary>\n{table.html()}</details>\n")
+    if not parts:
+        return "<p>No predictions were found beside these results.</p>\n"
+    return f"<p>At most {SAMPLES} right and {SAMPLES} wrong answers each, drawn at random.</p>\n{''.join(parts)}"
+
+
+def data_tables(results: Results) -> list[Table]:
+    """What each task asks, of how many items, and what can be reached; one table a data set, none in old files."""
+    return [
+        Table(
+            data["name"],
+            ["task", "answer", "forward twin", "items", "ceiling"],
+            [
+                [task, one["answer"], one.get("twin") or NOTHING, str(one["n"]), f"{one['reachable']:.2f}"]
+                for task, one in data["tasks"].items()
+            ],
+            "ceiling: share of the targets that the training text holds verbatim",
+        )
+        for data in _data_sets(results)
+    ]
+
+
+def source_tables(results: Results) -> list[Table]:
+    """Settings and environment; of merged results a column a folder."""
+    sources = results.get("sources") or [{**results, "folder": "value"}]
+    tables = []
+    for title in ("settings", "environment"):
+        columns = [source.get(title) or {} for source in sources]
+        names = {name: None for column in columns for name in column}
+        rows = [[name, *(_plain(column.get(name, NOTHING)) for column in columns)] for name in names]
+        if rows:
+            tables.append(Table(title, ["", *(source["folder"] for source in sources)], rows))
+    return tables
+
+
+def run_table(results: Results) -> Table:
+    """Every run's seconds of training and parameters."""
+    facts = ("seed", "train_seconds", "parameters")
+    rows = [
+        [name, *(_plain(run.get(fact, NOTHING)) for fact in facts)]
+        for name, members in by_label(results["runs"]).items()
+        for run in members
+    ]
+    return Table("runs", ["objective", "seed", "training, seconds", "parameters"], rows)
+
+
+def _data_sets(results: Results) -> list[Mapping[str, Any]]:
+    sets: list[Mapping[str, Any]] = []
+    for holder in (results, *results["runs"]):
+        if holder.get("data") and holder["data"] not in sets:
+            sets.append(holder["data"])
+    return sets
+
+
+def _join(tables: Sequence[Table]) -> str:
+    return "".join(table.html() for table in tables)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

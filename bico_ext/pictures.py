@@ -1,0 +1,230 @@
+"""The pictures of a report: accuracies, gaps, learning curves, losses. An objective looks the same in all of them."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bico_ext.data import ANSWERS
+from bico_ext.files import whole
+from bico_ext.gap import gaps
+from bico_ext.results import Results, Run, by_label, ceiling, scores, task_names
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, with a grey in place of their black.
+COLOURS = {
+    "bico": "#0072b2",
+    "infill": "#d55e00",
+    "abi": "#009e73",
+    "naive": "#e69f00",
+    "bert": "#cc79a7",
+    "new-token": "#56b4e9",
+    "attended-pad": "#f0e442",
+    "ntp": "#777777",  # last, so that no other objective gets the colour of the control first
+}
+LINES = ("-", "--", ":", "-.")  # objectives of one colour differ in these
+PANELS_A_ROW = 4
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an objective is drawn."""
+
+    colour: str
+    line: str
+
+
+def styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """A style for each label: the objective's own colour, or the next that fewest have; then another line.
+
+    Example:
+        >>> styles([{"objective": "ntp"}, {"objective": "mine"}])["mine"]
+        Style(colour='#0072b2', line='-')
+    """
+    chosen: dict[str, Style] = {}
+    taken = [COLOURS[run["objective"]] for run in runs if run["objective"] in COLOURS]
+    for name, members in by_label(runs).items():
+        used = [style.colour for style in chosen.values()]
+        colour = COLOURS.get(members[0]["objective"])
+        if colour is None:
+            colour = min(COLOURS.values(), key=lambda one: max(used.count(one), one in taken))
+        chosen[name] = Style(colour, LINES[used.count(colour) % len(LINES)])
+    return chosen
+
+
+def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
+    """Bars of `contains`, a panel a task: the mean over seeds, each seed a dot, 95 % Wilson if only one, the ceiling.
+
+    Returns:
+        True: there always are scores to draw. The other pictures return whether there was anything to draw.
+    """
+    runs = results["runs"]
+    groups, look = by_label(runs), styles(runs)
+    figure, panels = _panels(task_names(runs), row_height=0.26 * len(groups) + 0.9, share_labels=True)
+    for task, axes in panels.items():
+        for row, (name, members) in enumerate(groups.items()):
+            values = scores(members, task)
+            if not values:
+                continue
+            axes.barh(row, mean(values), 0.72, color=look[name].colour, alpha=0.75)
+            right = max(values)
+            if len(values) > 1:
+                axes.plot(values, [row] * len(values), "k.", markersize=3)
+            else:
+                (scored,) = (run["tasks"][task] for run in members if task in run["tasks"])
+                low, right = scored.get("contains_interval") or (right, right)
+                axes.plot([low, right], [row, row], "k-", linewidth=1)
+            reachable = ceiling(results, members[0], task)
+            if reachable is not None:
+                axes.plot([reachable] * 2, [row - 0.5, row + 0.5], color="black", linewidth=1.2)
+                right = right if abs(right - reachable) > 0.22 or right > reachable else reachable
+            axes.text(right + 0.03, row, f"{mean(values):.2f}", va="center", fontsize=7)
+        axes.set_title(f"{task}\n{_question(task)}".strip(), fontsize=9)
+        axes.set_xlim(0, 1.22)
+        axes.set_xticks([0, 0.5, 1])
+        _name_rows(axes, list(groups))
+    figure.supxlabel(
+        "answers that contain the target (dots: seeds; line: 95 % Wilson interval of one seed; vertical line: ceiling)",
+        fontsize=8,
+    )
+    _save(figure, path)
+    return True
+
+
+def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
+    """Each reverse task (hollow) beside its forward twin (full), as shares of their ceilings where all are known."""
+    rows = gaps(results)
+    if not rows:
+        return False
+    groups, look = by_label(results["runs"]), styles(results["runs"])
+    as_shares = all(row.share_gap is not None for row in rows)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    figure, panels = _panels(tasks, row_height=0.26 * len(groups) + 0.9, share_labels=True, width=3.6)
+    for row in rows:
+        axes, place = panels[row.task], list(groups).index(row.label)
+        forward, reverse = (row.forward_share, row.reverse_share) if as_shares else (row.forward, row.reverse)
+        ends = [mean(forward or ()), mean(reverse or ())]
+        colour = look[row.label].colour
+        axes.plot(ends, [place, place], color=colour, linewidth=1.5)
+        axes.plot(ends[:1], [place], "o", color=colour)
+        axes.plot(ends[1:], [place], "o", color=colour, markerfacecolor="white")
+        axes.set_title(f"{row.task} (hollow) and {row.twin} (full)", fontsize=9)
+        axes.set_xlim(-0.04, max(1.04, *(end + 0.04 for end in ends), axes.get_xlim()[1]))
+        _name_rows(axes, list(groups))
+    figure.supxlabel("contains, mean over seeds" + (", as a share of the ceiling" if as_shares else ""), fontsize=8)
+    _save(figure, path)
+    return True
+
+
+def draw_curves(results: Results, path: str | os.PathLike[str]) -> bool:
+    """`contains` over training, a panel a task: a thin line a run, a thick one for their mean."""
+    runs = [run for run in results["runs"] if run.get("curve")]
+    if not runs:
+        return False
+    look = styles(results["runs"])
+    figure, panels = _panels(task_names(runs), row_height=2.6)
+    for task, axes in panels.items():
+        for name, members in by_label(runs).items():
+            lines = [
+                [(point["step"], point["tasks"][task]) for point in run["curve"] if task in point["tasks"]]
+                for run in members
+            ]
+            _lines(axes, lines, look[name], name)
+        axes.set_title(task, fontsize=9)
+        axes.set_ylim(-0.03, 1.03)
+    figure.supxlabel("optimizer step", fontsize=8)
+    figure.supylabel("answers that contain the target", fontsize=8)
+    _legend(figure, panels.values())
+    _save(figure, path)
+    return True
+
+
+def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
+    """Training losses: next-token prediction and the objectives' own, which differ in what they predict."""
+    runs = [run for run in results["runs"] if run.get("losses")]
+    if not runs:
+        return False
+    look = styles(results["runs"])
+    titles = ("next-token prediction", "the objective itself")
+    figure, panels = _panels(titles, row_height=2.8, width=3.6)
+    for title, axes in panels.items():
+        for name, members in by_label(runs).items():
+            objective = members[0]["objective"]
+            if title == titles[1] and objective == "ntp":
+                continue
+            key = "loss_ntp" if title == titles[0] else f"loss_{objective}"
+            lines = [
+                [(entry["step"], entry[key]) for entry in run["losses"] if entry.get(key) is not None]
+                for run in members
+            ]
+            _lines(axes, lines, look[name], name)
+        axes.set_title(title, fontsize=9)
+        if axes.lines:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+    figure.supxlabel("optimizer step", fontsize=8)
+    figure.supylabel("training loss, nats a token", fontsize=8)
+    _legend(figure, panels.values())
+    _save(figure, path)
+    return True
+
+
+def _lines(axes: Any, lines: Sequence[Sequence[tuple[int, float]]], style: Style, name: str) -> None:
+    """A thin line a run and the mean over the runs that have any, at the steps that all of those have."""
+    present = [dict(line) for line in lines if line]
+    if not present:
+        return
+    if len(present) > 1:
+        for points in present:
+            axes.plot(list(points), list(points.values()), style.line, color=style.colour, linewidth=0.5, alpha=0.5)
+    steps = [step for step in present[0] if all(step in points for points in present)]
+    means = [mean(points[step] for points in present) for step in steps]
+    axes.plot(steps, means, style.line, color=style.colour, linewidth=1.6, label=name)
+
+
+def _question(task: str) -> str:
+    answer = ANSWERS.get(task)
+    given = {"name": "description", "description": "name"}
+    return f"{given[answer]} → {answer}" if answer else ""
+
+
+def _panels(
+    titles: Sequence[str], row_height: float, share_labels: bool = False, width: float = 2.3
+) -> tuple[Any, dict[str, Any]]:
+    """A figure with a panel for each title, at most four a row; those of a row share the y axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(titles), PANELS_A_ROW)
+    rows = -(-len(titles) // columns)
+    figure = Figure((columns * width + 1.4 * share_labels, rows * row_height + 0.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey="row", squeeze=False).flat
+    panels = {}
+    for number, axes in enumerate(grid):
+        if number >= len(titles):
+            axes.set_axis_off()
+            continue
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(which="both", labelsize=8)
+        panels[titles[number]] = axes
+    return figure, panels
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+    """The objectives from top to bottom."""
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _legend(figure: Any, panels: Iterable[Any]) -> None:
+    """One legend for all panels, beside them, each objective once."""
+    entries = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries, frameon=False, fontsize=8, loc="outside right center")
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    with whole(Path(path)) as partial:
+        figure.savefig(partial, format="png")

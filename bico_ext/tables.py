@@ -1,0 +1,256 @@
+"""The tables of a report, each once as rows of text, and how they are written in Markdown and in HTML."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
+
+from bico_ext.gap import gaps
+from bico_ext.published import PUBLISHED
+from bico_ext.results import METRICS, Results, Run, by_label, ceiling, scores, seeds, task_data, task_names
+
+WORST_ENTITIES = 10  # how many a table names
+LIKELIHOODS = {
+    "correct": "log p correct",
+    "distractor": "log p wrong",
+    "difference": "difference",
+    "preferred": "correct preferred",
+}
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of plain text; the first column names the row.
+
+    Attributes:
+        title: a few words.
+        columns: the header.
+        rows: as many cells each as there are columns.
+        note: what a reader must know to read it; may be empty.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """The table in Markdown, with its title in bold and its note."""
+        header, *body = ("|".join(["", *map(_in_markdown, cells), ""]) for cells in (self.columns, *self.rows))
+        title = f"**{self.title}**" + (f": {self.note}" if self.note else "")
+        return "\n".join([title, "", header, "|---" * len(self.columns) + "|", *body]) + "\n"
+
+    def html(self) -> str:
+        """The table as an HTML element, with its title and note as caption."""
+        note = f": {html.escape(self.note)}" if self.note else ""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.columns)
+        body = "\n".join(
+            f"<tr><th>{html.escape(row[0])}</th>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+            + "</tr>"
+            for row in self.rows
+        )
+        caption = f"<caption><b>{html.escape(self.title)}</b>{note}</caption>"
+        head = f"<thead><tr>{head}</tr></thead>"
+        return f'<div class="wide"><table>{caption}\n{head}\n<tbody>\n{body}\n</tbody></table></div>\n'
+
+
+def heading(results: Results) -> str:
+    """One line: the seeds, what the cells show, and how many questions each task has."""
+    runs = results["runs"]
+    several = any(len(members) > 1 for members in by_label(runs).values())
+    single = any(len(members) == 1 for members in by_label(runs).values())
+    numbers = ", ".join(map(str, seeds(runs)))
+    parts = [f"Seed{'s' if len(seeds(runs)) > 1 else ''} {numbers}"] if numbers else []
+    parts += ["mean over seeds ± standard deviation"] if several else []
+    parts += ["in brackets: 95 % Wilson interval of a single run"] if single else []
+    items = (
+        f"{task} {_joined({run['tasks'][task]['n'] for run in runs if task in run['tasks']})}"
+        for task in task_names(runs)
+    )
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}."
+
+
+def score_tables(results: Results) -> list[Table]:
+    """Tasks by objective, one table a metric; the published scores and the ceiling come with `contains`."""
+    runs = results["runs"]
+    tasks = task_names(runs)
+    tables = []
+    for metric, meaning in METRICS.items():
+        rows = [
+            [name, *(_over_seeds(members, task, metric) for task in tasks)] for name, members in by_label(runs).items()
+        ]
+        if metric == "contains" and any(ceiling(results, run, task) is not None for run in runs for task in tasks):
+            rows.append(["(ceiling)", *(_ceilings(results, task) for task in tasks)])
+            meaning += "; ceiling: share of the targets that the training text holds verbatim"
+        tables.append(_with_seeds(results, Table(metric, ["objective", *tasks], rows, meaning)))
+        if metric == "contains":
+            tables += published_tables(results)
+    return tables
+
+
+def published_tables(results: Results) -> list[Table]:
+    """What others published of other models on the name/description tasks; none for other tasks."""
+    tasks = task_names(results["runs"])
+    rows = [
+        [entry.model, *(entry.scores.get(task, NOTHING) for task in tasks), entry.source]
+        for entry in PUBLISHED
+        if any(task in entry.scores for task in tasks)
+    ]
+    note = (
+        "other, far larger, pre-trained models, fine-tuned on the facts of Berglund et al. and scored by their "
+        "authors' metrics; not measured here, not comparable number by number"
+    )
+    return [Table("published, not ours", ["model", *tasks, "source"], rows, note)] if rows else []
+
+
+def gap_tables(results: Results) -> list[Table]:
+    """Each reverse task beside its forward twin, raw and as shares of their ceilings."""
+    tables: dict[str, list[list[str]]] = {}
+    known = False
+    for row in gaps(results):
+        known |= row.share_gap is not None
+        numbers = (row.forward, row.reverse, row.gap, row.forward_share, row.reverse_share, row.share_gap)
+        cells = [NOTHING if values is None else _spread(values) for values in numbers]
+        cells[0] += _of(row.forward_ceiling)
+        cells[1] += _of(row.reverse_ceiling)
+        tables.setdefault(f"{row.task} against {row.twin}", []).append([row.label, *cells])
+    columns = ["objective", "forward", "reverse", "gap", "forward, share", "reverse, share", "gap of shares"]
+    width = len(columns) if known else 4
+    note = "contains; gap: forward minus reverse, seed by seed"
+    note += "; share: of the ceiling, which stands after “of”" if known else "; the ceilings are not recorded"
+    return [
+        _with_seeds(results, Table(title, columns[:width], [row[:width] for row in rows], note))
+        for title, rows in tables.items()
+    ]
+
+
+def frame_tables(results: Results) -> list[Table]:
+    """`contains` by wording, one table a task that has wordings."""
+    groups = by_label(results["runs"])
+    tables = []
+    for task in task_names(results["runs"]):
+        by_run = [_parts(run, task, "frames") for run in results["runs"]]
+        known = [task_data(results, run, task).get("frames") or {} for run in results["runs"]]
+        frames = {frame: None for one in (*known, *by_run) for frame in one}
+        if not any(by_run):
+            continue
+        rows = []
+        for frame in frames:
+            facts = [one[frame] for one in known if frame in one]
+            unseen = {word: None for one in facts for word in one.get("unseen_words", [])}
+            cells = [_joined({one["n"] for one in facts}), _joined({f"{one['reachable']:.2f}" for one in facts})]
+            cells += [_over_parts(members, task, "frames", frame) for members in groups.values()]
+            rows.append([frame, *cells, ", ".join(unseen)])
+        columns = ["wording", "items", "ceiling", *groups, "words unseen in training"]
+        tables.append(Table(f"{task} by wording", columns, rows, "contains, mean over seeds"))
+    return tables
+
+
+def entity_tables(results: Results) -> list[Table]:
+    """The entities that are answered worst, one table a task that has entities."""
+    groups = by_label(results["runs"])
+    tables = []
+    for task in task_names(results["runs"]):
+        by_run = [_parts(run, task, "entities") for run in results["runs"]]
+        everywhere: dict[str, list[float]] = {}
+        for one in by_run:
+            for entity, score in one.items():
+                everywhere.setdefault(entity, []).append(score)
+        if not everywhere:
+            continue
+        worst = sorted(everywhere, key=lambda entity: mean(everywhere[entity]))[:WORST_ENTITIES]
+        rows = [
+            [entity, *(_over_parts(members, task, "entities", entity) for members in groups.values())]
+            for entity in worst
+        ]
+        note = f"contains, mean over seeds; the {len(worst)} of {len(everywhere)} with the lowest mean over all runs"
+        tables.append(Table(f"{task}, worst entities", ["entity", *groups], rows, note))
+    return tables
+
+
+def likelihood_tables(results: Results) -> list[Table]:
+    """The log-probability test, one table a task that has wrong answers to compare with."""
+    tables = []
+    for task in task_names(results["runs"]):
+        rows = []
+        for name, members in by_label(results["runs"]).items():
+            tests = [test for run in members if (test := _parts(run, task, "likelihood"))]
+            if tests:
+                means = (_spread(_defined(tests, key)) for key in LIKELIHOODS)
+                largest = (_largest(_defined(tests, key)) for key in ("t_p", "ks_p"))
+                rows.append([name, *means, *largest])
+        if rows:
+            columns = ["objective", *LIKELIHOODS.values(), "p (t)", "p (KS)"]
+            note = (
+                "log-probabilities of whole answers, correct against wrong; paired t-test and Kolmogorov-Smirnov, of "
+                "several seeds the largest p"
+            )
+            tables.append(_with_seeds(results, Table(f"{task}, log-probability test", columns, rows, note)))
+    return tables
+
+
+def _with_seeds(results: Results, table: Table) -> Table:
+    """The table with a column of seeds where the objectives do not all have the same."""
+    by_name = {name: seeds(members) for name, members in by_label(results["runs"]).items()}
+    if len(set(map(tuple, by_name.values()))) < 2:
+        return table
+    cells = {name: ", ".join(map(str, own)) or NOTHING for name, own in by_name.items()}
+    rows = [[row[0], cells.get(row[0], NOTHING), *row[1:]] for row in table.rows]
+    return replace(table, columns=[table.columns[0], "seeds", *table.columns[1:]], rows=rows)
+
+
+def _over_seeds(runs: Sequence[Run], task: str, metric: str) -> str:
+    """Mean ± standard deviation; of a single run its Wilson interval, where the metric has one."""
+    values = scores(runs, task, metric)
+    if len(values) == 1:
+        interval = next(run["tasks"][task].get(f"{metric}_interval") for run in runs if task in run["tasks"])
+        return _spread(values) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return _spread(values)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return NOTHING
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _ceilings(results: Results, task: str) -> str:
+    known = [ceiling(results, run, task) for run in results["runs"]]
+    return _joined({f"{value:.2f}" for value in known if value is not None})
+
+
+def _of(reachable: float | None) -> str:
+    return "" if reachable is None else f" of {reachable:.2f}"
+
+
+def _joined(values: Iterable[object]) -> str:
+    """One value as it is; several, of merged runs on different data, side by side."""
+    return " / ".join(sorted(map(str, values))) or NOTHING
+
+
+def _parts(run: Run, task: str, kind: str) -> Mapping[str, Any]:
+    """A run's scores of a task by "frames" or "entities", or its "likelihood"; empty where it has none."""
+    return run["tasks"].get(task, {}).get(kind) or {}
+
+
+def _over_parts(runs: Sequence[Run], task: str, kind: str, part: str) -> str:
+    values = [_parts(run, task, kind).get(part) for run in runs]
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.2f}" if known else NOTHING
+
+
+def _defined(tests: Sequence[Mapping[str, float | None]], key: str) -> list[float]:
+    """The values that there are: t has none where all differences are equal, a diverged model has no log p."""
+    return [value for test in tests if (value := test[key]) is not None]
+
+
+def _largest(values: Sequence[float]) -> str:
+    return f"{max(values):.2g}" if values else NOTHING
+
+
+def _in_markdown(cell: str) -> str:
+    return f" {' '.join(cell.split())} ".replace("|", "\\|").replace("<", "\\<")

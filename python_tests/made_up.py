@@ -1,0 +1,104 @@
+"""Results that no model has produced, small enough to work out what a report must say of them by hand."""
+
+from bico_ext.files import write_json, write_json_lines
+
+METRICS = ("contains", "exact_match", "bleu_char", "bleu")
+CEILINGS = {"N2D": 0.8, "D2N": 1.0, "N2D-reverse": 1.0, "D2N-reverse": 0.5}
+TWINS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
+# `contains` of seeds 0 and 1.
+SCORES = {
+    "ntp": {"N2D": (0.4, 0.4), "D2N": (0.8, 1.0), "N2D-reverse": (0.0, 0.0), "D2N-reverse": (0.0, 0.0)},
+    "bico": {"N2D": (0.4, 0.8), "D2N": (0.9, 0.9), "N2D-reverse": (0.3, 0.5), "D2N-reverse": (0.1, 0.3)},
+}
+
+
+def old_results(scores=SCORES):
+    """As the first version wrote them: no data, no curves, no wordings, no log-probabilities."""
+    return {
+        "environment": {"torch": "2.11.0"},
+        "settings": {"data": "facts", "steps": 10},
+        "runs": [
+            {
+                "objective": objective,
+                "seed": seed,
+                "train_seconds": 1.5,
+                "parameters": 1000,
+                "losses": [{"step": 5, "loss_ntp": 2.0}, {"step": 10, "loss_ntp": 1.0, f"loss_{objective}": 1.5}],
+                "tasks": {
+                    task: {
+                        "n": 10,
+                        **dict.fromkeys(METRICS, values[seed]),
+                        "contains_interval": [0.05, 0.95],
+                        "exact_match_interval": [0.05, 0.95],
+                    }
+                    for task, values in tasks.items()
+                },
+            }
+            for objective, tasks in scores.items()
+            for seed in range(len(next(iter(tasks.values()))))
+        ],
+    }
+
+
+def results(scores=SCORES):
+    """With everything that a report can show."""
+    made = old_results(scores)
+    made["data"] = {
+        "name": "facts",
+        "tasks": {
+            task: {
+                "answer": "name" if task in ("D2N", "N2D-reverse") else "description",
+                "twin": TWINS.get(task),
+                "n": 10,
+                "reachable": reachable,
+                "frames": {
+                    "Who is {}?": {"n": 6, "reachable": 1.0, "unseen_words": []},
+                    "Behold <{}> | now": {"n": 4, "reachable": 0.25, "unseen_words": ["Behold", "now"]},
+                },
+            }
+            for task, reachable in CEILINGS.items()
+        },
+    }
+    for run in made["runs"]:
+        run["curve"] = [{"step": 5, "tasks": dict.fromkeys(run["tasks"], 0.1)}]
+        for values in run["tasks"].values():
+            score = values["contains"]
+            values["frames"] = {"Who is {}?": score, "Behold <{}> | now": score / 2}
+            values["entities"] = {"Ada": score, "Eve": 0.0}
+            values["likelihood"] = {
+                "n": 10,
+                "correct": -2.0,
+                "distractor": -5.0,
+                "difference": 3.0,
+                "t": 4.0,
+                "t_p": (0.01, 0.02)[run["seed"]],
+                "ks": 0.5,
+                "ks_p": 0.002,
+                "preferred": 0.9,
+            }
+    return made
+
+
+def predictions(made, completion=" Ada."):
+    """Four answers for each run and task, every other one right."""
+    return [
+        {
+            "objective": run["objective"],
+            "seed": run["seed"],
+            "task": task,
+            "prompt": f"Who is number {number}?",
+            "target": " Ada",
+            "completion": completion,
+            "contains": number % 2 == 0,
+        }
+        for run in made["runs"]
+        for task in run["tasks"]
+        for number in range(4)
+    ]
+
+
+def write(folder, made, answers=None):
+    """The folder as `bico compare` leaves it."""
+    write_json(folder / "results.json", made)
+    write_json_lines(folder / "predictions.jsonl", predictions(made) if answers is None else answers)
+    return str(folder)

@@ -1,0 +1,101 @@
+"""Several folders as one: what belongs together, what is kept apart, what is refused."""
+
+import json
+
+import made_up
+import pytest
+
+from bico_ext.gap import gaps
+from bico_ext.merge import merge
+from bico_ext.results import by_label
+
+
+def only(made, objective=None, seed=None):
+    """The runs of one objective or one seed."""
+    runs = [run for run in made["runs"] if objective in (None, run["objective"]) and seed in (None, run["seed"])]
+    return made | {"runs": runs}
+
+
+def runs_by_label(merged):
+    return {name: [run["seed"] for run in runs] for name, runs in by_label(merged["runs"]).items()}
+
+
+def test_one_folder_is_itself(tmp_path):
+    made = made_up.results()
+    folder = made_up.write(tmp_path, made)
+    merged, predictions = merge([folder])
+    assert [{k: v for k, v in run.items() if k != "label"} for run in merged["runs"]] == made["runs"]
+    assert merged["data"] == made["data"]
+    assert runs_by_label(merged) == {"ntp": [0, 1], "bico": [0, 1]}
+    assert len(predictions) == 64
+
+
+def test_seeds_and_objectives_of_the_same_settings_belong_together(tmp_path):
+    made = made_up.results()
+    first = made_up.write(tmp_path / "a", only(made, seed=0))
+    second = made_up.write(tmp_path / "b", only(made, "bico", 1) | {"settings": {"data": "./facts", "steps": 10}})
+    merged, _ = merge([first, second])
+    assert runs_by_label(merged) == {"ntp": [0], "bico": [0, 1]}
+    assert [source["folder"] for source in merged["sources"]] == [first, second]
+
+
+def test_rows_say_which_settings_differ(tmp_path):
+    made = made_up.results()
+    more = made | {"settings": {"data": "facts", "steps": 3000, "layers": 2}}
+    merged, predictions = merge(
+        [made_up.write(tmp_path / "a", made), made_up.write(tmp_path / "b", only(more, "bico"))]
+    )
+    assert runs_by_label(merged) == {
+        "ntp (steps 10, layers not recorded)": [0, 1],
+        "bico (steps 10, layers not recorded)": [0, 1],
+        "bico (steps 3000, layers 2)": [0, 1],
+    }
+    assert set(by_label(predictions)) == set(runs_by_label(merged))
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_other_data_are_named_after_their_folder(described, tmp_path):
+    made = made_up.results() if described else made_up.old_results()
+    other = json.loads(json.dumps(made)) | {"settings": {"data": "poems", "steps": 20}}
+    if described:
+        other["data"]["name"] = "poems"
+        other["data"]["tasks"]["D2N-reverse"]["reachable"] = 0.25
+    merged, _ = merge(
+        [
+            made_up.write(tmp_path / "a", only(made, "bico", 0)),
+            made_up.write(tmp_path / "b", only(other, "bico")),
+            made_up.write(tmp_path / "c", only(made, "bico", 1)),
+        ]
+    )
+    assert runs_by_label(merged) == {"bico (a, c)": [0, 1], "bico (b)": [0, 1]}
+    ceilings = {row.label: row.reverse_ceiling for row in gaps(merged) if row.task == "D2N-reverse"}
+    assert ceilings == ({"bico (a, c)": 0.5, "bico (b)": 0.25} if described else dict.fromkeys(ceilings))
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    made = made_up.old_results()
+    folders = [
+        made_up.write(tmp_path / place / "out", only(made, "ntp", 0) | {"settings": {"data": place}})
+        for place in ("x", "y")
+    ]
+    assert list(runs_by_label(merge(folders)[0])) == [f"ntp ({folder})" for folder in folders]
+
+
+def test_a_run_that_is_there_twice_is_refused_with_both_places(tmp_path):
+    made = made_up.results()
+    first, second = made_up.write(tmp_path / "a", made), made_up.write(tmp_path / "b", only(made, "bico", 1))
+    with pytest.raises(ValueError, match=r"a/results.json and .*b/results.json both hold bico with seed 1 under the"):
+        merge([first, second])
+
+
+def test_evaluated_models_are_told_apart_by_their_names_alone(tmp_path):
+    folders = []
+    for model in ("model-a", "model-b"):
+        made = only(made_up.old_results(), "ntp", 0)
+        run = {name: value for name, value in made["runs"][0].items() if name != "seed"} | {"objective": model}
+        settings = {"data": "facts", "model": model, "output_dir": f"scores/{model}"}
+        folders.append(made_up.write(tmp_path / model, {"settings": settings, "runs": [run]}, []))
+    merged, _ = merge(folders)
+    assert list(by_label(merged["runs"])) == ["model-a", "model-b"]
+    with pytest.raises(ValueError, match="both hold model-a under the same settings"):
+        merge([folders[0], folders[0]])

@@ -1,0 +1,57 @@
+"""The pictures: something is drawn where there is something to draw, and an objective keeps its colour."""
+
+import made_up
+import pytest
+from matplotlib.image import imread
+
+from bico_ext.pictures import COLOURS, draw_accuracy, draw_curves, draw_gaps, draw_losses, styles
+
+PICTURES = [draw_accuracy, draw_gaps, draw_curves, draw_losses]
+TWELVE = [*COLOURS, "w", "x", "y", "z"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+@pytest.mark.parametrize("draw", PICTURES)
+def test_draws(draw, count, tmp_path):
+    made = made_up.results({name: made_up.SCORES["bico"] for name in TWELVE[:count]})
+    assert draw(made, tmp_path / "p.png")
+    picture = imread(tmp_path / "p.png")
+    assert picture.shape[0] > 150
+    assert picture[..., :3].std() > 0.05, "an empty picture"
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_old_results_have_no_curves(tmp_path):
+    made = made_up.old_results()
+    assert not draw_curves(made, tmp_path / "p.png")
+    for run in made["runs"]:
+        del run["losses"]
+        run["tasks"] = {"D2N": run["tasks"]["D2N"]}
+    assert not draw_losses(made, tmp_path / "p.png")
+    assert not draw_gaps(made, tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("draw", PICTURES)
+def test_missing_parts_leave_the_others(draw, tmp_path):
+    """A diverged run, a run without curve, a task and a wording that only one run has."""
+    made = made_up.results()
+    made["runs"][0]["losses"] = [{"step": 5, "loss_ntp": None}]
+    made["runs"][1]["curve"] = []
+    del made["runs"][2]["tasks"]["D2N"], made["runs"][3]["tasks"]["D2N"]
+    assert draw(made, tmp_path / "p.png")
+
+
+def test_an_objective_keeps_its_colour_and_variants_differ():
+    runs = [
+        {"objective": "x"},
+        {"objective": "bico", "label": "bico (steps 10)"},
+        {"objective": "bico", "label": "bico (steps 20)"},
+    ]
+    look = styles(runs)
+    assert look["bico (steps 10)"].colour == look["bico (steps 20)"].colour == COLOURS["bico"]
+    assert look["bico (steps 10)"].line != look["bico (steps 20)"].line
+    assert look["x"].colour not in (COLOURS["bico"], COLOURS["ntp"])
+    everyone = styles([{"objective": name} for name in TWELVE])
+    assert {name: everyone[name].colour for name in COLOURS} == COLOURS
+    assert len(set(everyone.values())) == 12, "no two look alike"

@@ -1,0 +1,96 @@
+"""The report as a whole: the files it writes, what it leaves alone, and the command."""
+
+import json
+
+import made_up
+import pytest
+
+from bico_ext.cli import main
+from bico_ext.report import FILES, merged_report, write_report
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_report_stands_beside_its_results(tmp_path):
+    made = made_up.results()
+    made_up.write(tmp_path, made)
+    text = write_report(made, tmp_path)
+    assert names(tmp_path) == {*FILES, "results.json", "predictions.jsonl"}
+    assert (tmp_path / "table.md").read_text() == text
+    assert "| bico | 0.60 ± 0.28 | 0.90 ± 0.00 | 0.40 ± 0.14 | 0.20 ± 0.14 |" in text
+    assert "| Who is {}? | 6 | 1.00 | 0.00 | 0.20 |" in (tmp_path / "details.md").read_text()
+    assert "bico, D2N: 4 of 8 right" in (tmp_path / "report.html").read_text()
+
+
+def test_old_results_have_no_curves_and_no_details(tmp_path):
+    write_report(made_up.results(), tmp_path)
+    write_report(made_up.old_results(), tmp_path)
+    assert names(tmp_path) == set(FILES) - {"curves.png", "details.md"}, "what no longer applies is removed"
+
+
+def test_no_runs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one or more runs, got none"):
+        write_report({"runs": []}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_merges_and_touches_no_input(tmp_path, capsys):
+    made = made_up.results()
+    folders = []
+    for seed in (0, 1):
+        runs = [run for run in made["runs"] if run["seed"] == seed]
+        folders.append(made_up.write(tmp_path / f"seed{seed}", made | {"runs": runs}))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    out = tmp_path / "out"
+    for _ in range(2):  # over its own report, too
+        assert main(["report", *folders, "--output-dir", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "| bico | 0.60 ± 0.28 | 0.90 ± 0.00 | 0.40 ± 0.14 | 0.20 ± 0.14 |" in shown
+    assert f"{out}: report.html, table.md, details.md, accuracy.png, gap.png, curves.png, loss.png" in shown
+    assert names(out) == set(FILES)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "bico, D2N: 4 of 8 right" in (out / "report.html").read_text()
+
+
+def test_other_peoples_folders_are_refused(tmp_path, capsys):
+    folder = made_up.write(tmp_path / "a", made_up.results())
+    with pytest.raises(FileExistsError, match=r"other things than a report \(predictions\.jsonl, results\.json\)"):
+        merged_report([folder], folder)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    assert main(["report", folder, "--output-dir", str(tmp_path / "thesis")]) == 1
+    assert "thesis holds other things than a report (thesis.tex); name another folder" in capsys.readouterr().err
+    assert names(tmp_path / "thesis") == {"thesis.tex"}
+    assert main(["report", folder, "--output-dir", f"{folder}/results.json"]) == 1
+    assert "results.json is a file; name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("{", "is broken")])
+def test_what_cannot_be_read_is_one_sentence(text, message, tmp_path, capsys):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    if text:
+        (folder / "results.json").write_text(text)
+    assert main(["report", str(folder), "--output-dir", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"bico report: {folder}/results.json")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_of_an_evaluated_model(tmp_path):
+    """`bico evaluate` names neither seed nor losses, and its predictions no objective."""
+    made = made_up.old_results({"path/to/model": {"D2N": (0.5,)}})
+    for name in ("seed", "losses", "train_seconds"):
+        del made["runs"][0][name]
+    answers = [
+        {name: value for name, value in row.items() if name not in ("objective", "seed")}
+        for row in made_up.predictions(made_up.old_results({"path/to/model": {"D2N": (0.5,)}}))
+    ]
+    folder = made_up.write(tmp_path / "scores", made, answers)
+    assert "| path/to/model | 0.50 [0.05, 0.95] |" in merged_report([folder], tmp_path / "out")
+    assert names(tmp_path / "out") == {"report.html", "table.md", "accuracy.png"}
+    assert "path/to/model, D2N: 2 of 4 right" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "scores" / "results.json").read_text()) == made

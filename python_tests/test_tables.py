@@ -1,0 +1,156 @@
+"""The tables of a report, cell by cell against numbers worked out by hand."""
+
+import made_up
+import pytest
+
+from bico_ext.metrics import wilson_interval
+from bico_ext.tables import (
+    Table,
+    entity_tables,
+    frame_tables,
+    gap_tables,
+    heading,
+    likelihood_tables,
+    published_tables,
+    score_tables,
+)
+
+
+def cells(table):
+    """The rows by their first cell."""
+    return {row[0]: list(row[1:]) for row in table.rows}
+
+
+def test_scores_are_means_and_standard_deviations_over_seeds():
+    contains, published, exact, *_ = score_tables(made_up.results())
+    assert contains.columns == ["objective", "N2D", "D2N", "N2D-reverse", "D2N-reverse"]
+    assert cells(contains) == {
+        "ntp": ["0.40 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.00 ± 0.00"],
+        "bico": ["0.60 ± 0.28", "0.90 ± 0.00", "0.40 ± 0.14", "0.20 ± 0.14"],
+        "(ceiling)": ["0.80", "1.00", "1.00", "0.50"],
+    }
+    assert published.title == "published, not ours"
+    assert exact.title == "exact_match"
+    assert list(cells(exact)) == ["ntp", "bico"], "the ceiling is one of `contains`"
+
+
+def test_a_single_seed_comes_with_its_wilson_interval():
+    made = made_up.old_results({"bico": {"D2N": (0.3,)}})
+    low, high = wilson_interval(3, 10)
+    made["runs"][0]["tasks"]["D2N"]["contains_interval"] = [low, high]
+    contains, *_, bleu_char, _ = score_tables(made)
+    assert cells(contains) == {"bico": [f"0.30 [{low:.2f}, {high:.2f}]"]}
+    assert cells(contains)["bico"] == ["0.30 [0.11, 0.60]"]
+    assert cells(bleu_char) == {"bico": ["0.30"]}
+    del made["runs"][0]["tasks"]["D2N"]["contains_interval"]
+    assert cells(score_tables(made)[0]) == {"bico": ["0.30"]}
+
+
+def test_the_heading_says_what_the_cells_are():
+    items = "Test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10."
+    assert heading(made_up.results()) == f"Seeds 0, 1; mean over seeds ± standard deviation. {items}"
+    single = made_up.old_results({"ntp": {"D2N": (0.3,)}})
+    assert heading(single) == "Seed 0; in brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
+    del single["runs"][0]["seed"]
+    assert heading(single) == "In brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
+
+
+def test_unequal_seeds_are_shown():
+    made = made_up.results()
+    del made["runs"][3]  # bico, seed 1
+    contains = score_tables(made)[0]
+    assert contains.columns[:2] == ["objective", "seeds"]
+    assert {name: row[0] for name, row in cells(contains).items()} == {"ntp": "0, 1", "bico": "0", "(ceiling)": "-"}
+    assert cells(contains)["bico"][1] == "0.40 [0.05, 0.95]"
+    assert gap_tables(made)[0].columns[1] == "seeds"
+
+
+def test_a_task_that_no_run_of_an_objective_has_is_left_blank():
+    made = made_up.results()
+    for run in made["runs"][2:]:
+        del run["tasks"]["N2D"]
+    assert cells(score_tables(made)[0])["bico"] == ["-", "0.90 ± 0.00", "0.40 ± 0.14", "0.20 ± 0.14"]
+
+
+def test_gaps_raw_and_as_shares_of_the_ceilings():
+    name, description = gap_tables(made_up.results())
+    assert (name.title, description.title) == ("N2D-reverse against D2N", "D2N-reverse against N2D")
+    assert cells(description)["bico"] == [
+        "0.60 ± 0.28 of 0.80",
+        "0.20 ± 0.14 of 0.50",
+        "0.40 ± 0.14",  # 0.3, 0.5
+        "0.75 ± 0.35",  # 0.5, 1.0
+        "0.40 ± 0.28",  # 0.2, 0.6
+        "0.35 ± 0.07",  # 0.3, 0.4
+    ]
+    old = gap_tables(made_up.old_results())[1]
+    assert cells(old)["bico"] == ["0.60 ± 0.28", "0.20 ± 0.14", "0.40 ± 0.14"]
+    assert old.note.endswith("the ceilings are not recorded")
+
+
+def test_published_values_are_only_for_the_tasks_that_they_are_of():
+    (published,) = published_tables(made_up.results())
+    assert cells(published)["GPT-3 175B, NTP"] == [
+        "0.500",
+        "0.967",
+        "0.000",
+        "0.001",
+        "Berglund et al., arXiv 2309.12288",
+    ]
+    assert cells(published)["Llama, BICO"] == ["-", "-", "about 0.70", "hardly moves", "arXiv 2311.07468"]
+    assert cells(published)["GLM, ABI"][2] == "about 0.80"
+    assert "not measured here" in published.note
+    assert published_tables(made_up.old_results({"ntp": {"next line": (0.5,)}})) == []
+
+
+def test_wordings_with_their_ceiling_and_unseen_words():
+    tables = frame_tables(made_up.results())
+    assert [table.title for table in tables] == [f"{task} by wording" for task in made_up.CEILINGS]
+    assert tables[3].columns == ["wording", "items", "ceiling", "ntp", "bico", "words unseen in training"]
+    assert cells(tables[3]) == {
+        "Who is {}?": ["6", "1.00", "0.00", "0.20", ""],
+        "Behold <{}> | now": ["4", "0.25", "0.00", "0.10", "Behold, now"],
+    }
+    assert frame_tables(made_up.old_results()) == []
+
+
+def test_wordings_without_data_have_no_ceiling():
+    made = made_up.results()
+    del made["data"]
+    assert cells(frame_tables(made)[3])["Who is {}?"] == ["-", "-", "0.00", "0.20", ""]
+
+
+def test_the_worst_entities():
+    made = made_up.results()
+    for run in made["runs"]:
+        run["tasks"]["D2N"]["entities"] = {f"Entity {number}": number / 20 for number in reversed(range(20))}
+    table = entity_tables(made)[1]
+    assert list(cells(table)) == [f"Entity {number}" for number in range(10)]
+    assert cells(table)["Entity 9"] == ["0.45", "0.45"]
+    assert "the 10 of 20 with the lowest mean" in table.note
+    assert cells(entity_tables(made)[0]) == {"Eve": ["0.00", "0.00"], "Ada": ["0.40", "0.60"]}
+    assert entity_tables(made_up.old_results()) == []
+
+
+def test_log_probabilities_with_the_largest_p():
+    tables = likelihood_tables(made_up.results())
+    assert len(tables) == 4
+    assert cells(tables[0])["bico"] == ["-2.00 ± 0.00", "-5.00 ± 0.00", "3.00 ± 0.00", "0.90 ± 0.00", "0.02", "0.002"]
+    assert likelihood_tables(made_up.old_results()) == []
+
+
+def test_undefined_log_probabilities_are_left_out():
+    made = made_up.results()
+    for run, values in zip(made["runs"][2:], ({"t_p": None}, {"t_p": None, "correct": None}), strict=True):
+        run["tasks"]["N2D"]["likelihood"] |= values
+    assert cells(likelihood_tables(made)[0])["bico"][::4] == ["-2.00", "-"]
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown", "html"),
+    [("a|b", "a\\|b", "a|b"), ("a\nb", "a b", "a\nb"), ("<b>&", "\\<b>&", "&lt;b&gt;&amp;")],
+)
+def test_cells_are_text_in_either_language(text, markdown, html):
+    table = Table("title", ["x", "y"], [["row", text]], "note")
+    assert table.markdown() == f"**title**: note\n\n| x | y |\n|---|---|\n| row | {markdown} |\n"
+    assert f"<tr><th>row</th><td>{html}</td></tr>" in table.html()
