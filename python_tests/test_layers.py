@@ -11,14 +11,15 @@ ROOT = Path(__file__).parent.parent
 PYTHON_LAYERS = [
     ["_C", "files", "reference"],
     ["environment", "attention", "data"],
-    ["models", "synthetic", "tokenization", "metrics"],
-    ["objectives"],
+    ["models", "synthetic", "berglund", "own_facts", "pairs", "tokenization", "metrics"],
+    ["objectives", "couplets", "relations"],
     ["rows"],
     ["trainer", "evaluation"],
     ["compare", "report"],
     ["cli"],
 ]
-LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported inside the function that needs it
+# The formats of `--data`, imported inside the function that needs them.
+LAZY = {("data", format) for format in ("synthetic", "berglund", "own_facts", "couplets", "relations")}
 CPP_MAY_INCLUDE = {
     "csrc": r"<\w+>",
     "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"\.\./emulator/amx\.h"',
