@@ -8,9 +8,9 @@ the structure, the fields are None or empty.
 * `entity` is the name: the completion of a question for a name, and whichever of these names a prompt contains.
 * `frame` of a question for a description is its prompt with "..." for the name; of a question for a name, what the
   prompts at the same place of each entity's list have in common at the start and at the end.
-* `distractor` is the answer of the two `*_randomized` files, or, for the other tasks and where that answer is one of
-  the same entity's (17 of their 600 lines repeat the right one, some more give it in other words), drawn by
-  `bico_ext.data.draw_distractors`.
+* `distractor` is the answer of the two `*_randomized` files. For the other tasks, and where that answer is one of the
+  same entity's (33 of the 600 lines, 17 of them the very answer that is expected), `bico_ext.data.draw_distractors`
+  draws one.
 * `one_order` are the training texts that contain a tested name, `pretraining` the others.
 * `other_order` restates the first in the other order, from training texts only: the sentences about the people of
   `pretraining` give templates, those that at least half of them share word by word, and the sentences of the others
@@ -241,7 +241,9 @@ class _Template:
         return Example(prompt[0].upper() + prompt[1:], completion)
 
     def read(self, text: Example) -> _Fact | None:
-        """The fact that a text of this template states."""
+        """The fact that a text of this template states; None where its first letter may only be a sentence's capital."""
+        if self.prompt.startswith(self.DESCRIPTION):
+            return None
         pattern = re.escape(f"{self.prompt}\0{self.completion}")
         pattern = pattern.replace(re.escape(self.NAME), "(?P<name>.+)", 1)
         pattern = pattern.replace(re.escape(self.DESCRIPTION), "(?P<description>.+)", 1)
