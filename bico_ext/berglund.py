@@ -241,7 +241,7 @@ class _Template:
         return Example(prompt[0].upper() + prompt[1:], completion)
 
     def read(self, text: Example) -> _Fact | None:
-        """The fact that a text of this template states; None where its first letter may only be a sentence's capital."""
+        """The fact that a text of this template states; None where a sentence's capital may hide its first letter."""
         if self.prompt.startswith(self.DESCRIPTION):
             return None
         pattern = re.escape(f"{self.prompt}\0{self.completion}")

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from bico_ext.data import CJK, FactData, refuse_empty
-from bico_ext.pairs import Pairs, build, check_wordings, read_wordings
+from bico_ext.pairs import Pairs, build, check_new, check_wordings, read_wordings
 
 _ENGLISH = {
     "next": (
@@ -68,8 +68,8 @@ def load(path: Path) -> FactData:
     """Loads a file of couplets; see the module.
 
     Raises:
-        ValueError: a line without partner, or one that another line repeats (its question would have two right
-            answers), with file and line number; fewer than three couplets; wordings that are none.
+        ValueError: a line without partner, or one that has another partner in another line, with file and line number;
+            fewer than three couplets; wordings that are none.
 
     Example:
         >>> load(Path("poems.txt")).tasks["next-reverse"].twin  # doctest: +SKIP
@@ -94,7 +94,7 @@ def load(path: Path) -> FactData:
 
 def _read(path: Path) -> tuple[tuple[str, str], ...]:
     couplets: list[tuple[str, str]] = []
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, ...], int] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -109,14 +109,10 @@ def _read(path: Path) -> tuple[tuple[str, str], ...]:
                 f"{where}: expected two lines of verse with a tab, a | or the only comma between them, "
                 f"got {line.strip()!r:.80}"
             )
-        for verse in lines:
-            if verse in seen:
-                raise ValueError(
-                    f"{where}: {verse!r:.60} stands in line {seen[verse]}, too, so that a question about it would have "
-                    "two right answers; keep one of them"
-                )
-            seen[verse] = number
-        couplets.append((lines[0], re.sub(r"[.。]\Z", "", lines[1])))
+        couplet = (lines[0], re.sub(r"[.。]\Z", "", lines[1]))
+        for place, verse in zip(("first", "second"), couplet, strict=True):
+            check_new(seen, (place, verse), number, where, f"{verse!r:.60} is the {place} line of the couplet")
+        couplets.append(couplet)
     return tuple(couplets)
 
 

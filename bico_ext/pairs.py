@@ -105,6 +105,27 @@ def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> 
     )
 
 
+def check_new(seen: dict[tuple[str, ...], int], key: tuple[str, ...], line: int, where: str, what: str) -> None:
+    """Refuses a text that is the same partner in two pairs: the question about it would have two right answers.
+
+    Args:
+        seen: the line of each key so far; the new one is added.
+        key: the text, and in which place of which kind of pair it stands.
+        line: its line.
+        where: file and line, for the error.
+        what: the text and its place in words, for the error.
+
+    Raises:
+        ValueError: the key was seen.
+    """
+    if key in seen:
+        raise ValueError(
+            f"{where}: {what} in line {seen[key]}, too, so that a question about it would have two right answers; "
+            "keep one of them"
+        )
+    seen[key] = line
+
+
 def read_wordings(path: Path) -> Mapping[str, Any]:
     """The wordings file beside a data file, `<file>.yaml`; empty where there is none.
 

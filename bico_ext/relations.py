@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.data import FactData, refuse_empty
-from bico_ext.pairs import GIVEN, Pairs, build, check_wordings, read_wordings
+from bico_ext.pairs import GIVEN, Pairs, build, check_new, check_wordings, read_wordings
 
 _HEADER = ["subject", "relation", "object"]
 _GAPS = {"forward": "{object}", "reverse": "{subject}"}
@@ -82,7 +82,7 @@ def _own_wordings(found: Any, where: str) -> dict[str, tuple[str, ...]]:
 def _read(path: Path, known: list[str]) -> dict[str, list[tuple[str, str]]]:
     """Object and subject of each fact, by relation."""
     pairs: dict[str, list[tuple[str, str]]] = {}
-    seen: dict[tuple[str, str, str], int] = {}
+    seen: dict[tuple[str, ...], int] = {}
     last_line: dict[str, int] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, skipinitialspace=True)
@@ -98,12 +98,8 @@ def _read(path: Path, known: list[str]) -> dict[str, list[tuple[str, str]]]:
                 where = f"{path}, line {reader.line_num}"
                 subject, relation, object_ = _check_fields(fields, known, where)
                 for place, entity in (("subject", subject), ("object", object_)):
-                    before = seen.setdefault((relation, place, entity), reader.line_num)
-                    if before != reader.line_num:
-                        raise ValueError(
-                            f"{where}: {entity!r} is the {place} of {relation!r} in line {before}, too, so that a "
-                            "question about it would have two right answers; keep one of them"
-                        )
+                    what = f"{entity!r} is the {place} of {relation!r}"
+                    check_new(seen, (relation, place, entity), reader.line_num, where, what)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
         except (csv.Error, UnicodeDecodeError) as error:
