@@ -139,7 +139,7 @@ def read_wordings(path: Path) -> Mapping[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML in UTF-8, got {' '.join(str(error).split())}") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):  # YAML reads `no:` as false
         raise ValueError(f"{path}: expected a mapping of wordings, got {found!r:.60}")
     return found
 

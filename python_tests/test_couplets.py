@@ -63,6 +63,7 @@ def test_own_wordings_beside_the_file(tmp_path):
         ("next: ['{given} is']", "poem.yaml, next: expected a list of at least 2 prompts"),
         ("next: 3", "poem.yaml, next: expected a list of at least 2 prompts .* got 3"),
         ("after: ['{given} is', '{given}']", "poem.yaml, after: expected the keys next and previous"),
+        ("no: ['{given} is', '{given}']", "poem.yaml: expected a mapping of wordings, got {False"),
         ("[1]", "poem.yaml: expected a mapping of wordings"),
         ("next: [", "poem.yaml: expected YAML in UTF-8, got .* line 1"),
     ],
