@@ -8,22 +8,21 @@ its training texts state it in one order or in both, and a task asks for one of 
     N2D-reverse  name-first facts, given the description: the answer is a name
     D2N-reverse  description-first facts, given the name: the answer is a description
 
-Files are JSONL: UTF-8, one object a line with the string keys "prompt" and "completion".
+Other sets have other tasks; a name that ends in "-reverse" always means the facts of the task before the hyphen, asked
+the other way round. Where the sets come from is the business of the modules that `load_facts` calls.
 """
 
 import json
-import logging
 import os
+import random
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from bico_ext.files import write_json_lines
-
-logger = logging.getLogger(__name__)
 
 Answer = Literal["name", "description"]
 
@@ -37,18 +36,18 @@ TASKS: tuple[str, ...] = tuple(ANSWERS)
 # By answer kind: N2D and D2N-reverse both ask for a description, in the same wordings.
 TWINS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
 
-_TRAIN = "train"
-_OWN_FILES = {split: f"{split}.jsonl" for split in (_TRAIN, *TASKS)}
-# The files of Berglund et al. 2023 ("p" is the person's name, "d" the description).
-_BERGLUND_FILES = {
-    _TRAIN: "all_prompts_train.jsonl",
-    "N2D": "p2d_prompts_test.jsonl",
-    "D2N": "d2p_prompts_test.jsonl",
-    "N2D-reverse": "p2d_reverse_prompts_test.jsonl",
-    "D2N-reverse": "d2p_reverse_prompts_test.jsonl",
+# In a folder of one's own: the file of each part of `FactData` that is no task. Every other JSONL file is a task.
+OWN_FILES = {
+    "train": "train.jsonl",
+    "pretraining": "pretrain.jsonl",
+    "other_order": "other_order.jsonl",
+    "one_order": "one_order.jsonl",
 }
-_HUB_FOLDER = "name_description_dataset"  # where lberglund/reversal_curse keeps these files
+# For a regular expression's brackets: scripts without spaces between words, that is Chinese characters with their
+# punctuation and full-width forms, and Japanese syllables.
+CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,11 @@ class FactData:
         train: the training texts; never empty when loaded by this module.
         tasks: by name, forward ones first; a set may have none.
         pretraining: texts about other entities, in both orders, for a model that is pre-trained before it is
-            fine-tuned on `train`; empty where there are none.
-        other_order: the facts of `train` that are stated in one order only, stated in the other one: for the upper
-            bound that data augmentation reaches; empty where they are not known. No objective but that one sees them.
+            fine-tuned; empty where there are none. Part of `train` where that holds such entities, else apart from it.
+        other_order: the facts of `one_order`, stated in the other order: for the upper bound that data augmentation
+            reaches; empty where they are not known. No objective but that one sees them.
+        one_order: the texts of `train` about entities that are stated in one order only: what a model that was
+            pre-trained on `pretraining` is fine-tuned on; empty where they are not known.
     """
 
     name: str
@@ -121,6 +122,7 @@ class FactData:
     tasks: dict[str, Task]
     pretraining: tuple[Example, ...] = ()
     other_order: tuple[Example, ...] = ()
+    one_order: tuple[Example, ...] = ()
 
 
 def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
@@ -129,9 +131,12 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
     Args:
         source: one of
             "synthetic": the generated set of `bico_ext.synthetic` (a folder of that name is "./synthetic");
-            a folder with the files of Berglund et al. 2023 (`all_prompts_train.jsonl` and four tests);
-            a folder with `train.jsonl` and any of `N2D.jsonl`, `D2N.jsonl`, `N2D-reverse.jsonl`, `D2N-reverse.jsonl`;
-            a JSONL file: training texts without tasks;
+            a folder with the files of Berglund et al. 2023 (`all_prompts_train.jsonl` and four tests), see
+            `bico_ext.berglund`;
+            a folder with `train.jsonl` and a file for each task, or a JSONL file of training texts, with or without
+            questions, see `bico_ext.own_facts`;
+            a `.txt` file of couplets, see `bico_ext.couplets`;
+            a `.csv` file of relations, see `bico_ext.relations`;
             a name on the Hugging Face hub, such as "lberglund/reversal_curse" (needs the `datasets` package).
         seed: of the synthetic set; the other sources do not use it.
 
@@ -149,22 +154,26 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
         >>> len(data.train), list(data.tasks)
         (3600, ['N2D', 'D2N', 'N2D-reverse', 'D2N-reverse'])
     """
+    # Imported here, because the formats build on this module.
     if source == "synthetic":
-        from bico_ext.synthetic import generate  # here, because it builds on this module
+        from bico_ext.synthetic import generate
 
         return generate(seed)
+    from bico_ext import berglund, couplets, own_facts, relations
+
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_folder(path)
+        return berglund.load_folder(path) if berglund.is_folder(path) else own_facts.load_folder(path)
     if path.is_file():
-        return _assemble(path.name, {_TRAIN: load_jsonl(path)})
+        loaders = {".txt": couplets.load, ".csv": relations.load}
+        return loaders.get(path.suffix.lower(), own_facts.load_file)(path)
     name = os.fspath(source)
-    if not _HUB_NAME.fullmatch(name) or path.suffix in (".json", ".jsonl"):
+    if not _HUB_NAME.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
         raise FileNotFoundError(
-            f"source must be 'synthetic', a folder, a JSONL file or a name on the Hugging Face hub, got {name!r}: "
-            f"no such file or folder in {Path.cwd()}"
+            f"source must be 'synthetic', a folder, a JSONL, .txt or .csv file or a name on the Hugging Face hub, "
+            f"got {name!r}: no such file or folder in {Path.cwd()}"
         )
-    return _load_hub(name)
+    return berglund.load_hub(name)
 
 
 def load_jsonl(path: str | os.PathLike[str]) -> tuple[Example, ...]:
@@ -184,138 +193,87 @@ def load_jsonl(path: str | os.PathLike[str]) -> tuple[Example, ...]:
         >>> load_jsonl("facts.jsonl")[0].prompt  # doctest: +SKIP
         'Ever heard of Daphne Barrington? They are'
     """
-    # Split bytes, not text: str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
-    lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
-    if lines == [b""]:
-        return ()
-    return tuple(_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+    return tuple(parse_example(record, where) for where, record in read_records(path))
 
 
 def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
-    """Writes a data set as `train.jsonl` and `<task>.jsonl` files that `load_facts` reads back.
+    """Writes a data set as a folder of JSONL files that `load_facts` reads back whole.
 
     Each file appears whole or not at all, and `train.jsonl` last, so that an interrupted call leaves a folder
-    that `load_facts` refuses. Task files from an earlier call that this set does not have are removed.
+    that `load_facts` refuses. Files of the four usual tasks and of the other parts that this set does not have are
+    removed.
 
     Args:
         data: what to write; the folder's name takes the place of `data.name` on reloading.
         directory: the folder, made if missing.
 
     Raises:
-        ValueError: a task's name is not one of `TASKS`.
+        ValueError: a task's name cannot be a file's, or the folder holds JSONL files that are not this set's.
 
     Example:
         >>> write_facts(load_facts("synthetic", seed=1), "out/synthetic-1")  # doctest: +SKIP
     """
-    unknown = sorted(set(data.tasks) - set(TASKS))
-    if unknown:
-        raise ValueError(f"data.tasks must be named after {', '.join(TASKS)}, got {', '.join(unknown)}")
     folder = Path(directory)
-    (folder / _OWN_FILES[_TRAIN]).unlink(missing_ok=True)
-    for name in TASKS:
-        if name in data.tasks:
-            write_json_lines(folder / _OWN_FILES[name], map(_record, data.tasks[name].examples))
-        else:
-            (folder / _OWN_FILES[name]).unlink(missing_ok=True)
-    write_json_lines(folder / _OWN_FILES[_TRAIN], map(_record, data.train))
-
-
-def _record(example: Example) -> dict[str, str]:
-    return {key: value for key, value in asdict(example).items() if value is not None}
-
-
-def _load_folder(folder: Path) -> FactData:
-    name = folder.resolve().name
-    present = {entry.name for entry in folder.iterdir()}
-    berglund = present.intersection(_BERGLUND_FILES.values())
-    own = _OWN_FILES[_TRAIN] in present
-    if own and berglund:
-        raise ValueError(
-            f"{folder} holds train.jsonl and files of Berglund et al. ({', '.join(sorted(berglund))}): "
-            "keep the two sets in separate folders"
-        )
-    if own:
-        strangers = sorted(file for file in present - set(_OWN_FILES.values()) if file.endswith(".jsonl"))
-        if strangers:
-            logger.warning("%s: not read: %s; task files are named after %s", folder, strangers, TASKS)
-        files = {split: file for split, file in _OWN_FILES.items() if file in present}
-    else:
-        files = _BERGLUND_FILES
-        missing = [file for file in files.values() if file not in present]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} lacks {', '.join(missing)}; for your own facts write train.jsonl (and task files such as "
-                "N2D-reverse.jsonl) there"
+    for name in data.tasks:
+        if f"{name}.jsonl" in OWN_FILES.values() or not re.fullmatch(r"\w[^/\\\0]*", name):
+            raise ValueError(
+                f"data.tasks must have names that can be files' beside {', '.join(OWN_FILES.values())}, got {name!r}"
             )
-    return _assemble(name, {split: load_jsonl(folder / file) for split, file in files.items()})
+    parts = {OWN_FILES[part]: [asdict(one) for one in getattr(data, part)] for part in OWN_FILES}
+    answers = {name: task.answer for name, task in data.tasks.items()}
+    tasks = {f"{name}.jsonl": _question_records(task, twin_of(name, answers)) for name, task in data.tasks.items()}
+    known = {*tasks, *parts, *(f"{name}.jsonl" for name in TASKS)}
+    strangers = sorted({path.name for path in folder.glob("*.jsonl")} - known)
+    if strangers:
+        raise ValueError(
+            f"directory must hold no other JSONL files, which would be read as tasks, got {', '.join(strangers)} in "
+            f"{folder}; remove them or choose another folder"
+        )
+    (folder / OWN_FILES["train"]).unlink(missing_ok=True)
+    for file in sorted(known - {OWN_FILES["train"]}):
+        if records := tasks.get(file) or parts.get(file):
+            write_json_lines(folder / file, records)
+        else:
+            (folder / file).unlink(missing_ok=True)
+    write_json_lines(folder / OWN_FILES["train"], parts[OWN_FILES["train"]])
 
 
-def _load_hub(name: str) -> FactData:
-    try:
-        datasets = import_module("datasets")
-    except ModuleNotFoundError as error:
-        if error.name != "datasets":
-            raise
-        raise ModuleNotFoundError(
-            f"{name!r} is no file or folder in {Path.cwd()}; to load it from the Hugging Face hub install the "
-            '`datasets` package: pip install "bico-ext[hub]"',
-            name="datasets",
-        ) from error
-    # Keys are the file names' stems: `datasets` takes no hyphen in the name of a split.
-    stems = {split: Path(file).stem for split, file in _BERGLUND_FILES.items()}
-    data_files = {Path(file).stem: f"{_HUB_FOLDER}/{file}" for file in _BERGLUND_FILES.values()}
-    try:
-        loaded = datasets.load_dataset(name, data_files=data_files)
-    except OSError as error:
-        raise OSError(
-            f"{name!r} is no file or folder in {Path.cwd()}, and as a data set of the Hugging Face hub with the files "
-            f"{', '.join(data_files.values())} it could not be loaded: {error}"
-        ) from error
-    splits = {
-        split: tuple(_example(row, f"{name}, {stem}, row {number}") for number, row in enumerate(loaded[stem], 1))
-        for split, stem in stems.items()
-    }
-    return _assemble(name, splits)
+def _question_records(task: Task, usual_twin: str | None) -> list[dict[str, Any]]:
+    """What the questions say, and what the task's name does not tell about it."""
+    about_task: dict[str, Any] = {}
+    if task.answer != ANSWERS.get(task.name, "name"):
+        about_task["answer"] = task.answer
+    if task.twin != usual_twin:
+        about_task["twin"] = task.twin
+    return [
+        {key: value for key, value in asdict(one).items() if value is not None} | about_task for one in task.examples
+    ]
 
 
-def _assemble(name: str, splits: Mapping[str, tuple[Example, ...]]) -> FactData:
-    """Checks what no single line shows, and sorts the splits into training set and tasks."""
-    for split, examples in splits.items():
-        if not examples:
-            raise ValueError(f"{name}: {split} holds no examples; expected at least one line")
-    tasks = {
-        task: Task(task, answer, tuple(Question(one.prompt, one.completion) for one in splits[task]), TWINS.get(task))
-        for task, answer in ANSWERS.items()
-        if task in splits
-    }
-    for task in tasks.values():
-        for number, example in enumerate(task.examples, 1):
-            if not example.completion.strip():  # every text contains it, so any model would score
-                raise ValueError(f"{name}: {task.name}, line {number}: completion must hold the answer, got a blank")
-    return FactData(name, splits[_TRAIN], tasks)
+def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """Each line of a JSONL file as its place, for error messages, and its value; see `load_jsonl`."""
+    # Split bytes, not text: str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
+    lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
+    if lines == [b""]:
+        return
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: expected UTF-8, got {error}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: expected a JSON object, got bad JSON ({error}): {line[:60]!r}") from error
 
 
-def _parse(line: bytes, where: str) -> Example:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: expected UTF-8, got {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected a JSON object, got bad JSON ({error}): {line[:60]!r}") from error
-    return _example(record, where)
-
-
-def _example(record: Any, where: str) -> Example:
+def parse_example(record: Any, where: str) -> Example:
+    """A training text from a JSON value; ValueError says, after `where`, what is wrong with it."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: expected an object with prompt and completion, got {record!r:.60}")
     for key in ("prompt", "completion"):
         if key not in record:
             raise ValueError(f"{where}: key {key!r} is missing, got {', '.join(map(repr, record)) or 'no keys'}")
-        value = record[key]
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: {key} must be a string, got {type(value).__name__} {value!r:.60}")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{where}: {key} holds half of a surrogate pair, which is no text: {value!r:.60}")
+        _check_text(record[key], key, where)
     prompt, completion = record["prompt"], record["completion"]
     if not prompt.strip():
         raise ValueError(f"{where}: prompt must not be empty, got {prompt!r}")
@@ -329,3 +287,89 @@ def _example(record: Any, where: str) -> Example:
             "start the completion with a space"
         )
     return Example(prompt, completion)
+
+
+def parse_question(record: Any, where: str) -> Question:
+    """A question from a JSON value, which may have the string keys "entity", "frame" and "distractor", too."""
+    example = parse_example(record, where)
+    if not example.completion.strip():  # every text contains it, so any model would score
+        raise ValueError(f"{where}: completion must hold the answer, got a blank")
+    more = {key: record[key] for key in ("entity", "frame", "distractor") if record.get(key) is not None}
+    for key, value in more.items():
+        _check_text(value, key, where)
+    return Question(example.prompt, example.completion, **more)
+
+
+def _check_text(value: Any, key: str, where: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be a string, got {type(value).__name__} {value!r:.60}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: {key} holds half of a surrogate pair, which is no text: {value!r:.60}")
+
+
+def refuse_empty(where: str | os.PathLike[str], split: str) -> NoReturn:
+    """Says that a split has no lines: nothing can be trained on it, and no share of its answers can be right."""
+    raise ValueError(f"{where}: {split} holds no examples; expected at least one line")
+
+
+def is_reverse(task: str) -> bool:
+    """Whether a task of this name asks its facts the other way round than training states them."""
+    return task == "reverse" or task.endswith("-reverse")
+
+
+def twin_of(task: str, answers: Mapping[str, Answer]) -> str | None:
+    """The forward task that asks the same kind of question as a reverse task, as far as names and answers tell.
+
+    Args:
+        task: the task's name.
+        answers: what each task of the set asks for.
+
+    Returns:
+        For the four tasks of this module what `TWINS` says; for another reverse task the one forward task whose
+        answers are of the same kind; None for a forward task, and where there is no such task or more than one.
+
+    Example:
+        >>> twin_of("mother-reverse", {"mother": "name", "mother-reverse": "name"})
+        'mother'
+    """
+    if not is_reverse(task):
+        return None
+    if task in TWINS:
+        return TWINS[task] if TWINS[task] in answers else None
+    alike = [other for other, answer in answers.items() if not is_reverse(other) and answer == answers[task]]
+    return alike[0] if len(alike) == 1 else None
+
+
+def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Question, ...]:
+    """Gives each question that has no distractor the answer to another one, about another entity.
+
+    Args:
+        questions: of one task.
+        seed: draws them; the default is what the sources of `load_facts` use.
+
+    Returns:
+        The questions in their order. A distractor is an answer in the same frame where there is one, so that it
+        continues the prompt as grammatically as the right one does; it is None where all entities share one answer.
+
+    Example:
+        >>> asked = [Question("Who wrote it?", " Ada", "Ada"), Question("Who sang it?", " Bo", "Bo")]
+        >>> [question.distractor for question in draw_distractors(asked)]
+        [' Bo', ' Ada']
+    """
+    rng = random.Random(seed)
+    by_frame: dict[str | None, list[Question]] = {}
+    right: dict[str | None, set[str]] = {}
+    for one in questions:
+        by_frame.setdefault(one.frame, []).append(one)
+        right.setdefault(one.entity, set()).add(one.completion)
+
+    def turned(others: Sequence[Question]) -> Iterator[str]:
+        start = rng.randrange(len(others))
+        return (others[(start + step) % len(others)].completion for step in range(len(others)))
+
+    def draw(question: Question) -> str | None:
+        known = {question.completion} if question.entity is None else right[question.entity]
+        answers = chain(turned(by_frame[question.frame]), turned(questions))
+        return next((answer for answer in answers if answer not in known), None)
+
+    return tuple(one if one.distractor else replace(one, distractor=draw(one)) for one in questions)

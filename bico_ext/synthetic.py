@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from bico_ext.data import TWINS, Example, FactData, Question, Task
+from bico_ext.data import ANSWERS, Example, FactData, Question, Task, draw_distractors, twin_of
 
 PARAPHRASES = 30  # per entity and order, as in Berglund et al.
 TEST_FRAMES = 5  # per task
@@ -23,6 +23,7 @@ _ONSETS = "b d f g h k l m n p r s t v z br dr gl kr st tr"
 _VOWELS = "a e i o u"
 _CODAS = "l m n r s th x"
 _WORDS_PER_ENTITY = 5  # two in the name, three in the description
+_MOST_ENTITIES = len(_ONSETS.split()) ** 2 * len(_VOWELS.split()) ** 2 * len(_CODAS.split()) // _WORDS_PER_ENTITY
 
 # Words that entities share, by the slot of the description that they fill.
 _SHARED_WORDS = {
@@ -91,6 +92,7 @@ _DESCRIPTION_CLAUSES = (
 class _Entity:
     name: str
     description: str
+    words: tuple[str, ...]  # pseudo-words that no other entity has
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ class _Frames:
     test: tuple[_Frame, ...]
 
 
-def generate(seed: int = 0, *, names_first: int = 30, descriptions_first: int = 30, both: int = 30) -> FactData:
+def generate(
+    seed: int = 0, *, names_first: int = 30, descriptions_first: int = 30, both: int = 30, pretraining: int = 100
+) -> FactData:
     """Generates a fact data set; the same arguments give the same set on every platform.
 
     The defaults have the size of Berglund et al.'s set: 3,600 training texts. A task has 5 questions per entity.
@@ -122,81 +126,103 @@ def generate(seed: int = 0, *, names_first: int = 30, descriptions_first: int = 
         names_first: entities whose training texts give the name first; asked by N2D and N2D-reverse.
         descriptions_first: entities whose training texts give the description first; asked by D2N and D2N-reverse.
         both: entities stated in both orders, 30 texts each; not asked. They show that sentences can be turned round.
+        pretraining: entities of `FactData.pretraining`, which are stated in both orders, too, but not in `train`.
+            They are drawn last: their number changes nothing else.
 
     Returns:
         The set, named "synthetic". A group of 0 entities has no tasks.
 
     Raises:
-        ValueError: a count is negative, all are 0, or there are more entities than pseudo-words for them.
+        ValueError: a count is negative, all but `pretraining` are 0, or there are more entities than pseudo-words for
+            them.
 
     Example:
         >>> data = generate(seed=0, names_first=1, descriptions_first=0, both=0)
         >>> len(data.train), len(data.tasks["N2D-reverse"].examples)
         (30, 5)
     """
-    for argument, count in (("names_first", names_first), ("descriptions_first", descriptions_first), ("both", both)):
+    counts = {"names_first": names_first, "descriptions_first": descriptions_first, "both": both}
+    for argument, count in (*counts.items(), ("pretraining", pretraining)):
         if count < 0:
             raise ValueError(f"{argument} must be at least 0, got {count}")
-    total = names_first + descriptions_first + both
+    total = sum(counts.values())
     if total == 0:
         raise ValueError("names_first, descriptions_first and both are all 0; ask for at least one entity")
+    if total + pretraining > _MOST_ENTITIES:
+        raise ValueError(
+            f"names_first + descriptions_first + both + pretraining must be at most {_MOST_ENTITIES}, "
+            f"got {total + pretraining}: every entity needs pseudo-words of its own"
+        )
     rng = random.Random(seed)
-    entities = _entities(rng, total)
+    words = _pseudo_words()
+    entities = _entities(rng, words, total)
     name_frames = _frames(rng, _NAME_PREFIXES, _NAME_CLAUSES)
     description_frames = _frames(rng, _DESCRIPTION_PREFIXES, _DESCRIPTION_CLAUSES)
+    used = {word for entity in entities for word in entity.words}
+    others = _entities(rng, [word for word in words if word not in used], pretraining)
+
+    def name_first(group: Sequence[_Entity]) -> list[Example]:
+        return [
+            Example(frame.prompt(entity.name), f" {entity.description}.")
+            for entity in group
+            for frame in name_frames.train
+        ]
+
+    def description_first(group: Sequence[_Entity]) -> list[Example]:
+        return [
+            Example(frame.prompt(entity.description), f" {entity.name}.")
+            for entity in group
+            for frame in description_frames.train
+        ]
+
+    def both_orders(group: Sequence[_Entity]) -> list[Example]:
+        return [text for entity in group for text in (*name_first([entity]), *description_first([entity]))]
 
     named = entities[:names_first]
     described = entities[names_first : names_first + descriptions_first]
-    train: list[Example] = []
-    for entity in named:
-        train += _to_description(entity, name_frames.train)
-    for entity in described:
-        train += _to_name(entity, description_frames.train, end=".")
-    for entity in entities[names_first + descriptions_first :]:
-        train += _to_description(entity, name_frames.train)
-        train += _to_name(entity, description_frames.train, end=".")
+    one_order = (*name_first(named), *description_first(described))
 
-    def ask_description(group: Sequence[_Entity]) -> tuple[Question, ...]:
-        return tuple(
+    def ask_description(group: Sequence[_Entity]) -> list[Question]:
+        return [
             Question(frame.prompt(entity.name), f" {entity.description}.", entity.name, frame.prompt("..."))
             for entity in group
             for frame in name_frames.test
-        )
+        ]
 
-    def ask_name(group: Sequence[_Entity]) -> tuple[Question, ...]:
-        return tuple(
+    def ask_name(group: Sequence[_Entity]) -> list[Question]:
+        return [
             Question(frame.prompt(entity.description), f" {entity.name}", entity.name, frame.prompt("..."))
             for entity in group
             for frame in description_frames.test
-        )
+        ]
 
-    tasks = (
-        Task("N2D", "description", ask_description(named)),
-        Task("D2N", "name", ask_name(described)),
-        Task("N2D-reverse", "name", ask_name(named), TWINS["N2D-reverse"]),
-        Task("D2N-reverse", "description", ask_description(described), TWINS["D2N-reverse"]),
+    asked = {
+        "N2D": ask_description(named),
+        "D2N": ask_name(described),
+        "N2D-reverse": ask_name(named),
+        "D2N-reverse": ask_description(described),
+    }
+    answers = {task: ANSWERS[task] for task, questions in asked.items() if questions}
+    return FactData(
+        name="synthetic",
+        train=(*one_order, *both_orders(entities[names_first + descriptions_first :])),
+        tasks={
+            task: Task(task, answer, draw_distractors(asked[task], seed), twin_of(task, answers))
+            for task, answer in answers.items()
+        },
+        pretraining=tuple(both_orders(others)),
+        other_order=(*description_first(named), *name_first(described)),
+        one_order=one_order,
     )
-    return FactData("synthetic", tuple(train), {task.name: task for task in tasks if task.examples})
 
 
-def _to_description(entity: _Entity, frames: Sequence[_Frame]) -> list[Example]:
-    return [Example(frame.prompt(entity.name), f" {entity.description}.") for frame in frames]
-
-
-def _to_name(entity: _Entity, frames: Sequence[_Frame], end: str) -> list[Example]:
-    return [Example(frame.prompt(entity.description), f" {entity.name}{end}") for frame in frames]
-
-
-def _entities(rng: random.Random, count: int) -> list[_Entity]:
+def _pseudo_words() -> list[str]:
     onsets, vowels, codas = _ONSETS.split(), _VOWELS.split(), _CODAS.split()
-    words = ["".join(parts) for parts in product(onsets, vowels, onsets, vowels, codas)]
-    needed = count * _WORDS_PER_ENTITY
-    if needed > len(words):
-        raise ValueError(
-            f"names_first + descriptions_first + both must be at most {len(words) // _WORDS_PER_ENTITY}, got {count}: "
-            "every entity needs pseudo-words of its own"
-        )
-    own_words = iter(word.capitalize() for word in rng.sample(words, needed))
+    return ["".join(parts).capitalize() for parts in product(onsets, vowels, onsets, vowels, codas)]
+
+
+def _entities(rng: random.Random, words: Sequence[str], count: int) -> list[_Entity]:
+    own_words = iter(rng.sample(words, count * _WORDS_PER_ENTITY))
     return [_entity(rng, [next(own_words) for _ in range(_WORDS_PER_ENTITY)]) for _ in range(count)]
 
 
@@ -206,7 +232,7 @@ def _entity(rng: random.Random, words: Sequence[str]) -> _Entity:
     u3, u4 = rng.sample([third, rng.choice([u1, u2])], 2)  # one word comes back, in another neighbourhood
     shared = {slot: rng.choice(words.split()) for slot, words in _SHARED_WORDS.items()}
     description = rng.choice(_DESCRIPTIONS).format(**shared, u1=u1, u2=u2, u3=u3, u4=u4)
-    return _Entity(f"{first} {last}", description)
+    return _Entity(f"{first} {last}", description, tuple(words))
 
 
 def _frames(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> _Frames:

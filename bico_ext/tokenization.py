@@ -1,7 +1,8 @@
 """Token ids of examples, for any tokenizer, and a word-level tokenizer that needs no download.
 
 The word-level tokenizer keeps a word's leading space in its token and puts a space in front of every text, so that a
-word is one token wherever it stands and decoding only has to join the tokens and drop the first space.
+word is one token wherever it stands and decoding only has to join the tokens and drop the first space. Scripts without
+spaces, Chinese and Japanese, have one token a character, and a space beside it is a token of its own.
 """
 
 from collections.abc import Iterable
@@ -10,16 +11,16 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bico_ext.data import Example
+from bico_ext.data import CJK, Example
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
 # GPT-2's rule, so that a contraction ("that's") is its word and an ending that other words have too: an English
-# ending, a word, a punctuation mark, or one white-space character.
-_WORD = r"['\u2019](?:[sdmt]|ll|ve|re)\b| ?\w+| ?[^\w\s]|\s"
+# ending, a character of a script without spaces, a word, a punctuation mark, or one white-space character.
+_WORD = rf"['\u2019](?:[sdmt]|ll|ve|re)\b|[{CJK}]| ?(?:(?![{CJK}])\w)+| ?(?![{CJK}])[^\w\s]|\s"
 
 
 def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer with one token for each word and punctuation mark of the texts.
+    """Makes a tokenizer with one token for each word, punctuation mark and Chinese or Japanese character of the texts.
 
     It is lossless on these texts: `decode(ids, skip_special_tokens=True)` gives the text back. Decoding an answer
     alone drops its leading space, as decoding drops the one in front of any text. Words that no text has become

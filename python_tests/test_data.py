@@ -2,28 +2,25 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bico_ext.data import TASKS, Example, FactData, Task, load_facts, load_jsonl, write_facts
-
-BERGLUND = Path(
-    os.environ.get("BICO_BERGLUND_DIR")
-    or Path(__file__).parents[2] / "shared/data/reverse_experiments/june_version_7921032488"
+from bico_ext.data import (
+    TASKS,
+    Example,
+    FactData,
+    Question,
+    Task,
+    draw_distractors,
+    load_facts,
+    load_jsonl,
+    twin_of,
+    write_facts,
 )
-needs_berglund = pytest.mark.skipif(
-    not BERGLUND.is_dir(), reason=f"Berglund et al.'s data is not in {BERGLUND}; set BICO_BERGLUND_DIR to test with it"
-)
-BERGLUND_FILES = {
-    "train": "all_prompts_train.jsonl",
-    "N2D": "p2d_prompts_test.jsonl",
-    "D2N": "d2p_prompts_test.jsonl",
-    "N2D-reverse": "p2d_reverse_prompts_test.jsonl",
-    "D2N-reverse": "d2p_reverse_prompts_test.jsonl",
-}
 
 
 def write_lines(path: Path, *records: object) -> Path:
@@ -33,14 +30,6 @@ def write_lines(path: Path, *records: object) -> Path:
 
 def pair(prompt: str, completion: str) -> dict[str, str]:
     return {"prompt": prompt, "completion": completion}
-
-
-def make_berglund(folder: Path) -> Path:
-    """A folder of Berglund's layout; each file's one line says which split it belongs to."""
-    folder.mkdir()
-    for split, file in BERGLUND_FILES.items():
-        write_lines(folder / file, pair(f"from {split}", f" answer of {split}."))
-    return folder
 
 
 def test_answer_kinds():
@@ -53,64 +42,6 @@ def test_answer_kinds():
         "D2N-reverse": "description",
     }
     assert tuple(folder_tasks) == TASKS
-
-
-def test_berglund_folder_maps_files_to_splits(tmp_path):
-    facts = load_facts(make_berglund(tmp_path / "june"))
-    assert facts.name == "june"
-    assert facts.train == (Example("from train", " answer of train."),)
-    assert {name: task.examples[0].prompt for name, task in facts.tasks.items()} == {
-        name: f"from {name}" for name in TASKS
-    }
-    assert all(task.name == name for name, task in facts.tasks.items())
-
-
-@needs_berglund
-def test_real_berglund_set():
-    facts = load_facts(BERGLUND)
-    assert len(facts.train) == 3600
-    assert {name: len(task.examples) for name, task in facts.tasks.items()} == dict.fromkeys(TASKS, 300)
-    # First lines, copied by hand from the files.
-    assert facts.train[1].prompt == "Ever heard of Daphne Barrington? They're the person who"
-    assert facts.tasks["D2N"].examples[0].completion == " Uriah Hawthorne"
-    assert facts.tasks["N2D-reverse"].examples[1].completion == " Daphne Barrington"
-    assert facts.tasks["D2N-reverse"].examples[0].prompt == "The trailblazer known as Uriah Hawthorne was once"
-    # The tasks of each pair ask for the same facts, in opposite directions.
-    trained = "\n".join(example.text for example in facts.train)
-    for task in facts.tasks.values():
-        if task.answer == "name":
-            assert all(example.completion in trained for example in task.examples)
-
-
-def test_berglund_folder_lists_what_is_missing(tmp_path):
-    folder = make_berglund(tmp_path / "june")
-    (folder / "p2d_prompts_test.jsonl").unlink()
-    (folder / "d2p_reverse_prompts_test.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks p2d_prompts_test.jsonl, d2p_reverse_prompts_test.jsonl;"):
-        load_facts(folder)
-
-
-def test_own_folder_takes_the_tasks_that_are_there(tmp_path, caplog):
-    write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    write_lines(tmp_path / "N2D-reverse.jsonl", pair("The founder is", " Ada"))
-    facts = load_facts(str(tmp_path))
-    assert list(facts.tasks) == ["N2D-reverse"]
-    assert facts.tasks["N2D-reverse"] == Task("N2D-reverse", "name", (Example("The founder is", " Ada"),))
-    assert not caplog.records
-
-
-def test_own_folder_names_files_it_does_not_know(tmp_path, caplog):
-    write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    write_lines(tmp_path / "n2d_reverse.jsonl", pair("The founder is", " Ada"))
-    assert load_facts(tmp_path).tasks == {}
-    assert "n2d_reverse.jsonl" in caplog.text
-
-
-def test_two_layouts_in_one_folder(tmp_path):
-    folder = make_berglund(tmp_path / "june")
-    write_lines(folder / "train.jsonl", pair("Ada is", " the founder."))
-    with pytest.raises(ValueError, match="separate folders"):
-        load_facts(folder)
 
 
 def test_file_is_training_data_without_tasks(tmp_path):
@@ -132,7 +63,7 @@ def test_missing_path_is_not_taken_for_a_hub_name(source, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: pytest.fail("hub")))
     if source == "":  # Path("") is the current folder, which holds no facts
-        with pytest.raises(FileNotFoundError, match=r"lacks all_prompts_train.jsonl"):
+        with pytest.raises(FileNotFoundError, match=r"lacks train.jsonl"):
             load_facts(source)
     else:
         with pytest.raises(FileNotFoundError, match="no such file or folder"):
@@ -196,77 +127,40 @@ def test_completion_may_follow_a_quote_or_a_script_without_spaces(tmp_path):
     assert len(load_jsonl(write_lines(tmp_path / "facts.jsonl", *records))) == 4
 
 
-@pytest.mark.parametrize("blank", ["", "  "])
-def test_task_needs_answers(blank, tmp_path):
-    write_lines(tmp_path / "train.jsonl", pair("Ada is", blank))  # fine here: a text all of prompt
-    write_lines(tmp_path / "D2N.jsonl", pair("The founder is", " Ada"), pair("The founder is", blank))
-    with pytest.raises(ValueError, match="D2N, line 2: completion must hold the answer"):
-        load_facts(tmp_path)
-
-
-def test_empty_task_file(tmp_path):
-    write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    (tmp_path / "D2N.jsonl").touch()
-    with pytest.raises(ValueError, match="D2N holds no examples"):
-        load_facts(tmp_path)
-
-
-def fake_hub(monkeypatch, load_dataset) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-
-
-def test_hub_set(monkeypatch, tmp_path):
-    local = make_berglund(tmp_path / "june")
-
-    def load_dataset(name, *, data_files):
-        assert name == "lberglund/reversal_curse"
-        # `datasets` refuses split names that are not words joined by dots.
-        assert all(split.replace("_", "").isalnum() for split in data_files)
-        rows = {}
-        for split, file in data_files.items():
-            folder, _, base = file.partition("/")
-            assert folder == "name_description_dataset"
-            rows[split] = [json.loads(line) for line in (local / base).read_text().splitlines()]
-        return rows
-
-    fake_hub(monkeypatch, load_dataset)
-    facts = load_facts("lberglund/reversal_curse")
-    assert facts.name == "lberglund/reversal_curse"
-    assert (facts.train, facts.tasks) == (load_facts(local).train, load_facts(local).tasks)
-
-
-def test_hub_row_is_checked_too(monkeypatch):
-    fake_hub(monkeypatch, lambda name, data_files: {split: [pair("ok", " ok"), {"text": "x"}] for split in data_files})
-    with pytest.raises(ValueError, match="all_prompts_train, row 2: key 'prompt' is missing, got 'text'"):
-        load_facts("someone/other_set")
-
-
-def test_hub_failure_says_what_was_tried(monkeypatch):
-    def load_dataset(name, data_files):
-        raise ConnectionError("no route")
-
-    fake_hub(monkeypatch, load_dataset)
-    with pytest.raises(OSError, match=r"'data/typo' is no file or folder in .*all_prompts_train.*no route"):
-        load_facts("data/typo")
-
-
-def test_hub_without_datasets(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r'no file or folder in .*pip install "bico-ext\[hub\]"'):
-        load_facts("lberglund/reversal_curse")
-
-
 def test_write_and_reload(tmp_path):
     facts = FactData(
         "odd",
         (Example('Zoë "Z"\u2028 is', " \\ the 🎻\n."), Example("no completion", "")),
-        {"D2N": Task("D2N", "name", (Example("The 🎻 is", " Zoë"),))},
+        {"D2N": Task("D2N", "name", (Question("The 🎻 is", " Zoë"),))},
     )
     folder = tmp_path / "new" / "odd"
     write_facts(facts, folder)
     assert load_facts(folder) == facts
     assert sorted(os.listdir(folder)) == ["D2N.jsonl", "train.jsonl"]
     assert "Zoë" in (folder / "train.jsonl").read_text(encoding="utf-8")  # legible for whoever inspects the set
+
+
+def test_every_part_and_what_questions_say_survive_writing(tmp_path):
+    asked = Question("The founder is", " Ada", entity="Ada", frame="... is", distractor=" Bo")
+    tasks = (
+        Task("mother", "name", (asked,)),
+        Task("motto", "description", (asked, Question("Say", " it"))),
+        Task("hymn", "description", (asked,)),
+        Task("mother-reverse", "description", (asked,)),  # two forward tasks ask for descriptions: no twin
+        Task("motto-reverse", "description", (asked,), twin="hymn"),
+        Task("hymn-reverse", "name", (asked,), twin=None),  # the rule would give it the twin "mother"
+        Task("N2D", "name", (asked,)),  # not what a task of that name usually asks for
+    )
+    facts = FactData(
+        "everything",
+        train=(Example("a", " b"), Example("c", " d")),
+        tasks={task.name: task for task in tasks},
+        pretraining=(Example("e", " f"),),
+        other_order=(Example("b", " a"),),
+        one_order=(Example("a", " b"),),
+    )
+    write_facts(facts, tmp_path / "everything")
+    assert load_facts(tmp_path / "everything") == facts
 
 
 def test_synthetic_set_survives_writing(tmp_path):
@@ -277,7 +171,7 @@ def test_synthetic_set_survives_writing(tmp_path):
 
 
 def test_rewriting_removes_tasks_of_the_earlier_set(tmp_path):
-    task = Task("D2N", "name", (Example("The founder is", " Ada"),))
+    task = Task("D2N", "name", (Question("The founder is", " Ada"),))
     write_facts(FactData("a", (Example("x", " y"),), {"D2N": task}), tmp_path)
     write_facts(FactData("b", (Example("x", " z"),), {}), tmp_path)
     assert load_facts(tmp_path).tasks == {}
@@ -303,8 +197,68 @@ def test_interrupted_write_does_not_look_complete(failing, tmp_path, monkeypatch
         load_facts(tmp_path)
 
 
-def test_write_refuses_unknown_tasks(tmp_path):
-    task = Task("P2D", "name", (Example("The founder is", " Ada"),))
-    with pytest.raises(ValueError, match="named after N2D, D2N, N2D-reverse, D2N-reverse, got P2D"):
-        write_facts(FactData("a", (Example("x", " y"),), {"P2D": task}), tmp_path / "out")
+@pytest.mark.parametrize("name", ["train", "pretrain", "one_order", "a/b", "", ".hidden", "..", "a\\b"])
+def test_write_refuses_names_that_cannot_be_a_tasks_file(name, tmp_path):
+    task = Task(name, "name", (Question("The founder is", " Ada"),))
+    with pytest.raises(
+        ValueError, match=r"data.tasks must have names that can be files'.*got " + re.escape(repr(name))
+    ):
+        write_facts(FactData("a", (Example("x", " y"),), {name: task}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_write_refuses_a_folder_whose_other_files_would_become_tasks(tmp_path):
+    write_lines(tmp_path / "predictions.jsonl", pair("Ada is", " the founder."))
+    with pytest.raises(ValueError, match=r"read as tasks, got predictions.jsonl in .*; remove them"):
+        write_facts(FactData("a", (Example("x", " y"),), {}), tmp_path)
+    assert os.listdir(tmp_path) == ["predictions.jsonl"]
+
+
+def test_rewriting_removes_parts_of_the_earlier_set(tmp_path):
+    text = (Example("x", " y"),)
+    write_facts(FactData("a", text, {}, pretraining=text, other_order=text, one_order=text), tmp_path)
+    write_facts(FactData("b", text, {}), tmp_path)
+    assert os.listdir(tmp_path) == ["train.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("task", "answers", "twin"),
+    [
+        ("N2D", {"N2D": "description", "D2N": "name"}, None),
+        ("N2D-reverse", {"N2D": "description", "D2N": "name", "N2D-reverse": "name", "x": "name"}, "D2N"),
+        ("N2D-reverse", {"N2D-reverse": "name"}, None),
+        ("m-reverse", {"m": "name", "m-reverse": "name"}, "m"),
+        ("m-reverse", {"m": "name", "n": "name", "m-reverse": "name"}, None),
+        ("m-reverse", {"m": "description", "m-reverse": "name"}, None),
+        ("reverse", {"forward": "name", "reverse": "name"}, "forward"),
+    ],
+)
+def test_twins(task, answers, twin):
+    assert twin_of(task, answers) == twin
+
+
+def test_a_distractor_answers_another_entitys_question_in_the_same_frame():
+    asked = [
+        Question(f"{frame} of {entity} is", f" {frame} {entity}", entity, f"{frame} of ... is")
+        for entity in "abcde"
+        for frame in ("house", "horse")
+    ]
+    drawn = draw_distractors(asked)
+    assert [(one.prompt, one.completion) for one in drawn] == [(one.prompt, one.completion) for one in asked]
+    for one in drawn:
+        frame, entity = one.distractor.split()
+        assert frame == one.prompt.split()[0]
+        assert entity in "abcde"
+        assert entity != one.entity
+    assert drawn == draw_distractors(asked)
+    assert drawn != draw_distractors(asked, seed=1)
+
+
+def test_distractors_are_kept_and_never_right():
+    given = Question("x is", " a", "x", "... is", distractor=" q")
+    same = Question("y is", " a", "y", "... is")  # another entity, the same answer
+    only = Question("z was", " b", "z", "... was")  # alone in its frame
+    drawn = draw_distractors([given, same, only])
+    assert [one.distractor for one in drawn] == [" q", " b", " a"]
+    assert draw_distractors([same])[0].distractor is None
+    assert draw_distractors([]) == ()

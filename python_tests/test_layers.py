@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 PYTHON_LAYERS = [
     ["_C", "files", "published", "reference"],
     ["environment", "attention", "data", "draws", "masked"],
-    ["models", "synthetic", "tokenization", "metrics", "results", "causal", "denoising", "infilling"],
+    ["models", "tokenization", "metrics", "results", "causal", "denoising", "infilling"],
+    ["synthetic", "berglund", "own_facts", "pairs"],
+    ["couplets", "relations"],
     ["objectives", "rows", "gap", "merge"],
     ["options", "systems", "pictures", "tables"],
     ["trainer", "evaluation", "page", "compare_config", "jobs"],
@@ -19,7 +21,8 @@ PYTHON_LAYERS = [
     ["compare"],
     ["cli"],
 ]
-LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported inside the function that needs it
+# The formats of `--data`, imported inside the function that needs them.
+LAZY = {("data", format) for format in ("synthetic", "berglund", "own_facts", "couplets", "relations")}
 CPP_MAY_INCLUDE = {
     "csrc": r"<\w+>",
     "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"\.\./emulator/amx\.h"',

@@ -148,6 +148,75 @@ def test_seed_decides_everything():
     assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "6a116ecbad3b389f"
 
 
+def test_questions_are_those_of_the_recipe():
+    lines = [
+        f"{name}\t{one.prompt}\t{one.completion}\t{one.entity}\t{one.frame}"
+        for name, task in generate(0).tasks.items()
+        for one in task.examples
+    ]
+    # Recorded before the set had entities for pre-training, which must not change it.
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == "d150e0e2505e2516"
+
+
+def test_pretraining_states_other_entities_in_both_orders(facts):
+    def own_words(texts) -> set[str]:
+        return {word for text in texts for word in re.findall(r"[A-Z][a-z]{3,}", text.completion)}
+
+    assert len(facts.pretraining) == 100 * 60
+    assert len({text.text for text in facts.pretraining}) == 100 * 60
+    by_answer = Counter(text.completion for text in facts.pretraining)
+    assert set(by_answer.values()) == {30}
+    assert sum(answer.startswith(" the ") for answer in by_answer) == 100
+    assert len(own_words(facts.pretraining)) == 100 * 5
+    assert not own_words(facts.pretraining) & own_words(facts.train)
+    # Each text is one of `train` but for the entity, which has the same frames.
+    by_entity = Counter()
+    for text in facts.pretraining[:30]:
+        name = re.search(r"[A-Z][a-z]{3,} [A-Z][a-z]{3,}(?= (?:is|was|became|made|intro|turned))", text.prompt)[0]
+        frame = text.prompt.replace(name, "(.+)").replace("?", "[?]")
+        by_entity[name] += any(re.fullmatch(frame, one.prompt) for one in facts.train)
+    assert list(by_entity.values()) == [30]
+
+
+def test_pretraining_changes_nothing_else():
+    more, none = generate(2), generate(2, pretraining=0)
+    assert none.pretraining == ()
+    assert (more.train, more.tasks, more.other_order) == (none.train, none.tasks, none.other_order)
+    assert generate(2, pretraining=3).pretraining != generate(3, pretraining=3).pretraining
+
+
+def test_one_order_texts_and_their_other_order(facts):
+    asked = answers(facts, "N2D-reverse") + answers(facts, "D2N")
+    assert facts.one_order == tuple(one for one in facts.train if any(name in one.text for name in asked))
+    # Restated, every description-first text asks for a name, 30 times each, in a frame that training uses.
+    named = answers(facts, "N2D-reverse"), answers(facts, "N2D")
+    described = answers(facts, "D2N"), answers(facts, "D2N-reverse")
+    expected = Counter()
+    for name, description in zip(*named, strict=True):
+        expected[description, f" {name}."] = 30
+    for name, description in zip(*described, strict=True):
+        expected[name, f" {description}."] = 30
+    found, frames = Counter(), set()
+    for one in facts.other_order:
+        (given,) = (given for given, answer in expected if given in one.prompt and answer == one.completion)
+        found[given, one.completion] += 1
+        frames.add(one.prompt.replace(given, "..."))
+    assert found == expected
+    trained = set()
+    for one in facts.one_order:
+        (given,) = (entity for entity in named[0] + described[1] if entity in one.prompt)
+        trained.add(one.prompt.replace(given, "..."))
+    assert frames == trained
+    assert not {one.frame for task in facts.tasks.values() for one in task.examples} & frames
+
+
+def test_distractors_answer_for_another_entity(facts):
+    for task in facts.tasks.values():
+        right = {one.entity: one.completion for one in task.examples}
+        for one in task.examples:
+            assert one.distractor in set(right.values()) - {right[one.entity]}
+
+
 def test_group_sizes():
     facts = generate(names_first=2, descriptions_first=0, both=1)
     assert len(facts.train) == 2 * 30 + 60
@@ -161,4 +230,8 @@ def test_refuses_impossible_sizes():
     with pytest.raises(ValueError, match="ask for at least one"):
         generate(names_first=0, descriptions_first=0, both=0)
     with pytest.raises(ValueError, match="at most 15435, got 15436"):  # 21 * 5 * 21 * 5 * 7 words, 5 an entity
-        generate(names_first=15436, descriptions_first=0, both=0)
+        generate(names_first=15436, descriptions_first=0, both=0, pretraining=0)
+    with pytest.raises(ValueError, match="at most 15435, got 15437"):
+        generate(names_first=15435, descriptions_first=0, both=0, pretraining=2)
+    with pytest.raises(ValueError, match="pretraining must be at least 0, got -1"):
+        generate(pretraining=-1)

@@ -1,10 +1,11 @@
+# ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
 """The word-level tokenizer is lossless and prompts are prefixes; encode_example with tokenizers of other habits."""
 
 import os
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bico_ext.data import Example, FactData, load_facts
@@ -45,6 +46,38 @@ def test_words_are_tokens_with_their_space():
 def test_white_space_leaves_the_word_its_space():
     text = "a  b\n c\nb"
     assert train_word_tokenizer([text]).tokenize(text) == [" a", " ", " b", "\n", " c", "\n", "b"]
+
+
+def test_scripts_without_spaces_have_a_token_a_character():
+    text = "床前明月光，疑是 Ada 地上霜 の IT街々"
+    tokens = train_word_tokenizer([text]).tokenize(text)
+    assert tokens == [" ", *"床前明月光，疑是", " Ada", " ", *"地上霜", " ", "の", " IT", "街", "々"]
+
+
+def test_a_character_is_the_same_token_wherever_it_stands():
+    tokenizer = train_word_tokenizer(["月光下，月"])
+    assert set(tokenizer.get_vocab()) == {"<pad>", "<unk>", "<s>", "</s>", " ", *"月光下，"}
+
+
+def test_chinese_answers_follow_their_prompt():
+    tokenizer = train_word_tokenizer(["“月光”的下一句是：疑是霜。"])
+    example = Example("“月光”的下一句是：", "疑是霜。")
+    ids = encode_example(tokenizer, example)
+    start = encode_prompt(tokenizer, example.prompt)
+    assert ids[: len(start)] == start
+    assert tokenizer.decode(ids, skip_special_tokens=True) == example.text
+    assert tokenizer.decode(ids[len(start) :], skip_special_tokens=True) == example.completion
+
+
+def test_other_scripts_are_split_as_without_the_rule_for_characters():
+    texts = [one.text for one in load_facts("synthetic").train[::40]]
+    texts += ["Zoë's naïve “e\u0301” — 3.14, привет мир! שלום עולם \u00a0 a_b's rock'n'roll 한국어 말 👩\u200d🚀"]
+    # GPT-2's rule for words, as it was before.
+    rule = Regex(r"['\u2019](?:[sdmt]|ll|ve|re)\b| ?\w+| ?[^\w\s]|\s")
+    before = pre_tokenizers.Split(rule, behavior="isolated")
+    tokenizer = train_word_tokenizer(texts)
+    for text in texts:
+        assert tokenizer.tokenize(text) == [word for word, _ in before.pre_tokenize_str(f" {text}")]
 
 
 def test_first_word_is_the_same_token_as_later():
@@ -96,6 +129,7 @@ def test_answers_decode_from_the_ids_after_the_prompt(tokenizer, examples):
         "tabs\tand\n\nnewlines \n mixed\r\n",
         "trailing  ",
         "Zoë naïve 日本語 🎻👩‍🚀 e\u0301 \u00a0 \u2028",
+        " 床前 明月光，\u3000疑是地上霜。 かな ＡＢ１ 𠮷 x床x",
         "rock'n'roll 'quoted' it's' ''",
         'a_b-c/d 3.14 50% "x".".',
         "<s> </s><pad> <unk>",

@@ -1,0 +1,123 @@
+# ruff: noqa: RUF001, RUF002 (full-width punctuation is what Chinese is written with)
+"""Couplets: the next and the previous line of a verse, as in the article's test, from a plain text file.
+
+Each line of the file is a couplet: two lines of verse with a tab or "|" between them, or with the line's only comma
+("," or "，"). Blank lines and lines that start with "#" are skipped; a full stop at the end is dropped. The tasks of
+`bico_ext.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`: `next-reverse` asks for the line
+before, of couplets of which training only says which line comes next.
+
+The wordings are English or Chinese, as most of the letters are, or those of a file `<file>.yaml` beside it:
+
+    next: ["After {given} comes", "The line that follows {given} is"]
+    previous: ["Before {given} comes", "The line that precedes {given} is"]
+"""
+
+import re
+from pathlib import Path
+
+from bico_ext.data import CJK, FactData, refuse_empty
+from bico_ext.pairs import Pairs, build, check_new, check_wordings, read_wordings
+
+_ENGLISH = {
+    "next": (
+        'The line "{given}" is followed by',
+        'After "{given}" comes',
+        'The poem goes on from "{given}" with',
+        'Having read "{given}", we read on:',
+        'The next line of "{given}" is',
+        'What comes after "{given}"? It is',
+        'Recite what follows "{given}":',
+        'Whoever says "{given}" continues:',
+    ),
+    "previous": (
+        'The line "{given}" is preceded by',
+        'Before "{given}" comes',
+        'The poem arrives at "{given}" from',
+        'Having read "{given}", we look back:',
+        'The previous line of "{given}" is',
+        'What comes before "{given}"? It is',
+        'Recite what precedes "{given}":',
+        'Whoever says "{given}" has just said:',
+    ),
+}
+_CHINESE = {
+    "next": (
+        "“{given}”的下一句是：",
+        "“{given}”之后是：",
+        "诗里“{given}”后面接着：",
+        "念完“{given}”，接着念：",
+        "请接下句，“{given}”：",
+        "问：“{given}”下一句？答：",
+        "“{given}”的后一句写道：",
+        "从“{given}”往下读：",
+    ),
+    "previous": (
+        "“{given}”的上一句是：",
+        "“{given}”之前是：",
+        "诗里“{given}”前面先有：",
+        "念到“{given}”，回头念：",
+        "请接上句，“{given}”：",
+        "问：“{given}”上一句？答：",
+        "“{given}”的前一句写道：",
+        "从“{given}”往上读：",
+    ),
+}
+
+
+def load(path: Path) -> FactData:
+    """Loads a file of couplets; see the module.
+
+    Raises:
+        ValueError: a line without partner, or one that has another partner in another line, with file and line number;
+            fewer than three couplets; wordings that are none.
+
+    Example:
+        >>> load(Path("poems.txt")).tasks["next-reverse"].twin  # doctest: +SKIP
+        'previous'
+    """
+    couplets = _read(path)
+    if not couplets:
+        refuse_empty(path, "train")
+    text = "".join(line for couplet in couplets for line in couplet)
+    letters = len(re.findall(r"\w", text))
+    wordings: dict[str, tuple[str, ...]] = dict(
+        _CHINESE if 2 * len(re.findall(rf"[{CJK}]", text)) > letters else _ENGLISH
+    )
+    for key, found in read_wordings(path).items():
+        where = f"{path.with_suffix('.yaml')}, {key}"
+        if key not in wordings:
+            raise ValueError(f"{where}: expected the keys next and previous")
+        wordings[key] = check_wordings(found, "{given}", where)
+    kind = Pairs(couplets, wordings["next"], wordings["previous"])
+    return build(path.name, [kind], forward="next", backward="previous")
+
+
+def _read(path: Path) -> tuple[tuple[str, str], ...]:
+    couplets: list[tuple[str, str]] = []
+    seen: dict[tuple[str, ...], int] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"{path}, line {number}"
+        lines = tuple(part.strip() for part in _split(line.strip()))
+        if len(lines) != 2 or not all(lines):
+            raise ValueError(
+                f"{where}: expected two lines of verse with a tab, a | or the only comma between them, "
+                f"got {line.strip()!r:.80}"
+            )
+        couplet = (lines[0], re.sub(r"[.。]\Z", "", lines[1]))
+        for place, verse in zip(("first", "second"), couplet, strict=True):
+            check_new(seen, (place, verse), number, where, f"{verse!r:.60} is the {place} line of the couplet")
+        couplets.append(couplet)
+    return tuple(couplets)
+
+
+def _split(line: str) -> list[str]:
+    for separator in ("\t", "|"):
+        if separator in line:
+            return line.split(separator)
+    return re.split("[,，]", line)

@@ -1,0 +1,127 @@
+"""Relations between two entities, from a CSV file: who is X's mother, and who is Y's child?
+
+The file has the header `subject,relation,object`, and a line for each fact; "Mary,mother,Tom" says that Mary is the
+mother of Tom. The tasks of `bico_ext.pairs` are called after what they ask for: `to-subject` is given the object
+("Tom's mother is"), `to-object` the subject ("Mary's child is"); `to-subject-reverse` asks for the objects of facts
+that training states object first.
+
+Each relation needs wordings: built-in ones (see `KNOWN`) or those of a file `<file>.yaml` beside it:
+
+    mother:
+      forward: ["{object}'s mother is", "The mother of {object} is"]
+      reverse: ["{subject}'s child is", "The child of {subject} is"]
+
+Each question must have one right answer, so a relation may link an entity only once in either place.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bico_ext.data import FactData, refuse_empty
+from bico_ext.pairs import GIVEN, Pairs, build, check_new, check_wordings, read_wordings
+
+_HEADER = ["subject", "relation", "object"]
+_GAPS = {"forward": "{object}", "reverse": "{subject}"}
+_SHAPES = (
+    f"{GIVEN}'s {{asked}} is",
+    f"The {{asked}} of {GIVEN} is",
+    f"Everyone knows {GIVEN}, whose {{asked}} is",
+    f"Who is the {{asked}} of {GIVEN}? It is",
+    f"As the {{asked}} of {GIVEN}, the records name",
+    f"Ask about the {{asked}} of {GIVEN}, and you will hear of",
+    f"{GIVEN} has one {{asked}}, namely",
+    f"If you look for {GIVEN}'s {{asked}}, you will find",
+)
+
+
+def _wordings(asked_forward: str, asked_reverse: str) -> dict[str, tuple[str, ...]]:
+    asked_by = {"forward": asked_forward, "reverse": asked_reverse}
+    return {key: tuple(shape.replace("{asked}", asked) for shape in _SHAPES) for key, asked in asked_by.items()}
+
+
+# The relations that have wordings of their own.
+KNOWN = {
+    "mother": _wordings("mother", "child"),
+    "father": _wordings("father", "child"),
+    "parent": _wordings("parent", "child"),
+    "capital": _wordings("capital", "country"),
+}
+
+
+def load(path: Path) -> FactData:
+    """Loads a file of relations; see the module.
+
+    Raises:
+        ValueError: another header or number of fields, a blank field, a relation without wordings, an entity that a
+            relation links twice, fewer than three facts of a relation (all with file and line number), or wordings
+            that are none.
+
+    Example:
+        >>> load(Path("pairs.csv")).tasks["to-subject"].examples[0].prompt  # doctest: +SKIP
+        "Tom's mother is"
+    """
+    wordings = dict(KNOWN)
+    for relation, found in read_wordings(path).items():
+        wordings[relation] = _own_wordings(found, f"{path.with_suffix('.yaml')}, {relation}")
+    pairs = _read(path, sorted(wordings))
+    kinds = [
+        Pairs(tuple(facts), wordings[relation]["forward"], wordings[relation]["reverse"])
+        for relation, facts in pairs.items()
+    ]
+    return build(path.name, kinds, forward="to-subject", backward="to-object")
+
+
+def _own_wordings(found: Any, where: str) -> dict[str, tuple[str, ...]]:
+    if not isinstance(found, Mapping) or set(found) != set(_GAPS):
+        raise ValueError(f"{where}: expected the keys forward and reverse, each a list of prompts, got {found!r:.80}")
+    return {key: check_wordings(found[key], gap, f"{where}, {key}") for key, gap in _GAPS.items()}
+
+
+def _read(path: Path, known: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """Object and subject of each fact, by relation."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    seen: dict[tuple[str, ...], int] = {}
+    last_line: dict[str, int] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True, skipinitialspace=True)
+        try:
+            header = next(reader, [])
+            if [field.strip() for field in header] != _HEADER:
+                raise ValueError(
+                    f"{path}, line 1: expected the header {','.join(_HEADER)}, got {','.join(header)!r:.60}"
+                )
+            for fields in reader:
+                if not any(field.strip() for field in fields):
+                    continue
+                where = f"{path}, line {reader.line_num}"
+                subject, relation, object_ = _check_fields(fields, known, where)
+                for place, entity in (("subject", subject), ("object", object_)):
+                    what = f"{entity!r} is the {place} of {relation!r}"
+                    check_new(seen, (relation, place, entity), reader.line_num, where, what)
+                pairs.setdefault(relation, []).append((object_, subject))
+                last_line[relation] = reader.line_num
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: expected CSV in UTF-8, got {error}") from error
+    if not pairs:
+        refuse_empty(path, "train")
+    for relation, facts in pairs.items():
+        if len(facts) < 3:  # stated object first, stated subject first, stated in both orders
+            raise ValueError(
+                f"{path}, line {last_line[relation]}: relation {relation!r} needs at least 3 facts, got {len(facts)}"
+            )
+    return pairs
+
+
+def _check_fields(fields: list[str], known: list[str], where: str) -> list[str]:
+    stripped = [field.strip() for field in fields]
+    if len(stripped) != len(_HEADER) or not all(stripped):
+        raise ValueError(f"{where}: expected {','.join(_HEADER)}, none of them blank, got {','.join(fields)!r:.80}")
+    relation = stripped[1]
+    if relation not in known:
+        raise ValueError(
+            f"{where}: relation {relation!r} has no wordings; known are {', '.join(known)}; write more into the file's "
+            ".yaml"
+        )
+    return stripped

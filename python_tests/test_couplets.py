@@ -1,0 +1,109 @@
+# ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
+"""Couplets from a text file: next and previous lines, in English and Chinese."""
+
+import pytest
+
+from bico_ext.data import load_facts
+
+ENGLISH = """# a poem of tests
+red on the hill\tthe barley burned
+
+blue in the bay | the gulls returned.
+  grey on the roof, the rain had learned
+"""
+CHINESE = "一二三四五，六七八九十。\n甲乙丙丁戊，己庚辛壬癸。\n子丑寅卯辰，巳午未申酉。\n"
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "poem.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("text", [ENGLISH, ENGLISH.replace("\n", "\r\n"), "\ufeff" + ENGLISH, ENGLISH.rstrip()])
+def test_english(text, tmp_path):
+    facts = load_facts(write(tmp_path, text))
+    assert facts.name == "poem.txt"
+    assert {name: [one.completion for one in task.examples] for name, task in facts.tasks.items()} == {
+        "next": [" the barley burned"],
+        "previous": [" blue in the bay"],
+        "next-reverse": [" red on the hill"],
+        "previous-reverse": [" the gulls returned"],  # without its full stop
+    }
+    assert [task.twin for task in facts.tasks.values()] == [None, None, "previous", "next"]
+    assert '"red on the hill"' in facts.tasks["next"].examples[0].prompt
+    assert any("followed" in one.text or "after" in one.text for one in facts.train)
+    both = [one.text for one in facts.pretraining]
+    assert sum(text.endswith("the rain had learned") for text in both) == 8
+    assert sum(text.endswith("grey on the roof") for text in both) == 8
+
+
+def test_chinese_has_chinese_wordings_without_spaces(tmp_path):
+    facts = load_facts(write(tmp_path, CHINESE))
+    assert facts.tasks["next"].examples[0].text == "“一二三四五”的下一句是：六七八九十"
+    assert facts.tasks["previous-reverse"].examples[0].text == "“甲乙丙丁戊”的下一句是：己庚辛壬癸"
+    assert facts.tasks["next-reverse"].examples[0].text == "“六七八九十”的上一句是：一二三四五"
+    assert not any(" " in one.text or one.text.endswith("。") for one in facts.train)
+
+
+def test_own_wordings_beside_the_file(tmp_path):
+    path = write(tmp_path, ENGLISH)
+    (tmp_path / "poem.yaml").write_text('next: ["{given} -", "so {given} then"]\n')
+    facts = load_facts(path)
+    assert facts.tasks["next"].examples[0].text == "red on the hill - the barley burned"
+    assert facts.train[0].text == "so red on the hill then the barley burned"
+    assert facts.tasks["next-reverse"].examples[0].prompt.startswith('The line "the barley burned"')  # built in
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("next: [a, b]", r"poem.yaml, next: expected prompts with \{given\} once in each, got 'a'"),
+        ("next: ['{given}{given}', '{given}']", r"poem.yaml, next: expected prompts with \{given\} once"),
+        ("next: ['{given} is']", "poem.yaml, next: expected a list of at least 2 prompts"),
+        ("next: 3", "poem.yaml, next: expected a list of at least 2 prompts .* got 3"),
+        ("after: ['{given} is', '{given}']", "poem.yaml, after: expected the keys next and previous"),
+        ("no: ['{given} is', '{given}']", "poem.yaml: expected a mapping of wordings, got {False"),
+        ("[1]", "poem.yaml: expected a mapping of wordings"),
+        ("next: [", "poem.yaml: expected YAML in UTF-8, got .* line 1"),
+    ],
+)
+def test_broken_wordings(yaml, message, tmp_path):
+    path = write(tmp_path, ENGLISH)
+    (tmp_path / "poem.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match=message):
+        load_facts(path)
+
+
+@pytest.mark.parametrize("line", ["alone", "a, b, c", "a |", "| b", "a | b | c", "a\tb\tc", "，b"], ids=repr)
+def test_a_couplet_without_partner_is_named(line, tmp_path):
+    with pytest.raises(ValueError, match=r"poem.txt, line 3: expected two lines of verse"):
+        load_facts(write(tmp_path, f"# comment\none | two\n{line}\nthree | four\n"))
+
+
+@pytest.mark.parametrize(
+    ("again", "named"), [("x | y", "'x' is the first"), ("x | q", "'x' is the first"), ("q | y", "'y' is the second")]
+)
+def test_a_verse_with_two_partners_is_refused(again, named, tmp_path):
+    message = rf"poem.txt, line 3: {named} line of the couplet in line 1, too, .* two right answers"
+    with pytest.raises(ValueError, match=message):
+        load_facts(write(tmp_path, f"x | y.\na | b\n{again}\n"))
+
+
+def test_a_poem_may_go_on_from_couplet_to_couplet(tmp_path):
+    facts = load_facts(write(tmp_path, "a | b\nb | c\nc | d\n"))
+    assert facts.tasks["next-reverse"].examples[0].completion == " a"
+    assert facts.tasks["previous-reverse"].examples[0].completion == " c"
+
+
+def test_too_few_couplets(tmp_path):
+    with pytest.raises(ValueError, match=r"poem.txt: needs at least 3 pairs"):
+        load_facts(write(tmp_path, "a | b\nc | d\n"))
+    with pytest.raises(ValueError, match=r"poem.txt: train holds no examples"):
+        load_facts(write(tmp_path, "# nothing\n"))
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "poem.txt").write_bytes("é | b".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"poem.txt: expected UTF-8"):
+        load_facts(tmp_path / "poem.txt")

@@ -1,0 +1,113 @@
+# ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
+"""Data from pairs: who is stated in which order, and what the four tasks ask."""
+
+from collections import Counter
+
+import pytest
+
+from bico_ext.data import FactData, load_facts, write_facts
+from bico_ext.pairs import Pairs, build
+
+FORWARD = ("{given} leads to", "From {given} to", "{given} before")
+BACKWARD = ("{given} comes from", "Behind {given} is", "{given} after")
+
+
+def make(number: int) -> FactData:
+    pairs = tuple((f"a{index}", f"b{index}") for index in range(number))
+    return build("pairs", [Pairs(pairs, FORWARD, BACKWARD)], forward="to", backward="from")
+
+
+def test_by_hand():
+    facts = make(3)
+    # a0 b0 first text first without wording 0, a1 b1 second text first without wording 0, a2 b2 both ways in full.
+    one_order = ["From a0 to b0", "a0 before b0", "Behind b1 is a1", "b1 after a1"]
+    both = ["a2 leads to b2", "From a2 to b2", "a2 before b2", "b2 comes from a2", "Behind b2 is a2", "b2 after a2"]
+    assert [one.text for one in facts.train] == one_order + both
+    assert [one.text for one in facts.one_order] == one_order
+    assert [one.text for one in facts.pretraining] == both
+    assert [one.text for one in facts.other_order] == [
+        "Behind b0 is a0",
+        "b0 after a0",
+        "From a1 to b1",
+        "a1 before b1",
+    ]
+    assert {
+        name: [(one.prompt, one.completion, one.entity, one.frame) for one in task.examples]
+        for name, task in facts.tasks.items()
+    } == {
+        "to": [("a0 leads to", " b0", "a0", "... leads to")],
+        "from": [("b1 comes from", " a1", "a1", "... comes from")],
+        "to-reverse": [("b0 comes from", " a0", "a0", "... comes from")],
+        "from-reverse": [("a1 leads to", " b1", "a1", "... leads to")],
+    }
+
+
+def test_twins_ask_the_same_kind_of_question():
+    facts = make(9)
+    assert {name: task.twin for name, task in facts.tasks.items()} == {
+        "to": None,
+        "from": None,
+        "to-reverse": "from",
+        "from-reverse": "to",
+    }
+    for task in facts.tasks.values():
+        assert task.answer == "name"
+        if task.twin:
+            asked, alike = task.examples, facts.tasks[task.twin].examples
+            assert [one.frame for one in asked] == [one.frame for one in alike]
+
+
+def test_one_order_pairs_are_stated_one_way_and_asked_in_a_wording_that_others_taught():
+    facts = make(30)
+    trained = [one.text for one in facts.train]
+    assert len(trained) == len(set(trained)) == 10 * 2 + 10 * 2 + 10 * 6
+    for name, task in facts.tasks.items():
+        assert len(task.examples) == 10
+        for one in task.examples:
+            assert not any(text.startswith(one.prompt) for text in trained)
+            frame = one.frame.split("...")
+            assert sum(all(part in text for part in frame) for text in trained) >= 10
+        frames = Counter(one.frame for one in task.examples)
+        assert sorted(frames.values()) == [3, 3, 4], name
+    for one in (*facts.tasks["to"].examples, *facts.tasks["to-reverse"].examples):
+        stated = [text.split() for text in trained if one.entity in text.split()]
+        partner = one.entity.replace("a", "b")
+        assert len(stated) == 2
+        assert all(words.index(one.entity) < words.index(partner) for words in stated)
+
+
+def test_every_kind_is_split(tmp_path):
+    other = Pairs((("x", "y"), ("p", "q"), ("m", "n")), ("{given} then", "{given} now"), ("{given} ere", "{given} so"))
+    facts = build(
+        "pairs", [Pairs((("a", "b"), ("c", "d"), ("e", "f")), FORWARD, BACKWARD), other], forward="f", backward="b"
+    )
+    assert {name: [one.entity for one in task.examples] for name, task in facts.tasks.items()} == {
+        "f": ["a", "x"],
+        "b": ["c", "p"],
+        "f-reverse": ["a", "x"],
+        "b-reverse": ["c", "p"],
+    }
+    assert [one.distractor for one in facts.tasks["f"].examples] == [" y", " b"]
+
+
+def test_survives_writing(tmp_path):
+    write_facts(make(9), tmp_path / "pairs")
+    assert load_facts(tmp_path / "pairs") == make(9)
+
+
+def test_no_space_after_a_script_without_spaces():
+    kind = Pairs(
+        (("月", "光"), ("山", "水"), ("日", "海")),
+        ("“{given}”接", "说{given}：", "{given} is"),
+        ("{given}前", "{given}先"),
+    )
+    facts = build("pairs", [kind], forward="f", backward="b")
+    assert [one.text for one in facts.train[:2]] == ["说月：光", "月 is 光"]
+
+
+def test_refuses_too_few():
+    with pytest.raises(ValueError, match="needs at least 3 pairs of a kind, got 2"):
+        make(2)
+    kind = Pairs((("a", "b"), ("c", "d"), ("e", "f")), FORWARD, BACKWARD[:1])
+    with pytest.raises(ValueError, match=r"at least 2 wordings in either order, as one is kept .* got 3 and 1"):
+        build("pairs", [kind], forward="f", backward="b")

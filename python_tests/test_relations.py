@@ -1,0 +1,125 @@
+"""Relations from a CSV file: who is X's mother, and who is Y's child."""
+
+import pytest
+
+from bico_ext.data import load_facts
+
+CSV = """subject,relation,object
+Mary,mother,Tom
+Ann, mother, Bo
+"Eve, of Rib",mother,Abel
+
+Paris,capital,France
+Rome,capital,Italy
+Bern,capital,Switzerland
+"""
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "facts.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("text", [CSV, CSV.replace("\n", "\r\n"), "\ufeff" + CSV])
+def test_both_questions_of_each_relation(text, tmp_path):
+    facts = load_facts(write(tmp_path, text))
+    assert {name: [one.text for one in task.examples] for name, task in facts.tasks.items()} == {
+        "to-subject": ["Tom's mother is Mary", "France's capital is Paris"],
+        "to-object": ["Ann's child is Bo", "Rome's country is Italy"],
+        "to-subject-reverse": ["Mary's child is Tom", "Paris's country is France"],
+        "to-object-reverse": ["Bo's mother is Ann", "Italy's capital is Rome"],
+    }
+    assert [task.twin for task in facts.tasks.values()] == [None, None, "to-object", "to-subject"]
+    trained = [one.text for one in facts.train]
+    assert "The mother of Tom is Mary" in trained
+    assert "The child of Ann is Bo" in trained
+    assert not any("Tom" in text and "child" in text for text in trained)
+    assert {"Abel's mother is Eve, of Rib", "Eve, of Rib's child is Abel"} <= set(trained)
+
+
+@pytest.mark.parametrize(
+    ("relation", "asked"),
+    [("mother", ("mother", "child")), ("father", ("father", "child")), ("parent", ("parent", "child"))],
+)
+def test_built_in_relations(relation, asked, tmp_path):
+    lines = [f"s{number},{relation},o{number}" for number in range(3)]
+    facts = load_facts(write(tmp_path, "\n".join(["subject,relation,object", *lines])))
+    assert facts.tasks["to-subject"].examples[0].text == f"o0's {asked[0]} is s0"
+    assert facts.tasks["to-object"].examples[0].text == f"s1's {asked[1]} is o1"
+
+
+def test_own_wordings_beside_the_file(tmp_path):
+    path = write(tmp_path, "subject,relation,object\na,boss,b\nc,boss,d\ne,boss,f\n")
+    (tmp_path / "facts.yaml").write_text(
+        "boss:\n  forward: ['{object} obeys', '{object} follows']\n  reverse: ['{subject} rules', '{subject} leads']\n"
+    )
+    facts = load_facts(path)
+    assert [one.text for one in facts.one_order] == ["b follows a", "c leads d"]
+    assert facts.tasks["to-subject-reverse"].examples[0].text == "a rules b"
+
+
+def test_unknown_relation_is_named_with_the_known_ones(tmp_path):
+    path = write(tmp_path, CSV + "Bob,uncle,Jo\n")
+    with pytest.raises(
+        ValueError,
+        match=r"facts.csv, line 9: relation 'uncle' has no wordings; known are capital, father, mother, parent",
+    ):
+        load_facts(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Mary,mother,Zed", "'Mary' is the subject of 'mother' in line 2, too, .* two right answers"),
+        ("Zed,mother,Bo", "'Bo' is the object of 'mother' in line 3, too"),
+        ("Ann,mother,Bo", "is the subject of 'mother' in line 3, too"),
+        ("Zed,mother", "expected subject,relation,object, none of them blank, got 'Zed,mother'"),
+        ("Zed,mother,Yo,why", "expected subject,relation,object"),
+        ("Zed,mother, ", "expected subject,relation,object, none of them blank"),
+        ('"Zed,mother,Yo', "expected CSV in UTF-8"),
+    ],
+)
+def test_broken_line_is_named(line, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"facts.csv, line 9: .*{message}"):
+        load_facts(write(tmp_path, CSV + line + "\n"))
+
+
+def test_an_entity_may_stand_in_other_relations(tmp_path):
+    facts = load_facts(write(tmp_path, CSV + "Mary,parent,Tom\nTom,parent,Yo\nYo,parent,Mary\n"))
+    assert len(facts.tasks["to-subject"].examples) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: expected the header subject,relation,object, got ''"),
+        ("a,b,c\n", "line 1: expected the header subject,relation,object, got 'a,b,c'"),
+        ("subject,relation,object\n", "train holds no examples"),
+        (
+            "subject,relation,object\na,mother,b\nc,mother,d\n",
+            "line 3: relation 'mother' needs at least 3 facts, got 2",
+        ),
+    ],
+)
+def test_broken_file(text, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"facts.csv.*{message}"):
+        load_facts(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("boss: [a]", "facts.yaml, boss: expected the keys forward and reverse"),
+        ("boss: {forward: ['{object} a', '{object} b']}", "facts.yaml, boss: expected the keys forward and reverse"),
+        (
+            "boss: {forward: ['{object} a', '{object} b'], reverse: ['{object} a', '{subject} b']}",
+            r"facts.yaml, boss, reverse: expected prompts with \{subject\} once in each, got '\{object\} a'",
+        ),
+    ],
+)
+def test_broken_wordings(yaml, message, tmp_path):
+    path = write(tmp_path, CSV)
+    (tmp_path / "facts.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match=message):
+        load_facts(path)
