@@ -15,7 +15,7 @@ PYTHON_LAYERS = [
     ["objectives"],
     ["rows"],
     ["trainer", "evaluation"],
-    ["compare", "report"],
+    ["compare", "report", "probe", "probe_report"],
     ["cli"],
 ]
 LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported inside the function that needs it
