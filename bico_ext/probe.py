@@ -89,12 +89,10 @@ def probe(
     order = torch.randperm(len(sequences), generator=Generator().manual_seed(stream_seed("probe", seed)))
     sequences = [sequences[i] for i in order]
     attach(model).eval()
-    attention = {
-        condition: _attention_for_json(
-            attention_by_distance(model, sequences[:samples], condition, progress), condition
-        )
-        for condition in CONDITIONS
-    }
+    attention = {}
+    for condition in CONDITIONS:
+        profile = attention_by_distance(model, sequences[:samples], condition, progress)
+        attention[condition] = _attention_for_json(profile, condition)
     # Nothing attends to the placeholder; 0 is the official code's.
     placeholder_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     sets = {None: sequences} | {length: pack(sequences, length) for length in LENGTHS if length <= context}
@@ -214,12 +212,10 @@ def attention_matrix(
         Two tensors [B, Hq, S (query m), S (key n)]; an unseen key has weight 0 and score -inf.
     """
     length = q.shape[2]
-    identity = torch.eye(length, dtype=torch.float64).expand(
-        *k.shape[:2], -1, -1
-    )  # as values: the output is the weights
+    values = torch.eye(length, dtype=torch.float64).expand(*k.shape[:2], -1, -1)  # so that the weights come out
     q, k, cos, sin = (x.double() for x in (q, k, cos, sin))
     weights, lse = reference.split_triangle_attention(
-        q, k, identity, cos, sin, span_ids=span_ids, scale=scale, mirror=mirror, return_lse=True
+        q, k, values, cos, sin, span_ids=span_ids, scale=scale, mirror=mirror, return_lse=True
     )
     return weights, weights.log() + lse[..., None]
 

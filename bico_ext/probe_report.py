@@ -91,38 +91,62 @@ def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -
 
 
 def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """A row for each mask; loss by context on the right (texts, longest sequences) and by length; bars: 1 s.e."""
+    """A row for each mask: losses and paired differences by length and by context on the right; bars: 1 s.e."""
     masks = list(dict.fromkeys(record["mask"] for record in records))
-    lengths = list(dict.fromkeys(record["length"] for record in records))
     extremes = _extremes(records)
-    figure, grid = _figure(4 * (len(extremes) + 1), 2.8 * len(masks), len(masks), len(extremes) + 1)
-    for row, mask in zip(grid, masks, strict=True):
+    figure, grid = _figure(14, 2.7 * len(masks), len(masks), 4)
+    for mask, (losses, differences, right_losses, right_differences) in zip(masks, grid, strict=True):
         by_length = {record["length"]: record for record in records if record["mask"] == mask}
-        for axes, length in zip(row, extremes, strict=False):
+        members = list(by_length.values())
+        names = ["texts" if length is None else str(length) for length in by_length]
+        for condition, colour in COLOURS.items():
+            look = {"color": colour, "linestyle": STYLES[condition], "label": condition}
+            _draw_estimates(losses, range(len(members)), [record["loss"][condition] for record in members], look)
+            groups = by_length[extremes[0]][GROUPS]
+            _draw_estimates(right_losses, _octaves(groups), [group["loss"][condition] for group in groups], look)
+        pair = DIFFERENCES[0]
+        _draw_estimates(
+            differences, range(len(members)), [record["difference"][pair] for record in members], {"color": "black"}
+        )
+        for length, style in zip(extremes, ("-", "--"), strict=False):
             groups = by_length[length][GROUPS]
-            _draw_losses(axes, [_range(group) for group in groups], groups)
-            axes.set_xlabel(f"tokens on the right of the hidden one, {_length(by_length[length])}")
-        _draw_losses(row[-1], [_length(by_length[length]) for length in lengths], list(by_length.values()))
-        row[-1].set_xlabel("tokens of a sequence")
-        row[0].set_ylabel(f"mask {mask}: loss (nats)")
-    grid[0][0].legend(frameon=False)
+            look = {"color": "black", "linestyle": style, "label": _length(by_length[length])}
+            _draw_estimates(right_differences, _octaves(groups), [group["difference"][pair] for group in groups], look)
+        ranges = {_octave(group): _range(group) for record in members for group in record[GROUPS]}
+        for axes, ticks in (
+            (losses, dict(enumerate(names))),
+            (differences, dict(enumerate(names))),
+            (right_losses, {_octave(group): _range(group) for group in by_length[extremes[0]][GROUPS]}),
+            (right_differences, ranges),
+        ):
+            axes.set_xticks(list(ticks), list(ticks.values()), fontsize=6)
+        for axes in (differences, right_differences):
+            axes.axhline(0, color="grey", linewidth=0.5)
+        losses.set_ylabel(f"mask {mask} (nats)")
+    difference = f"{DIFFERENCES[0]}, paired"
+    for axes, title in zip(grid[0], ("loss", difference, f"loss, {_length(records[0])}", difference), strict=True):
+        axes.set_title(title, fontsize=9)
+    for axes, label in zip(grid[-1], ("tokens of a sequence",) * 2 + ("tokens on the right",) * 2, strict=True):
+        axes.set_xlabel(label)
+    for axes in (grid[0][0], grid[0][3]):
+        axes.legend(frameon=False, fontsize=7)
     _save(figure, path)
 
 
-def _draw_losses(axes: Any, labels: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
-    for condition, colour in COLOURS.items():
-        estimates = [record["loss"][condition] for record in records]
-        axes.errorbar(
-            range(len(estimates)),
-            [estimate["mean"] for estimate in estimates],
-            yerr=[estimate["se"] or 0 for estimate in estimates],
-            color=colour,
-            linestyle=STYLES[condition],
-            marker=".",
-            capsize=2,
-            label=condition,
-        )
-    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+def _draw_estimates(
+    axes: Any, places: Sequence[int], estimates: Sequence[Mapping[str, Any]], look: Mapping[str, Any]
+) -> None:
+    means, errors = zip(*((estimate["mean"], estimate["se"] or 0) for estimate in estimates), strict=True)
+    axes.errorbar(places, means, yerr=errors, marker=".", capsize=2, **look)
+
+
+def _octave(group: Mapping[str, Any]) -> int:
+    """0 for no token on the right, 1 for one, 2 for 2-3, 3 for 4-7, ..."""
+    return int(group["to"]).bit_length()
+
+
+def _octaves(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [_octave(group) for group in groups]
 
 
 def _losses(first: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
