@@ -303,7 +303,7 @@ def denoising(
                 for place, ids in enumerate(sets[length])
             ]
             losses = {c: token_losses(model, rows, c, placeholder_id, batch_size, bar) for c in CONDITIONS}
-            records.append({"length": length, "mask": mask} | _by_right_context(rows, losses))
+            records.append({"length": length, "mask": mask} | by_right_context(rows, losses))
     return records
 
 
@@ -337,7 +337,7 @@ def _logits(model: Any, input_ids: Tensor, span_ids: Tensor, condition: str) -> 
     return model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
 
 
-def _by_right_context(rows: Sequence[Masked], losses: dict[str, list[Tensor]]) -> dict[str, Any]:
+def by_right_context(rows: Sequence[Masked], losses: dict[str, list[Tensor]]) -> dict[str, Any]:
     """`summary` of all hidden tokens, and by the number of tokens on their right: 0, 1, 2-3, 4-7, 8-15, ..."""
     hidden = [(row.labels != NO_LOSS).nonzero()[:, 0] for row in rows]
     right = torch.cat([len(row.labels) - 1 - places for row, places in zip(rows, hidden, strict=True)])
