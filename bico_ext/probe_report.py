@@ -65,7 +65,7 @@ def tables(results: Mapping[str, Any]) -> str:
 
 def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Rotary distance, attention mass and mean logit by the distance of the key; thin lines are single layers."""
-    figure, (rotation, mass, logits) = _figure(12, 3.8, 1, 3)
+    figure, ((rotation, mass, logits),) = _figure(12, 3.8, 1, 3)
     for condition, profile in attention.items():
         look = {"color": COLOURS[condition], "linestyle": STYLES[condition]}
         there = [place for place, pairs in enumerate(profile["pairs"]) if pairs]
@@ -195,13 +195,13 @@ def _estimate(estimate: Mapping[str, float | None]) -> str:
 
 
 def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its axes: an array of them, of one dimension for a single row."""
+    """A figure and its axes, an array [rows, columns]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    grid: Any = figure.subplots(rows, columns)
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, grid

@@ -1,4 +1,4 @@
-"""The probe: attention by distance and frozen losses against hand computation, the standard library and dense fp64 models."""
+"""The probe: attention by distance and frozen losses against hand computation and dense fp64 models."""
 
 import math
 from statistics import mean, stdev
