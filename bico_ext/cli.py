@@ -13,6 +13,7 @@ USAGE = """usage: bico COMMAND [OPTIONS]     bico COMMAND --help lists a command
   train      fine-tune a model on facts in both directions
   evaluate   ask a model facts in both directions
   report     tables, pictures and a page of one or more finished comparisons
+  probe      what a frozen model's attention and denoising loss gain from the flipped sines
   info       versions, instruction sets, threads, CUDA
 """
 
@@ -190,6 +191,53 @@ def _name_files(folder: str, names: Sequence[str]) -> None:
     print(f"{folder}: {', '.join(name for name in names if (Path(folder) / name).exists())}")
 
 
+@dataclass
+class ProbeConfig:
+    """Measure what the flipped sines change for a model as it is: where it attends, how it restores hidden tokens."""
+
+    model: str = field(metadata={"help": "A path or a hub name; it is not trained."})
+    output_dir: str = field(metadata={"help": "For probe.json, table.md, attention.png and denoising.png."})
+    data: str = field(
+        default="synthetic",
+        metadata={
+            "help": "'synthetic', a folder of facts, a JSONL file or a hub name; its pre-training texts are read, or "
+            "its training texts where it has none."
+        },
+    )
+    samples: int = field(default=256, metadata={"help": "Texts, and packed sequences of each length, at most."})
+    seed: int = field(default=0, metadata={"help": "Of the choice of texts and of the hidden tokens."})
+    batch_size: int = field(default=16, metadata={"help": "Sequences at once."})
+
+
+def _probe(arguments: list[str]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bico_ext import environment
+    from bico_ext.attention import has_kernels
+    from bico_ext.data import load_facts
+    from bico_ext.files import write_json
+    from bico_ext.probe import probe
+    from bico_ext.probe_report import write_probe_report
+
+    (config,) = _parse("probe", [ProbeConfig], arguments)
+    _check_model_source(config.model)
+    folder = Path(config.output_dir)
+    if (folder / "probe.json").exists():
+        raise FileExistsError(f"output_dir {folder} already holds a probe; name another folder")
+    facts = load_facts(config.data)
+    texts = facts.pretraining or facts.train
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    model = model.to("cuda" if torch.cuda.is_available() and has_kernels("cuda") else "cpu")
+    measured = probe(model, tokenizer, texts, samples=config.samples, seed=config.seed, batch_size=config.batch_size)
+    data = {"name": facts.name, "texts": "pre-training" if facts.pretraining else "training", "n": len(texts)}
+    results = {"environment": environment.describe(), "settings": vars(config), "data": data} | measured
+    print(write_probe_report(results, folder))
+    write_json(folder / "probe.json", results)
+    print(f"{folder}: probe.json, table.md, attention.png, denoising.png")
+
+
 def _info(arguments: list[str]) -> None:
     import argparse
 
@@ -204,6 +252,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "probe": _probe,
     "info": _info,
 }
 

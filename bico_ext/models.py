@@ -220,6 +220,7 @@ def _attention(
     *,
     span_ids: Tensor | None = None,
     rotary_tables: tuple[Tensor, Tensor] | None = None,
+    mirror: bool = True,
     attach_proof: _Proof | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -264,6 +265,7 @@ def _attention(
         span_ids=span_ids,
         cu_seqlens=kwargs.get("cu_seq_lens_q"),
         scale=scaling,
+        mirror=mirror,
     )
     out = out.transpose(1, 2)  # [B, S, Hq, D]
     return (out if attach_proof is None else attach_proof.judge(module, query, key, out, rotary_tables)), None

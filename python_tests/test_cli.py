@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def test_usage_names_every_command(capsys):
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("compare", "train", "evaluate", "report", "info"))
+    assert all(command in shown for command in ("compare", "train", "evaluate", "report", "probe", "info"))
     assert main(["compere"]) == 2
     assert "'compere' is not a command" in capsys.readouterr().err
 
@@ -32,7 +32,7 @@ def test_info_is_json(capsys):
     assert "avx2" in info["instruction_sets"]
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "report", "info"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "report", "probe", "info"])
 def test_help_works(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -132,7 +132,7 @@ def test_no_abbreviations(tmp_path, capsys):
     ("model", "sentence"),
     [("/no/such/model", "model /no/such/model: no such folder"), (str(CONFIGS), "is a folder without a config.json")],
 )
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "probe"])
 def test_a_wrong_model_path_is_named(command, model, sentence, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main([command, "--model", model, "--data", "synthetic", "--output-dir", out]) == 1
@@ -194,6 +194,27 @@ def test_train_then_evaluate(tmp_path, capsys, lora):
     assert (tmp_path / "scores" / "predictions.jsonl").exists()
     assert main(ask) == 1
     assert "already holds results" in capsys.readouterr().err
+
+
+def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monkeypatch):
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, 0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    pretrained = dataclasses.replace(facts, pretraining=facts.train[:7])
+    monkeypatch.setattr("bico_ext.data.load_facts", {"facts": facts, "pretrained": pretrained}.get)
+    command = ["probe", "--model", str(tmp_path / "model"), "--samples", "3", "--seed", "5"]
+    for data, texts, count in (("facts", "training", len(facts.train)), ("pretrained", "pre-training", 7)):
+        out = tmp_path / data
+        assert main([*command, "--data", data, "--output-dir", str(out)]) == 0
+        assert f"{texts} texts of {facts.name}; seed 5." in capsys.readouterr().out
+        results = json.loads((out / "probe.json").read_text())
+        assert results["data"] == {"name": facts.name, "texts": texts, "n": count}
+        assert results["settings"]["seed"] == 5
+        assert results["attention"].keys() == {"causal", "bico", "naive"}
+        assert {path.name for path in out.iterdir()} == {"probe.json", "table.md", "attention.png", "denoising.png"}
+    assert main([*command, "--data", "facts", "--output-dir", str(tmp_path / "facts")]) == 1
+    assert "already holds a probe; name another folder" in capsys.readouterr().err
 
 
 def test_an_error_is_one_sentence_on_stderr(capsys, tmp_path):

@@ -17,7 +17,7 @@ PYTHON_LAYERS = [
     ["objectives", "rows", "gap", "merge"],
     ["options", "systems", "pictures", "tables"],
     ["trainer", "evaluation", "page", "compare_config", "jobs"],
-    ["runs", "report"],
+    ["runs", "report", "probe", "probe_report"],
     ["compare"],
     ["cli"],
 ]
