@@ -13,9 +13,9 @@ PYTHON_LAYERS = [
     ["environment", "attention", "data"],
     ["models", "synthetic", "tokenization", "metrics"],
     ["objectives"],
-    ["rows"],
+    ["rows", "blank_infilling", "special_tokens"],
     ["trainer", "evaluation"],
-    ["compare", "report"],
+    ["compare", "report", "blank_generation"],
     ["cli"],
 ]
 LAZY = {("data", "synthetic")}  # the loader of `--data synthetic`, imported inside the function that needs it
