@@ -24,7 +24,8 @@ class Masked:
         labels: int64 [S], unshifted; -100 where there is no loss.
         span_ids: int32 [S].
         block_positions: int64 [2, S], ChatGLM-6B's two positions of each token (place in the text, place in its
-            block); None: the ordinary 0 to S - 1.
+            block); None: one position a token.
+        position_ids: int64 [S], the place of each token in the text; None: the ordinary 0 to S - 1.
         mirror: False keeps the sines for later keys: plain bidirectional rotary attention.
     """
 
@@ -32,6 +33,7 @@ class Masked:
     labels: Tensor
     span_ids: Tensor
     block_positions: Tensor | None = None
+    position_ids: Tensor | None = None
     mirror: bool = True
 
 
@@ -44,8 +46,8 @@ def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Any]:
 
     Returns:
         What an attached model takes: input_ids int64 [B, S], labels int64 [B, S] (-100 in the padding), span_ids int32
-        [B, S] (-1 in the padding); where the rows have them, block_positions int64 [B, 2, S]; where they ask for it,
-        mirror False.
+        [B, S] (-1 in the padding); where the rows have them, block_positions int64 [B, 2, S] or position_ids int64
+        [B, S]; where they ask for it, mirror False.
 
     Raises:
         ValueError: no rows.
@@ -68,6 +70,9 @@ def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Any]:
     positions = [row.block_positions.mT for row in rows if row.block_positions is not None]  # [S, 2] each
     if positions:
         batch["block_positions"] = pad_sequence(positions, batch_first=True).mT
+    places = [row.position_ids for row in rows if row.position_ids is not None]
+    if places:
+        batch["position_ids"] = pad_sequence(places, batch_first=True)
     if not rows[0].mirror:
         batch["mirror"] = False
     return batch

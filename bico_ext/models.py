@@ -4,10 +4,12 @@ transformers rotates q and k inside each attention module and hands them to a fu
 such a function under the name "bico" and a forward pre-hook on each attention module. When a call carries `span_ids`,
 the hook keeps the module's (cos, sin) aside and gives it (ones, zeros), a rotation that changes nothing, so that the
 function receives the un-rotated q and k and the real tables. Without `span_ids` the function is transformers' own SDPA.
+`block_positions` replace (cos, sin) by those of two-dimensional positions, with `span_ids` and without.
 """
 
 import inspect
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from bico_ext.attention import split_triangle_attention
 from bico_ext.reference import rotate
+from bico_ext.rotary import Pairing, block_tables, probe
 
 IMPLEMENTATION = "bico"
 PROOF_LENGTH = 32  # tokens; enough for the faster pairs of a head to turn by a radian, so a wrong pairing shows
@@ -37,13 +40,19 @@ def attach(model: Model) -> Model:
     Calls without `span_ids` (generation, left padding, KV cache) go through transformers' SDPA attention, also when
     the model was loaded with another one.
 
+    Two more arguments of the call: `mirror=False` (beside `span_ids`; default True) keeps the sines for later keys,
+    that is plain bidirectional rotary attention. `block_positions`, int64 [B, 2, S], are ChatGLM-6B's positions and
+    take the place of `position_ids`: the first half of a head's pairs turn with the first (the place in the text), the
+    second half with the second (the place in a block); without `span_ids` they work with a KV cache, too.
+
     `state_dict` and `config.json` do not change, so a saved model is a stock model: attach again after loading. An
     attached model is returned as it is. Two forwards of 32 made-up tokens prove the result; they leave the random
     state, the training mode and the gradients alone.
 
     Args:
         model: a transformers causal LM or decoder, or a PEFT model around one, whose attention modules all take
-            `position_embeddings=(cos, sin)` and rotate elements (i, i + R/2), as Llama, Qwen2 and Mistral do.
+            `position_embeddings=(cos, sin)` and rotate the first elements of a head in pairs (i, i + R/2), as Llama,
+            Qwen2 and Mistral do, or (2i, 2i + 1), as GLM and Cohere do.
 
     Returns:
         The same object.
@@ -69,8 +78,11 @@ def attach(model: Model) -> Model:
     layers = _rotary_layers(inner)
     AttentionInterface.register(IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # an unregistered name would silently drop padding
-    handles = [inner.base_model.register_forward_pre_hook(_decoder_hook, with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(_attention_hook, with_kwargs=True) for layer in layers.values()]
+    pairing = probe(type(next(iter(layers.values()))))  # one for all: the proof finds a layer that differs
+    hooks = [(inner.base_model, _decoder_hook), *((layer, _attention_hook) for layer in layers.values())]
+    handles = [
+        module.register_forward_pre_hook(partial(hook, pairing=pairing), with_kwargs=True) for module, hook in hooks
+    ]
     attachment: Any = _Attachment(inner.config._attn_implementation, handles)
     inner._bico_attachment = attachment
     inner.set_attn_implementation(IMPLEMENTATION)
@@ -135,6 +147,15 @@ class _Attachment:
     handles: list[RemovableHandle]
 
 
+@dataclass(frozen=True)
+class _Rotation:
+    """What the attention hook keeps aside for the attention function: cos, sin [1 or B, S, R] by element."""
+
+    cos: Tensor
+    sin: Tensor
+    pairing: Pairing
+
+
 @dataclass(eq=False)
 class _Proof:
     """Travels with the proof's two forwards as a keyword argument, as `span_ids` do, and collects what layers did."""
@@ -143,7 +164,7 @@ class _Proof:
     agreed: set[nn.Module] = field(default_factory=set)
     faults: dict[nn.Module, str] = field(default_factory=dict)
 
-    def judge(self, layer: nn.Module, q: Tensor, k: Tensor, out: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    def judge(self, layer: nn.Module, q: Tensor, k: Tensor, out: Tensor, rotation: _Rotation) -> Tensor:
         """Compare a causal split-triangle layer (un-rotated q, k) with the stock one; return the stock output.
 
         With the stock output the next layer gets its stock input, so a wrong layer does not blame those after it.
@@ -152,10 +173,12 @@ class _Proof:
         # Half precision rounds the two rotations differently (seen: 3e-3) and fp32 may run in TF32; a wrong one is off
         # by about 1.
         tolerance = 5e-2 if out.element_size() == 2 else 5e-3
-        cos, sin = (table.float() for table in tables)
+        q, k = (
+            rotate(x.float(), rotation.cos.float(), rotation.sin.float(), rotation.pairing.interleaved) for x in (q, k)
+        )
         for fault, ours, theirs in (
-            ("it does not just rotate q's elements (i, i + R/2)", rotate(q.float(), cos, sin, False), stock_q.float()),
-            ("it does not just rotate k's elements (i, i + R/2)", rotate(k.float(), cos, sin, False), stock_k.float()),
+            (f"it does not just rotate q's elements {rotation.pairing.elements}", q, stock_q.float()),
+            (f"it does not just rotate k's elements {rotation.pairing.elements}", k, stock_k.float()),
             ("its output is not that of plain softmax attention", out.float(), stock_out.float()),
         ):
             if not (ours - theirs).norm() <= tolerance * theirs.norm():  # this way round, NaN is a fault too
@@ -166,10 +189,14 @@ class _Proof:
         return stock_out
 
 
-def _decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Refuse what contradicts `span_ids`, and keep the decoder from building a KV cache and a mask nobody reads."""
+def _decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, pairing: Pairing) -> Any:
+    """Refuse contradictions, make the tables of block positions, and, with `span_ids`, prevent cache and mask."""
+    if kwargs.get("block_positions") is not None:
+        kwargs = {**kwargs, "block_tables": _block_tables(decoder, kwargs, pairing)}
     if kwargs.get("span_ids") is None:
-        return None
+        if "mirror" in kwargs:
+            raise ValueError("mirror says how span_ids look ahead, and the call has none; give span_ids or drop mirror")
+        return args, kwargs
     config: Any = decoder.config
     if config._attn_implementation != IMPLEMENTATION:
         raise RuntimeError(
@@ -195,10 +222,23 @@ def _decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     return args, {**kwargs, "attention_mask": unread, "use_cache": False}
 
 
-def _attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _block_tables(decoder: nn.Module, kwargs: dict[str, Any], pairing: Pairing) -> tuple[Tensor, Tensor]:
+    """cos and sin, as the decoder lists them, for the call's `block_positions`."""
+    name = type(decoder).__name__
+    if kwargs.get("position_ids") is not None:
+        raise ValueError("position_ids cannot be given together with block_positions; leave out one of the two")
+    inner: Any = decoder
+    if not hasattr(inner, "rotary_emb"):
+        raise TypeError(f"{name} has no rotary_emb module, which block_positions need; use position_ids")
+    return block_tables(inner.rotary_emb, kwargs["block_positions"], pairing, inner.get_input_embeddings().weight.dtype)
+
+
+def _attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, pairing: Pairing) -> Any:
     """Put (cos, sin) aside and give the layer a rotation by nothing. Pure: gradient checkpointing runs it again."""
+    if kwargs.get("block_tables") is not None:
+        kwargs = {**kwargs, "position_embeddings": kwargs["block_tables"]}
     if kwargs.get("span_ids") is None:
-        return None
+        return args, kwargs
     tables = kwargs.get("position_embeddings")
     if not (isinstance(tables, (tuple, list)) and len(tables) == 2 and all(isinstance(t, Tensor) for t in tables)):
         raise TypeError(
@@ -208,7 +248,8 @@ def _attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     # The proof doubles q and k: a layer that normalises after its rotation undoes that, and is found out.
     one = cos.new_full((), 2.0 if kwargs.get("attach_proof") is not None else 1.0)
     still = (one.expand_as(cos), sin.new_zeros(()).expand_as(sin))
-    return args, {**kwargs, "position_embeddings": still, "rotary_tables": (cos, sin)}
+    rotation = _Rotation(pairing.by_element(cos), pairing.by_element(sin), pairing)
+    return args, {**kwargs, "position_embeddings": still, "rotation": rotation}
 
 
 def _attention(
@@ -219,8 +260,8 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     span_ids: Tensor | None = None,
-    rotary_tables: tuple[Tensor, Tensor] | None = None,
     mirror: bool = True,
+    rotation: _Rotation | None = None,
     attach_proof: _Proof | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -240,7 +281,7 @@ def _attention(
             attach_proof.stock[module] = (query, key, stock_out)
         return stock_out, None
 
-    if rotary_tables is None:
+    if rotation is None:
         raise RuntimeError(f"{name} got span_ids but has no hook of ours; call attach(model), not attn_implementation")
     expected = [query.shape[0], query.shape[2]]
     if span_ids.dtype != torch.int32 or list(span_ids.shape) != expected:
@@ -255,20 +296,22 @@ def _attention(
     if attention_mask is not None and attention_mask.numel() > 1:
         raise TypeError(f"{name} makes an attention mask of its own, which split-triangle attention would not read")
     if attach_proof is not None:
-        doubled = torch.arange(query.shape[-1], device=query.device) < rotary_tables[0].shape[-1]  # [D]
+        doubled = torch.arange(query.shape[-1], device=query.device) < rotation.cos.shape[-1]  # [D]
         query, key = (torch.where(doubled, x / 2, x) for x in (query, key))
     out: Any = split_triangle_attention(
         query,
         key,
         value,
-        *rotary_tables,
+        rotation.cos,
+        rotation.sin,
         span_ids=span_ids,
         cu_seqlens=kwargs.get("cu_seq_lens_q"),
         scale=scaling,
         mirror=mirror,
+        interleaved=rotation.pairing.interleaved,
     )
     out = out.transpose(1, 2)  # [B, S, Hq, D]
-    return (out if attach_proof is None else attach_proof.judge(module, query, key, out, rotary_tables)), None
+    return (out if attach_proof is None else attach_proof.judge(module, query, key, out, rotation)), None
 
 
 def _prove(model: nn.Module, inner: PreTrainedModel, layers: dict[str, nn.Module]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import Generator, Tensor
 
+from bico_ext.blank_infilling import abi
 from bico_ext.causal import ntp, permute, reverse
 from bico_ext.denoising import attended_pad, bert, bico, naive, new_token
 from bico_ext.infilling import infill
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, Callable[..., Masked]] = {
     "bico": bico,
     "infill": infill,
     "permute": permute,
+    "abi": abi,
     "naive": naive,
     "bert": bert,
     "attended-pad": attended_pad,

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bico_ext import objectives
 from bico_ext.objectives import Objective
+from bico_ext.special_tokens import added_tokens
 
 _WORD_START = ("Ġ", "▁", " ")  # byte-level BPE, SentencePiece, the word tokenizer of this package
 
@@ -19,17 +20,25 @@ def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizer
 
     Args:
         name: a key of `objectives.OBJECTIVES`.
-        settings: a `BicoConfig`: `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`, `entities_file`.
-        model: a causal LM of transformers.
-        tokenizer: its tokenizer, if there is one.
+        settings: a `BicoConfig`: `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`, `abi_positions`,
+            `entities_file`.
+        model: a causal LM of transformers. An objective with tokens of its own adds those that it lacks, in place.
+        tokenizer: its tokenizer, if there is one; grows with the model.
 
     Raises:
         ValueError: an option that this objective needs cannot be had from them; the message says which and the remedy.
     """
+    def tokens(kind: str) -> int:
+        return added_tokens(model, tokenizer, [kind])[kind]
+
     sources: dict[str, Callable[[], Any]] = {
         "special_ids": lambda: special_ids(model, tokenizer),
         "mask_rate": lambda: settings.mask_rate,
         "placeholder_id": lambda: _placeholder_id(settings.placeholder_id, name, model, tokenizer),
+        "mask_id": lambda: tokens("mask"),
+        "sop_id": lambda: tokens("sop"),
+        "eop_id": lambda: tokens("eop"),
+        "positions": lambda: settings.abi_positions,
         "spans": lambda: settings.infill_spans,
         "segments": lambda: settings.permute_segments,
         "word_starts": lambda: _word_starts(name, model, tokenizer),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
@@ -30,6 +30,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 
 from bico_ext import objectives, options
 from bico_ext.attention import has_kernels
+from bico_ext.blank_infilling import Positions, check_positions
 from bico_ext.denoising import check_mask_rate
 from bico_ext.draws import happens, stream_seed
 from bico_ext.masked import NO_LOSS, pad
@@ -56,6 +57,7 @@ class BicoConfig(TrainingArguments):
             "uniform", a rate drawn for each sequence.
         infill_spans: spans that "infill" writes in a sequence; default 1.
         permute_segments: most pieces that "permute" cuts a sequence into; default 2.
+        abi_positions: of "abi": "2d" (default, ChatGLM-6B's) or "in-place".
         entities_file: text file of names, one a line, that "reverse" keeps whole; default None.
         placeholder_id: the token id that stands for hidden tokens; default the tokenizer's padding id.
         max_length: tokens of a row that are kept; default None: all.
@@ -108,6 +110,13 @@ class BicoConfig(TrainingArguments):
     )
     infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a row."})
     permute_segments: int = field(default=2, metadata={"help": "Most pieces that 'permute' cuts a row into."})
+    abi_positions: str = field(
+        default="2d",
+        metadata={
+            "help": "Of 'abi': '2d' as in ChatGLM-6B, or 'in-place', the place that the text had.",
+            "choices": list(get_args(Positions)),
+        },
+    )
     entities_file: str | None = field(
         default=None, metadata={"help": "Text file of names, one a line, that 'reverse' keeps whole."}
     )
@@ -131,6 +140,7 @@ class BicoConfig(TrainingArguments):
     def __post_init__(self) -> None:
         objectives.check_objective(self.objective)
         self.mask_rate = check_mask_rate(self.mask_rate)
+        check_positions(self.abi_positions)
         for name, least in (("infill_spans", 1), ("permute_segments", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

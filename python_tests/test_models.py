@@ -118,11 +118,15 @@ def test_packed_sequences_do_not_see_each_other() -> None:
         assert relative(got, dense_llama(model, row[None], span_ids[None])[0]) < 1e-6
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "qwen3", "granite", "phi", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "qwen2", "mistral", "qwen3", "granite", "phi", "gpt_neox", "glm", "glm4", "cohere", "helium", "ernie4_5"],
+)
 def test_span_one_is_stock_causal_attention(family: str) -> None:
     """NTP through the op: logits and every gradient of the stock model, in fp32.
 
-    granite has a score scale of its own; phi and gpt_neox rotate part of the head.
+    granite has a score scale of its own; phi and gpt_neox rotate part of the head; glm and glm4 interleaved pairs of
+    it, cohere all of it, with tables in another layout.
     """
     torch.manual_seed(0)
     model = tiny_family(family)

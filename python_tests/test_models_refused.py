@@ -18,7 +18,6 @@ from bico_ext.models import attach, check_attached
         ("qwen3_next", "has 4 layers but 1 attention modules"),  # three linear-attention layers would stay causal
         ("stablelm", r"StableLmAttention: it never received span_ids and would stay causal \(model.layers.0.self"),
         ("nemotron", "NemotronAttention: it never received span_ids"),
-        ("glm", "GlmAttention: it does not just rotate q's elements"),  # interleaved pairs
         ("smollm3", r"rotate q's elements \(i, i \+ R/2\) \(model.layers.1.self_attn\)$"),  # no RoPE in that one
         ("hunyuan_v1_dense", "HunYuanDenseV1Attention: it does not just rotate"),  # normalises after rotating
         ("llama4_text", r"Llama4TextAttention must be given position_embeddings=\(cos, sin\)"),  # complex numbers

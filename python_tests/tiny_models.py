@@ -80,6 +80,10 @@ def tiny_family(family: str, **overrides: object) -> Any:
         "mistral": {"sliding_window": None},
         "granite": {"attention_multiplier": 0.1},
         "hunyuan_v1_dense": {"head_dim": 16},
+        "glm": {"head_dim": 16},
+        "glm4": {"head_dim": 16},
+        "helium": {"head_dim": 16},
+        "ernie4_5": {"head_dim": 16},
         "smollm3": {"no_rope_layers": [1, 0, 1, 1]},
         "deepseek_v3": {"num_key_value_heads": 4},
     }

@@ -1,0 +1,157 @@
+"""Asks a model that was trained by blank infilling (`bico_ext.blank_infilling`) in its own way: it fills a blank."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from bico_ext.blank_infilling import Positions, block_place, check_positions
+from bico_ext.evaluation import BATCH_SIZE, encode_prompts
+from bico_ext.models import check_attached
+from bico_ext.special_tokens import token_ids
+
+
+def generate_blank(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Iterable[str],
+    *,
+    max_new_tokens: int = 40,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+    positions: Positions = "2d",
+    mask: Literal["gmask", "mask"] = "gmask",
+) -> list[str]:
+    """Fills a blank at the end of each prompt greedily, with a KV cache.
+
+    The prompt and a [gMASK] are read in both directions, with plain rotary attention; then the model writes after a
+    [sop], seeing them and what it has written, until [eop]. Completions are cut out as `bico_ext.evaluation.generate`
+    does, and the model's training mode is put back.
+
+    Args:
+        model: a causal LM prepared by `bico_ext.models.attach`, or a PEFT model around one.
+        tokenizer: the model's; it must have [gMASK] (or [MASK]), [sop] and [eop], see `bico_ext.special_tokens`. Its
+            EOS ends a completion, too.
+        prompts: texts to be continued, in any order; equal ones are generated once.
+        max_new_tokens: longest completion in tokens, at least 1; 40 as in the paper's script.
+        batch_size: prompts generated at a time, at least 1, sorted by length.
+        progress: whether to show a progress bar.
+        positions: those the model was trained with, as in `bico_ext.blank_infilling.abi`.
+        mask: the token of the blank: "gmask" (the default), [gMASK], as GLM's generation has it, or "mask", [MASK]: the
+            only one that a model trained by `abi` alone has seen.
+
+    Returns:
+        One completion per prompt, in the given order.
+
+    Raises:
+        RuntimeError: the model is not attached.
+        TypeError: prompts is a single string.
+        ValueError: the tokenizer lacks a token; a prompt has no tokens, or leaves less than max_new_tokens of the
+            model's context; max_new_tokens or batch_size is less than 1; unknown positions.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from bico_ext.models import attach
+        >>> from bico_ext.special_tokens import added_tokens
+        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> tokenizer = train_word_tokenizer(["Ada wrote the first program."])
+        >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        ...                      vocab_size=len(tokenizer))
+        >>> model = attach(LlamaForCausalLM(config))
+        >>> ids = added_tokens(model, tokenizer, ["mask", "gmask", "sop", "eop"])
+        >>> len(generate_blank(model, tokenizer, ["Ada wrote", "Ada"], max_new_tokens=3, progress=False))
+        2
+    """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts must be an iterable of texts, got the string {prompts!r:.60}; use [text]")
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_positions(positions)
+    check_attached(model)  # a stock model would ignore block positions without a word
+    special = token_ids(tokenizer, [mask, "sop", "eop"])
+    ends = [end for end in (special["eop"], tokenizer.eos_token_id) if end is not None]
+    prompts = list(prompts)
+    ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
+    order = sorted(ids, key=lambda prompt: len(ids[prompt]), reverse=True)
+    completions: dict[str, str] = {}
+    with (
+        _evaluation_mode(model),
+        torch.no_grad(),
+        tqdm(total=len(order), desc="generate", unit="prompt", disable=not progress) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            prefixes = [[*ids[prompt], special[mask]] for prompt in batch]
+            answers = _answers(model, prefixes, special["sop"], ends, max_new_tokens, positions)
+            decoded_prompts = tokenizer.batch_decode([ids[prompt] for prompt in batch], skip_special_tokens=True)
+            decoded = tokenizer.batch_decode(
+                [ids[prompt] + answer for prompt, answer in zip(batch, answers, strict=True)], skip_special_tokens=True
+            )
+            for prompt, decoded_prompt, text in zip(batch, decoded_prompts, decoded, strict=True):
+                completions[prompt] = text[len(decoded_prompt) :]
+            bar.update(len(batch))
+    return [completions[prompt] for prompt in prompts]
+
+
+def _answers(
+    model: Any, prefixes: list[list[int]], sop: int, ends: list[int], max_new_tokens: int, positions: Positions
+) -> list[list[int]]:
+    """What the model writes after each prefix, up to an end token."""
+    device = model.device
+    width = max(map(len, prefixes))
+    padding = torch.tensor([width - len(prefix) for prefix in prefixes], device=device)  # [B], on the left
+    rows = [[sop] * (width - len(prefix)) + prefix + [sop] for prefix in prefixes]  # any id can be padding
+    input_ids = torch.tensor(rows, device=device)  # [B, S]
+    index = torch.arange(width + 1, device=device)
+    keys = index >= padding[:, None]  # [B, S]
+    seen = keys[:, None] & ((index < width) | (index[:, None] == width))  # [B, m, n]: the prefix does not see [sop]
+    prefix_places = (index[:width] - padding[:, None]).clamp_min(0)  # [B, S - 1]
+    mask_place = prefix_places[:, -1]  # [B]
+
+    def placed(step: int) -> Tensor:
+        place, second = block_place(mask_place, step, positions)
+        return torch.stack((place, torch.full_like(place, second)), dim=1)[..., None]  # [B, 2, 1]
+
+    prefix_positions = torch.stack((prefix_places, torch.zeros_like(prefix_places)), dim=1)
+    both = torch.cat((prefix_positions, placed(0)), dim=-1)  # [B, 2, S]
+    inputs: dict[str, Any] = {_cache_argument(model): DynamicCache(config=model.config.get_text_config())}
+    written: list[Tensor] = []
+    ended = torch.zeros_like(padding, dtype=torch.bool)
+    for step in range(1, max_new_tokens + 1):
+        where = {"block_positions": both} if positions == "2d" else {"position_ids": both[:, 0]}
+        out = model(
+            input_ids=input_ids, attention_mask=seen[:, None], logits_to_keep=1, use_cache=True, **where, **inputs
+        )
+        token = out.logits[:, -1].argmax(-1)
+        written.append(token)
+        ended |= torch.isin(token, torch.tensor(ends, device=device))
+        if ended.all():
+            break
+        input_ids, both = token[:, None], placed(step)
+        keys = torch.cat((keys, torch.ones_like(keys[:, :1])), dim=1)
+        seen = keys[:, None]  # [B, 1, n]
+    answers = torch.stack(written, dim=1).tolist()
+    return [answer[: next((i for i, token in enumerate(answer) if token in ends), None)] for answer in answers]
+
+
+def _cache_argument(model: Any) -> str:
+    """transformers 5.24 renamed it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,120 @@
+"""Tokens with a meaning of their own, such as [MASK]: found in a tokenizer or added to it and to the model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bico_ext.draws import stream_seed
+
+# How tokenizers write them; the first is added where there is none. GLM-4 and ChatGLM-6B, then GLM-10B.
+SPELLINGS = {
+    "mask": ("[MASK]",),
+    "gmask": ("[gMASK]",),
+    "sop": ("<sop>", "[sop]", "<|startofpiece|>"),
+    "eop": ("<eop>", "[eop]", "<|endofpiece|>"),
+}
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, int]:
+    """The ids of tokens that the tokenizer has.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        names: keys of `SPELLINGS`.
+
+    Returns:
+        An id for each name, in the given order.
+
+    Raises:
+        ValueError: an unknown name, or a token that the tokenizer does not have.
+
+    Example:
+        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> token_ids(train_word_tokenizer(["Fill the [MASK]."]), [])
+        {}
+    """
+    ids = _known(tokenizer, names)
+    missing = [SPELLINGS[name][0] for name, index in ids.items() if index is None]
+    if missing:
+        raise ValueError(
+            f"tokenizer must have the tokens {', '.join(missing)}, but it has none so written; take the tokenizer that "
+            "was saved with the model, or added_tokens"
+        )
+    return {name: index for name, index in ids.items() if index is not None}
+
+
+def added_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, names: Iterable[str]
+) -> dict[str, int]:
+    """The ids of tokens, adding those that the tokenizer lacks.
+
+    An added token is special: decoding skips it. Its rows in the model's input and output embeddings (one and the same
+    where they are tied) are normal with the mean and the standard deviation of the rows before it, each dimension by
+    itself, seeded by the token. The global random state stays as it was.
+
+    Args:
+        model: a transformers causal LM, not yet wrapped by PEFT. Its embeddings grow, in place, where the new ids need
+            it.
+        tokenizer: the model's; gets the tokens, in place. Save it with the model.
+        names: keys of `SPELLINGS`: "mask", "gmask", "sop", "eop".
+
+    Returns:
+        An id for each name, in the given order.
+
+    Raises:
+        ValueError: there is no tokenizer, or an unknown name.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
+        >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        ...                      vocab_size=len(tokenizer))
+        >>> added_tokens(LlamaForCausalLM(config), tokenizer, ["mask", "sop"])
+        {'mask': 8, 'sop': 9}
+    """
+    if tokenizer is None:
+        raise ValueError(
+            "tokenizer must be given to add tokens such as [MASK], got None; pass the model's as processing_class"
+        )
+    ids = _known(tokenizer, names)
+    missing = [SPELLINGS[name][0] for name, index in ids.items() if index is None]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)
+        _give_rows(model, tokenizer, missing)
+    return token_ids(tokenizer, ids)
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, int | None]:
+    vocabulary = tokenizer.get_vocab()
+    ids: dict[str, int | None] = {}
+    for name in names:
+        if name not in SPELLINGS:
+            raise ValueError(f"a token's name must be one of {', '.join(map(repr, SPELLINGS))}, got {name!r}")
+        ids[name] = next((vocabulary[token] for token in SPELLINGS[name] if token in vocabulary), None)
+    return ids
+
+
+def _give_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    added = {token: tokenizer.get_vocab()[token] for token in tokens}
+    first = min(added.values())
+    last = max(added.values())
+    inputs: Any = model.get_input_embeddings()
+    # Some models have more rows than their tokenizer has tokens; such a row is drawn anew all the same.
+    if last >= len(inputs.weight):
+        with torch.random.fork_rng(devices=[]):
+            # transformers' own way gives all new tokens nearly the same row: the mean of the others.
+            model.resize_token_embeddings(last + 1, mean_resizing=False)
+    layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights: dict[int, Tensor] = {id(layer.weight): layer.weight for layer in layers if layer is not None}
+    with torch.no_grad():
+        for side, weight in enumerate(weights.values()):
+            others = weight[:first].float()
+            mean, deviation = others.mean(0), others.std(0)
+            for token, index in added.items():
+                generator = Generator().manual_seed(stream_seed("added token", token, side))
+                noise = torch.randn(mean.shape, generator=generator).to(weight.device)
+                weight[index] = (mean + deviation * noise).to(weight.dtype)
