@@ -28,6 +28,7 @@ def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizer
     Raises:
         ValueError: an option that this objective needs cannot be had from them; the message says which and the remedy.
     """
+
     def tokens(kind: str) -> int:
         return added_tokens(model, tokenizer, [kind])[kind]
 

@@ -21,8 +21,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bico_ext import reference
 from bico_ext.data import Example
+from bico_ext.denoising import bico
+from bico_ext.draws import stream_seed
+from bico_ext.masked import NO_LOSS, Masked, pad
 from bico_ext.models import IMPLEMENTATION, attach
-from bico_ext.objectives import NO_LOSS, Masked, bico, pad, stream_seed
 from bico_ext.tokenization import encode_example
 
 CONDITIONS = ("causal", "bico", "naive")

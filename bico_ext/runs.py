@@ -26,7 +26,7 @@ from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
 from bico_ext.evaluation import Evaluation, evaluate
-from bico_ext.systems import SYSTEMS, System
+from bico_ext.systems import SYSTEMS
 from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
 

@@ -224,10 +224,7 @@ class BicoTrainer(Trainer):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         network: Any = model
 
-        # Objectives
-        self._objectives = {
-            name: options.fill_in(name, args, network, processing_class) for name in ("ntp", args.objective)
-        }
+        # Objective
         self._objective = "ntp"  # of the optimizer step under way
         self._generator = Generator()
         pad_id = getattr(processing_class, "pad_token_id", None) or 0
@@ -249,7 +246,10 @@ class BicoTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval_dataset")
 
-        # The model changes only now that everything has been checked
+        # The model changes only now that everything else has been checked; some objectives add a token
+        self._objectives = {
+            name: options.fill_in(name, args, network, processing_class) for name in ("ntp", args.objective)
+        }
         if peft_config is not None:
             from peft import get_peft_model
 

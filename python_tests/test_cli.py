@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM
 
 from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
-from bico_ext.runs import initial_model
 from bico_ext.data import write_facts
+from bico_ext.runs import initial_model
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoConfig
 

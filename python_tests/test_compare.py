@@ -14,10 +14,10 @@ import torch
 import bico_ext.runs as runs_module
 from bico_ext.compare import compare
 from bico_ext.compare_config import CompareConfig
-from bico_ext.runs import initial_model, run
-from bico_ext.systems import SYSTEMS
 from bico_ext.data import TASKS, Example, load_facts, write_facts
+from bico_ext.runs import initial_model, run
 from bico_ext.synthetic import generate
+from bico_ext.systems import SYSTEMS
 from bico_ext.trainer import BicoTrainer
 
 

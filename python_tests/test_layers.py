@@ -11,7 +11,17 @@ ROOT = Path(__file__).parent.parent
 PYTHON_LAYERS = [
     ["_C", "files", "published", "reference", "rotary"],
     ["environment", "attention", "data", "draws", "masked"],
-    ["models", "tokenization", "metrics", "results", "special_tokens", "causal", "denoising", "infilling", "blank_infilling"],
+    [
+        "models",
+        "tokenization",
+        "metrics",
+        "results",
+        "special_tokens",
+        "causal",
+        "denoising",
+        "infilling",
+        "blank_infilling",
+    ],
     ["synthetic", "berglund", "own_facts", "pairs"],
     ["couplets", "relations"],
     ["objectives", "rows", "gap", "merge"],

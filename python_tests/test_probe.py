@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 
 from bico_ext import models, reference
 from bico_ext.data import Example
+from bico_ext.denoising import bico
+from bico_ext.masked import Masked
 from bico_ext.models import attach
-from bico_ext.objectives import Masked, bico
 from bico_ext.probe import (
     CONDITIONS,
     MASK_RATES,
