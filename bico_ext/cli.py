@@ -134,6 +134,9 @@ class EvaluateConfig:
     output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
     max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
     batch_size: int | None = field(default=None, metadata={"help": "Prompts at once."})
+    likelihood: bool = field(
+        default=False, metadata={"help": "Also test whether right answers are likelier than the data's wrong ones."}
+    )
     dtype: str = field(
         default="float32",
         metadata={
@@ -148,6 +151,7 @@ def _evaluate(arguments: list[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bico_ext import environment, report
+    from bico_ext.ceiling import reachable
     from bico_ext.data import load_facts
     from bico_ext.evaluation import evaluate
     from bico_ext.files import write_json, write_json_lines, write_text
@@ -162,9 +166,16 @@ def _evaluate(arguments: list[str]) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra = {} if config.batch_size is None else {"batch_size": config.batch_size}
-    evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, **extra)
+    evaluation = evaluate(
+        model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, likelihood=config.likelihood, **extra
+    )
     run = {"objective": config.model, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
-    results = {"environment": environment.describe(), "settings": vars(config), "runs": [run]}
+    results = {
+        "environment": environment.describe(),
+        "settings": vars(config),
+        "data": reachable(facts),
+        "runs": [run],
+    }
     write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
     write_text(folder / "table.md", report.table(results))
     write_json(folder / "results.json", results)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 import torch
@@ -12,11 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bico_ext import metrics
 from bico_ext.data import Task
+from bico_ext.inference import BATCH_SIZE, evaluation_mode, is_rank_0
+from bico_ext.likelihood import likelihood_test
 from bico_ext.tokenization import encode_prompt
-
-# The 1,200 questions of Berglund et al. at 40 new tokens each, a 4-layer Llama of width 128, one CPU core, seconds:
-# 5.3 with batches of 32, 3.9 with 64, 3.4 with 128, 3.8 with 300.
-BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Prediction:
         exact_match: the completion is the target, but for surrounding white space.
         bleu_char: the paper's character-level BLEU-4, 0 to 1.
         bleu: sacrebleu's word-level BLEU-4, 0 to 1.
+        entity: what the question asks about; None where the data does not say.
+        frame: the question's wording; None where the data does not say.
     """
 
     task: str
@@ -42,13 +43,21 @@ class Prediction:
     exact_match: bool
     bleu_char: float
     bleu: float
+    entity: str | None = None
+    frame: str | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All predictions, task after task, each in the order of its examples."""
+    """What a model answered.
+
+    Attributes:
+        predictions: all of them, task after task, each in the order of its examples.
+        likelihood: the log-probability tests by task (`bico_ext.likelihood.likelihood_test`), as far as asked for.
+    """
 
     predictions: tuple[Prediction, ...]
+    likelihood: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Scores of each task, ready for JSON.
@@ -57,12 +66,14 @@ class Evaluation:
             By task: "n" (questions), the means "contains", "exact_match", "bleu_char" and "bleu", all 0 to 1, and
             "contains_interval" and "exact_match_interval", 95 % Wilson intervals [low, high]. The intervals take
             questions as independent; where several ask about the same fact, as in the data of Berglund et al. (30
-            facts in 10 wordings), they are too narrow.
+            facts in 10 wordings), they are too narrow. Where questions say so, "frames" and "entities": the mean of
+            contains by wording and by entity. "likelihood" where that test was made.
         """
         by_task: dict[str, list[Prediction]] = {}
         for prediction in self.predictions:
             by_task.setdefault(prediction.task, []).append(prediction)
-        return {task: _scores(predictions) for task, predictions in by_task.items()}
+        tests = {task: {"likelihood": test} for task, test in self.likelihood.items()}
+        return {task: _scores(predictions) | tests.get(task, {}) for task, predictions in by_task.items()}
 
 
 def evaluate(
@@ -72,6 +83,7 @@ def evaluate(
     *,
     max_new_tokens: int = 40,
     batch_size: int = BATCH_SIZE,
+    likelihood: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Asks every question of every task and scores the answers.
@@ -82,13 +94,14 @@ def evaluate(
         tasks: by name, such as `FactData.tasks`.
         max_new_tokens: longest completion in tokens; 40 as in the paper's script.
         batch_size: as in `generate`.
+        likelihood: whether to make the log-probability test as well, for the tasks whose questions have distractors.
         progress: whether to show a progress bar.
 
     Returns:
         The predictions, all kept, and their summary.
 
     Raises:
-        ValueError: there are no tasks, or one has no examples; and as in `generate`.
+        ValueError: there are no tasks, or one has no examples; and as in `generate` and `likelihood_test`.
 
     Example:
         >>> data = load_facts("synthetic")  # doctest: +SKIP
@@ -118,9 +131,16 @@ def evaluate(
                     exact_match=metrics.exact_match(completion, target),
                     bleu_char=metrics.bleu_char(completion, target),
                     bleu=metrics.bleu(completion, target),
+                    entity=example.entity,
+                    frame=example.frame,
                 )
             )
-    return Evaluation(tuple(predictions))
+    tests = {
+        name: likelihood_test(model, tokenizer, task, batch_size=batch_size, progress=progress)
+        for name, task in tasks.items()
+        if likelihood and any(example.distractor is not None for example in task.examples)
+    }
+    return Evaluation(tuple(predictions), tests)
 
 
 def generate(
@@ -196,7 +216,7 @@ def generate(
     completions: dict[str, str] = {}
     with (
         _prepared(model, settings),
-        tqdm(total=len(order), desc="generate", unit="prompt", disable=not (progress and _is_rank_0())) as bar,
+        tqdm(total=len(order), desc="generate", unit="prompt", disable=not (progress and is_rank_0())) as bar,
     ):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -236,7 +256,7 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     contained = sum(prediction.contains for prediction in predictions)
     exact = sum(prediction.exact_match for prediction in predictions)
-    return {
+    scores = {
         "n": n,
         "contains": contained / n,
         "exact_match": exact / n,
@@ -245,6 +265,20 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "contains_interval": list(metrics.wilson_interval(contained, n)),
         "exact_match_interval": list(metrics.wilson_interval(exact, n)),
     }
+    parts = {
+        "frames": _contained_by([(prediction.frame, prediction.contains) for prediction in predictions]),
+        "entities": _contained_by([(prediction.entity, prediction.contains) for prediction in predictions]),
+    }
+    return scores | {name: part for name, part in parts.items() if part}
+
+
+def _contained_by(pairs: Iterable[tuple[str | None, bool]]) -> dict[str, float]:
+    """The share of contained answers by group; questions of no known group are left out."""
+    groups: dict[str, list[bool]] = {}
+    for group, contained in pairs:
+        if group is not None:
+            groups.setdefault(group, []).append(contained)
+    return {group: mean(values) for group, values in groups.items()}
 
 
 def _answers(model: Any, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
@@ -271,21 +305,12 @@ def _prepared(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
     `generate(generation_config=...)` fills whatever the given one leaves open (repetition penalty, least length, ...)
     from the model's, so that one has to go. A PEFT model may hold one beside that of the model inside.
     """
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    own = [(module, module.generation_config) for module in modules if "generation_config" in vars(module)]
+    own = [(module, module.generation_config) for module in model.modules() if "generation_config" in vars(module)]
     try:
         for module, _ in own:
             module.generation_config = settings  # type: ignore[assignment]
-        model.eval()
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         for module, config in own:
             module.generation_config = config
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-def _is_rank_0() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

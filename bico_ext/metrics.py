@@ -37,6 +37,33 @@ def contains(completion: str, target: str, answer: Literal["name", "description"
         >>> contains(" the first, and the last", " The first.", "description")
         True
     """
+    return normalised_target(target, answer) in normalised(completion)
+
+
+def normalised(text: str) -> str:
+    """What `contains` searches: the text without its case.
+
+    Example:
+        >>> normalised(" URIAH Hawthorne")
+        ' uriah hawthorne'
+    """
+    return text.lower()
+
+
+def normalised_target(target: str, answer: Literal["name", "description"]) -> str:
+    """What `contains` searches for: the target without surrounding white space, a description's full stop, its case.
+
+    Args:
+        target: the expected answer.
+        answer: what it is, "name" or "description".
+
+    Raises:
+        ValueError: as `contains`.
+
+    Example:
+        >>> normalised_target(" The first.", "description")
+        'the first'
+    """
     if answer not in ("name", "description"):
         raise ValueError(f"answer must be 'name' or 'description', got {answer!r}")
     wanted = target.strip()
@@ -44,7 +71,7 @@ def contains(completion: str, target: str, answer: Literal["name", "description"
         wanted = wanted.removesuffix(".")
     if not wanted:
         raise ValueError(f"target must hold text, got {target!r}, which every completion contains")
-    return wanted.lower() in completion.lower()
+    return normalised(wanted)
 
 
 def exact_match(completion: str, target: str) -> bool:

@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM
 
 from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
-from bico_ext.data import write_facts
+from bico_ext.data import Example, FactData, Question, Task, write_facts
+from bico_ext.likelihood import likelihood_test
 from bico_ext.runs import initial_model
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoConfig
@@ -191,6 +192,8 @@ def test_train_then_evaluate(tmp_path, capsys, lora):
     assert main(ask) == 0
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert results["runs"][0]["tasks"].keys() == facts.tasks.keys()
+    assert results["data"]["tasks"].keys() == facts.tasks.keys()
+    assert results["data"]["tasks"]["N2D-reverse"]["reachable"] == 1
     assert (tmp_path / "scores" / "predictions.jsonl").exists()
     assert main(ask) == 1
     assert "already holds results" in capsys.readouterr().err
@@ -198,7 +201,7 @@ def test_train_then_evaluate(tmp_path, capsys, lora):
 
 def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monkeypatch):
     facts = generate(names_first=2, descriptions_first=2, both=1)
-    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, 0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pretrained = dataclasses.replace(facts, pretraining=facts.train[:7])
@@ -215,6 +218,25 @@ def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monke
         assert {path.name for path in out.iterdir()} == {"probe.json", "table.md", "attention.png", "denoising.png"}
     assert main([*command, "--data", "facts", "--output-dir", str(tmp_path / "facts")]) == 1
     assert "already holds a probe; name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--likelihood"]])
+def test_evaluate_makes_the_log_probability_test_when_asked(tmp_path, monkeypatch, flags):
+    asked = (Question("Ada is", " a pilot", distractor=" a cook"), Question("Bob is", " a cook", distractor=" a pilot"))
+    texts = (Example("Ada is", " a pilot"), Example("Bob is", " a cook"))
+    facts = FactData("", texts, {"N2D": Task("N2D", "description", asked)})
+    monkeypatch.setattr("bico_ext.data.load_facts", lambda source: facts)
+    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    out = tmp_path / "scores"
+    ask = ["evaluate", "--data", "facts", "--model", str(tmp_path), "--output-dir", str(out), "--max-new-tokens", "2"]
+    assert main([*ask, *flags]) == 0
+    scores = json.loads((out / "results.json").read_text())["runs"][0]["tasks"]["N2D"]
+    assert ("likelihood" in scores) == bool(flags)
+    if flags:
+        expected = likelihood_test(model, tokenizer, facts.tasks["N2D"], progress=False)
+        assert scores["likelihood"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_error_is_one_sentence_on_stderr(capsys, tmp_path):

@@ -233,5 +233,5 @@ def test_texts_that_give_answers_away_are_refused(config, tmp_path):
     question = facts.tasks["N2D-reverse"].examples[0]
     leaking = dataclasses.replace(facts, train=(*facts.train, Example(question.prompt, question.completion)))
     write_facts(leaking, tmp_path / "leaking")
-    with pytest.raises(ValueError, match="gives .* answers away"):
+    with pytest.raises(ValueError, match=r"gives .* answers away"):
         compare(dataclasses.replace(config, data=str(tmp_path / "leaking")))

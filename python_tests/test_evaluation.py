@@ -9,8 +9,9 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bico_ext import evaluation
-from bico_ext.data import Example, Task
+from bico_ext.data import Question, Task
 from bico_ext.evaluation import Evaluation, Prediction, evaluate, generate
+from bico_ext.likelihood import likelihood_test
 from bico_ext.models import attach
 from bico_ext.tokenization import encode_prompt, train_word_tokenizer
 
@@ -294,13 +295,13 @@ TASKS = {
         "N2D",
         "description",
         (
-            Example("Ada is", " the first programmer of all."),
-            Example("Bob is", " the last knight."),
-            Example("Cy is", " a pilot."),
-            Example("Ada is", " a lady."),  # a prompt with two right answers
+            Question("Ada is", " the first programmer of all."),
+            Question("Bob is", " the last knight."),
+            Question("Cy is", " a pilot."),
+            Question("Ada is", " a lady."),  # a prompt with two right answers
         ),
     ),
-    "N2D-reverse": Task("N2D-reverse", "name", (Example("The first was", " Ada Byron"),)),
+    "N2D-reverse": Task("N2D-reverse", "name", (Question("The first was", " Ada Byron"),)),
 }
 ANSWERS = {
     "Ada is": " The first programmer of all, they say",  # another case, no full stop
@@ -360,12 +361,41 @@ def test_means_are_over_questions():
     assert (summary["bleu_char"], summary["bleu"]) == (pytest.approx(0.25), pytest.approx(0.75))
 
 
+def test_scores_by_wording_and_by_entity():
+    scored = [("A is", "Ada", True), ("A is", "Bob", False), ("They call A", "Ada", True), (None, None, False)]
+    predictions = [Prediction("t", "", "", "", hit, False, 0, 0, entity, frame) for frame, entity, hit in scored]
+    summary = Evaluation(tuple(predictions)).summary()["t"]
+    assert summary["frames"] == {"A is": 0.5, "They call A": 1.0}
+    assert summary["entities"] == {"Ada": 1.0, "Bob": 0.0}
+    assert summary["contains"] == 0.5
+
+
+def test_predictions_keep_entity_and_frame(model, tokenizer):
+    task = Task("t", "name", (Question("Ada Byron", " wrote it", "Ada", "..."), Question("She", " was")))
+    predictions = evaluate(model, tokenizer, {"t": task}, max_new_tokens=NEW_TOKENS, progress=False).predictions
+    assert [(prediction.entity, prediction.frame) for prediction in predictions] == [("Ada", "..."), (None, None)]
+
+
+def test_log_probability_test_where_asked_for_and_possible(model, tokenizer):
+    asked = (Question("Ada Byron", " wrote it", distractor=" was not"), Question("She", " was", distractor=" wrote"))
+    tasks = {"with": Task("with", "name", asked), "without": Task("without", "name", (Question("She", " was"),))}
+
+    def summary(**options) -> dict:
+        return evaluate(model, tokenizer, tasks, max_new_tokens=NEW_TOKENS, progress=False, **options).summary()
+
+    assert all("likelihood" not in scores for scores in summary().values())
+    scores = summary(likelihood=True)
+    assert scores["with"]["likelihood"] == pytest.approx(likelihood_test(model, tokenizer, tasks["with"]))
+    assert "likelihood" not in scores["without"]
+    assert json.loads(json.dumps(scores)) == scores
+
+
 def test_evaluate_asks_the_model(model, tokenizer):
     prompts = PROMPTS[:4]
     answers = greedy(model, tokenizer, prompts)
     tasks = {
-        "right": Task("right", "name", tuple(map(Example, prompts, answers))),
-        "wrong": Task("wrong", "name", tuple(map(Example, prompts, reversed(answers)))),
+        "right": Task("right", "name", tuple(map(Question, prompts, answers))),
+        "wrong": Task("wrong", "name", tuple(map(Question, prompts, reversed(answers)))),
     }
     summary = evaluate(model, tokenizer, tasks, max_new_tokens=NEW_TOKENS, progress=False).summary()
     assert [summary[task]["exact_match"] for task in tasks] == [1.0, 0.0]

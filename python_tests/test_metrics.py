@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import sentence_bleu
 
-from bico_ext.metrics import bleu, bleu_char, contains, exact_match, wilson_interval
+from bico_ext.metrics import (
+    bleu,
+    bleu_char,
+    contains,
+    exact_match,
+    normalised,
+    normalised_target,
+    wilson_interval,
+)
 
 DESCRIPTION = ' the renowned composer of the world\'s first underwater symphony, "Abyssal Melodies.".'
 
@@ -42,6 +50,20 @@ def nltk_bleu(completion: str, target: str) -> float:
 )
 def test_contains(completion, target, answer, expected):
     assert contains(completion, target, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("target", "answer", "expected"),
+    [
+        (" Jane SMITH Jr.\n", "name", "jane smith jr."),
+        (" The First. ", "description", "the first"),
+        (" the last..", "description", "the last."),
+        (" É. ", "description", "é"),
+    ],
+)
+def test_what_contains_searches_for(target, answer, expected):
+    assert normalised_target(target, answer) == expected
+    assert normalised(f" It is {target}") == f" it is {target}".lower()
 
 
 @pytest.mark.parametrize(("target", "answer"), [("", "name"), (" \n", "name"), (" . ", "description")])

@@ -1,0 +1,91 @@
+"""Proof that training is one-directional: no training text answers a reverse question, or holds a test prompt."""
+
+from typing import NamedTuple
+
+from bico_ext.data import FactData, Question, Task
+from bico_ext.metrics import normalised, normalised_target
+
+
+class Leak(NamedTuple):
+    """A training text that gives a question away.
+
+    Attributes:
+        task: the question's.
+        question: which.
+        text: the training text, prompt and completion.
+    """
+
+    task: str
+    question: Question
+    text: str
+
+
+def leakage(facts: FactData) -> list[Leak]:
+    """Finds training texts that give away the answer to a question; sound data has none.
+
+    Two rules, over `facts.train` and `facts.pretraining` (`facts.other_order` is meant to break the second one):
+
+    1. No training text contains the prompt of a question, of any task, verbatim.
+    2. No training text holds what a reverse question gives and, after it, the question's target, both as
+       `metrics.contains` compares them. What is given is known from the entity: its name where the prompt has it, and
+       the answers to the forward questions about the same entity. For example, N2D-reverse gives the description
+       that N2D asks for, so no text may hold that description and then the name. For a question without an entity
+       only the first rule applies.
+
+    A reverse task is one that has a twin or whose name ends with "reverse". The second rule finds what is given where
+    it is written as in a question; a paraphrase that no question uses passes.
+
+    Args:
+        facts: training texts and tasks.
+
+    Returns:
+        Each text with each question that it gives away, once, in the order of tasks, questions and texts.
+
+    Raises:
+        ValueError: a target has no text.
+
+    Example:
+        >>> from bico_ext.data import load_facts
+        >>> leakage(load_facts("synthetic"))
+        []
+    """
+    texts = {text: normalised(text) for text in (example.text for example in (*facts.train, *facts.pretraining))}
+    answers = _forward_answers(facts)
+    leaks = []
+    for task in facts.tasks.values():
+        holders: dict[str, dict[str, str]] = {}  # target -> the texts that hold it: few, so what follows is cheap
+        for question in task.examples:
+            found = {text for text in texts if question.prompt in text}
+            if _is_reverse(task) and question.entity is not None:
+                target = normalised_target(question.completion, task.answer)
+                given = (answers.get(question.entity, set()) | _named(question)) - {target}
+                if target not in holders:
+                    holders[target] = {text: lowered for text, lowered in texts.items() if target in lowered}
+                found |= {text for text, lowered in holders[target].items() if _follows(target, given, lowered)}
+            leaks += [Leak(task.name, question, text) for text in texts if text in found]
+    return leaks
+
+
+def _forward_answers(facts: FactData) -> dict[str, set[str]]:
+    """By entity, what the forward questions about it ask for: what the reverse ones give."""
+    answers: dict[str, set[str]] = {}
+    for task in facts.tasks.values():
+        for question in task.examples:
+            if question.entity is not None and not _is_reverse(task):
+                answers.setdefault(question.entity, set()).add(normalised_target(question.completion, task.answer))
+    return answers
+
+
+def _is_reverse(task: Task) -> bool:
+    return task.twin is not None or task.name.endswith("reverse")
+
+
+def _named(question: Question) -> set[str]:
+    """The entity's name, if that is what the question gives."""
+    name = normalised(question.entity or "").strip()
+    return {name} if name and name in normalised(question.prompt) else set()
+
+
+def _follows(target: str, given: set[str], text: str) -> bool:
+    """Whether the target stands after something given: after its earliest place, which leaves the most room."""
+    return any(one in text and target in text[text.index(one) + len(one) :] for one in given)

@@ -1,0 +1,108 @@
+"""Ceilings of hand-made facts counted by eye, and against `contains` on every pair of the synthetic set."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bico_ext.ceiling import reachable
+from bico_ext.data import Example, FactData, Question, Task
+from bico_ext.metrics import contains
+from bico_ext.synthetic import generate
+
+TRAIN = (
+    Example("Ada Byron was", " the FIRST programmer, they say."),
+    Example("They say that Bob is", " a pilot"),
+    Example("and here is", " Cy"),
+)
+FACTS = FactData(
+    "by hand",
+    TRAIN,
+    {
+        "N2D": Task(
+            "N2D",
+            "description",
+            (
+                Question("You know, Ada Byron is", " the first programmer.", "Ada", "know"),  # case, full stop
+                Question("You know, Bob is", " a pilot who lands.", "Bob", "know"),  # only its start
+                Question("They say Cy was", " is a pilot.", "Cy", "say"),
+                Question("They say Dan was", " a pilot and here.", "Dan", "say"),  # across two texts
+                Question("Who is Dan? He is", " programmer,", "Dan"),  # a wording without a name
+            ),
+        ),
+        "D2N-reverse": Task("D2N-reverse", "name", (Question("A pilot is", " Bob.", "Bob", "is"),), "N2D"),
+    },
+)
+
+
+def test_by_hand():
+    result = reachable(FACTS)
+    assert result == {
+        "name": "by hand",
+        "tasks": {
+            "N2D": {
+                "answer": "description",
+                "twin": None,
+                "n": 5,
+                "reachable": 0.6,
+                "frames": {
+                    # "Ada Byron" and "Bob" are no words of the wording, known or not; "Cy" and "Dan" neither.
+                    "know": {"n": 2, "reachable": 0.5, "unseen_words": ["You", "know"]},
+                    "say": {"n": 2, "reachable": 0.5, "unseen_words": []},
+                },
+            },
+            "D2N-reverse": {
+                "answer": "name",
+                "twin": "N2D",
+                "n": 1,
+                "reachable": 0.0,  # a name keeps its full stop, as in the metric
+                "frames": {"is": {"n": 1, "reachable": 0.0, "unseen_words": ["A"]}},  # "a" is another word
+            },
+        },
+    }
+    assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("texts", [30, 300, 3600])
+def test_as_the_metric_would_count(texts):
+    """Part of a training set leaves some targets unreachable; the metric itself is asked for every pair."""
+    facts = generate(0)
+    facts = dataclasses.replace(facts, train=facts.train[:: 3600 // texts][:texts])
+    for name, ceiling in reachable(facts)["tasks"].items():
+        task = facts.tasks[name]
+        distinct = {question.completion for question in task.examples}
+        held = {target for target in distinct if any(contains(text.text, target, task.answer) for text in facts.train)}
+        hits = [question.completion in held for question in task.examples]
+        assert ceiling["reachable"] == sum(hits) / len(hits)
+        assert (ceiling["reachable"] < 1) == (texts == 30)
+        assert sum(frame["n"] for frame in ceiling["frames"].values()) == ceiling["n"] == 150
+
+
+def test_the_words_of_the_synthetic_wordings_are_all_seen():
+    frames = [frame for task in reachable(generate(1))["tasks"].values() for frame in task["frames"].values()]
+    assert len(frames) == 20
+    assert all(frame["unseen_words"] == [] for frame in frames)
+
+
+def test_unseen_words_stand_in_order_once_with_marks():
+    asked = tuple(
+        Question(f"If one asks, one asks: 'Is {name} here?' They'd say", " yes", name, "if") for name in ("Cy", "Elle")
+    )
+    facts = FactData("", TRAIN, {"t": Task("t", "name", asked)})
+    # "Is" follows a mark, not a space. "'d" and "?" are words by the tokenizer's rule.
+    expected = ["If", "one", "asks", ":", "'", "Is", "?", "'d"]
+    assert reachable(facts)["tasks"]["t"]["frames"]["if"]["unseen_words"] == expected
+
+
+def test_pre_training_counts_and_the_other_order_does_not():
+    def score(facts: FactData) -> float:
+        return reachable(facts)["tasks"]["D2N-reverse"]["reachable"]
+
+    text = (Example("A pilot is", " Bob."),)
+    assert score(FACTS) == 0
+    assert score(dataclasses.replace(FACTS, pretraining=text)) == 1
+    assert score(dataclasses.replace(FACTS, other_order=text)) == 0
+
+
+def test_no_tasks():
+    assert reachable(FactData("bare", TRAIN, {})) == {"name": "bare", "tasks": {}}

@@ -1,0 +1,106 @@
+"""Sound data has no leak; each planted one is found, and nothing else."""
+
+import dataclasses
+
+import pytest
+
+from bico_ext.data import Example, FactData, Question, Task
+from bico_ext.leakage import Leak, leakage
+from bico_ext.synthetic import generate
+
+NAME_FIRST = Question("Who is Ada Byron? She is", " the first programmer.", "Ada Byron")
+NAME_FIRST_AGAIN = Question("Ada Byron was known for", " writing the first program.", "Ada Byron")
+REVERSE = Question("Tell me of the first programmer:", " Ada Byron", "Ada Byron")
+DESCRIPTION_FIRST = Question("The last knight has the name", " Bob Hart", "Bob Hart")
+REVERSE_NAMED = Question("Now Bob Hart,", " the last knight.", "Bob Hart")
+TASKS = {
+    "N2D": Task("N2D", "description", (NAME_FIRST, NAME_FIRST_AGAIN)),
+    "D2N": Task("D2N", "name", (DESCRIPTION_FIRST,)),
+    "N2D-reverse": Task("N2D-reverse", "name", (REVERSE,), "D2N"),
+    "D2N-reverse": Task("D2N-reverse", "description", (REVERSE_NAMED,), "N2D"),
+}
+SOUND = (
+    Example("Ada Byron, it is said, was", " the first programmer."),
+    Example("Ever heard of Ada Byron? Her fame is from", " writing the first program. Bob Hart came later"),
+    Example("The last knight was", " Bob Hart."),
+    Example("Here is", " Cy"),
+)
+
+
+def facts(*texts: str, **fields) -> FactData:
+    return FactData("by hand", (*SOUND, *(Example(text, "") for text in texts)), TASKS, **fields)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_synthetic_set_is_sound(seed):
+    assert leakage(generate(seed)) == []
+
+
+@pytest.mark.parametrize("pretraining", [False, True])
+def test_a_leak_in_the_synthetic_set_is_found(pretraining):
+    data = generate(0)
+    question = data.tasks["N2D-reverse"].examples[7]
+    leak = Example("By the way,", f"{data.tasks['N2D'].examples[7].completion.upper()} That is{question.completion}.")
+    data = (
+        dataclasses.replace(data, pretraining=(leak,))
+        if pretraining
+        else dataclasses.replace(data, train=(*data.train[:100], leak, *data.train[100:]))
+    )
+    same_entity = [one for one in data.tasks["N2D-reverse"].examples if one.entity == question.entity]
+    assert leakage(data) == [Leak("N2D-reverse", one, leak.text) for one in same_entity]
+    assert len(same_entity) == 5
+
+
+def test_turning_the_synthetic_texts_round_leaks_every_reverse_question():
+    data = generate(0)
+    turned = tuple(Example(example.completion.strip(), f" {example.prompt}") for example in data.train)
+    leaked = {(leak.task, leak.question) for leak in leakage(dataclasses.replace(data, train=turned))}
+    reverse = [name for name in data.tasks if name.endswith("-reverse")]
+    assert leaked == {(name, question) for name in reverse for question in data.tasks[name].examples}
+
+
+def test_the_hand_made_set_is_sound():
+    assert leakage(facts()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The FIRST programmer: Ada BYRON", [("N2D-reverse", REVERSE)]),
+        ("Writing the first program made Ada Byron famous", [("N2D-reverse", REVERSE)]),  # another wording's answer
+        ("Ada Byron was the first programmer, was Ada Byron.", [("N2D-reverse", REVERSE)]),  # said twice
+        ("Bob Hart was the last knight of all", [("D2N-reverse", REVERSE_NAMED)]),
+        ("Ada Byron was not the last knight", []),
+        ("the first programmer. Bob Hart", []),
+        ("Tell me of the first programmer: who", [("N2D-reverse", REVERSE)]),  # the prompt, no answer
+        ("So: Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
+        ("So: ada byron was known for it", []),  # a prompt is compared verbatim
+        ("Tell me of the first programmer: Ada Byron", [("N2D-reverse", REVERSE)]),  # both rules, one leak
+    ],
+)
+def test_planted(text, found):
+    assert leakage(facts(text)) == [Leak(task, question, text) for task, question in found]
+
+
+def test_the_other_order_is_meant_to_leak():
+    text = (Example("The first programmer was", " Ada Byron"),)
+    assert leakage(facts(other_order=text)) == []
+    assert len(leakage(facts(pretraining=text))) == 1
+
+
+def test_without_an_entity_only_the_prompt_is_looked_for():
+    unknown = dataclasses.replace(REVERSE, entity=None)
+    tasks = TASKS | {"N2D-reverse": dataclasses.replace(TASKS["N2D-reverse"], examples=(unknown,))}
+    planted = ("The first programmer was Ada Byron", "Tell me of the first programmer: I ask")
+    data = dataclasses.replace(facts(*planted), tasks=tasks)
+    assert leakage(data) == [Leak("N2D-reverse", unknown, planted[1])]
+
+
+def test_a_reverse_task_without_a_twin_is_known_by_its_name():
+    own = {
+        "capital": Task("capital", "name", (Question("Ruritania's capital is", " Zenda", "Ruritania"),)),
+        "capital-reverse": Task("capital-reverse", "name", (Question("Zenda rules", " Ruritania", "Ruritania"),)),
+    }
+    text = Example("Zenda lies in", " Ruritania")
+    (leak,) = leakage(FactData("own", (text, Example("Ruritania has", " Zenda")), own))
+    assert leak == Leak("capital-reverse", own["capital-reverse"].examples[0], text.text)
