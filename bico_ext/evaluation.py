@@ -1,6 +1,6 @@
 """Asks a model the questions of its tasks, by ordinary greedy causal generation, and scores what it writes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import mean
@@ -85,6 +85,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     likelihood: bool = False,
     progress: bool = True,
+    generator: Callable[..., list[str]] | None = None,
 ) -> Evaluation:
     """Asks every question of every task and scores the answers.
 
@@ -96,6 +97,8 @@ def evaluate(
         batch_size: as in `generate`.
         likelihood: whether to make the log-probability test as well, for the tasks whose questions have distractors.
         progress: whether to show a progress bar.
+        generator: how answers are written, a function like `generate`, the default; `blank_generation.generate_blank`
+            for a model that fills blanks.
 
     Returns:
         The predictions, all kept, and their summary.
@@ -115,7 +118,9 @@ def evaluate(
         raise ValueError(f"tasks must have at least one example each, got none for {', '.join(empty)}; leave them out")
     prompts = [example.prompt for task in tasks.values() for example in task.examples]
     completions = iter(
-        generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+        (generator or generate)(
+            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+        )
     )
     predictions = []
     for name, task in tasks.items():

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from bico_ext.attention import has_kernels
 from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
-from bico_ext.evaluation import Evaluation, evaluate
+from bico_ext.evaluation import Evaluation, evaluate, generate
 from bico_ext.systems import SYSTEMS
 from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
@@ -49,7 +50,10 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
         rows += facts.other_order
     mixing = config.mixing_probability if system.mixing_probability is None else system.mixing_probability
     trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, folder(config, name, seed))
-    generators = {"": generate_blank, "causal": None} if system.blank_generation else {"": None}
+    # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
+    blank = partial(generate_blank, mask="mask")
+    generators: dict[str, Callable[..., list[str]]]
+    generators = {"": blank, "causal": generate} if system.blank_generation else {"": generate}
     curve = _Curve(config, tokenizer, facts.tasks, generators[""])
     for callback in (*(callbacks or []), curve):
         trainer.add_callback(callback)
@@ -58,7 +62,16 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     train_seconds = time.perf_counter() - started - curve.seconds
     trainer.save_model()
     evaluations = {
-        kind: _evaluate(config, model, tokenizer, facts.tasks, generator) for kind, generator in generators.items()
+        kind: evaluate(
+            model,
+            tokenizer,
+            facts.tasks,
+            max_new_tokens=config.max_new_tokens,
+            likelihood=True,
+            progress=False,
+            generator=generator,
+        )
+        for kind, generator in generators.items()
     }
 
     def scored(evaluation: Evaluation) -> dict[str, Any]:
@@ -158,7 +171,9 @@ class _Curve(TrainerCallback):
         seconds: spent asking.
     """
 
-    def __init__(self, config: CompareConfig, tokenizer: Any, tasks: dict[str, Task], generator: Any) -> None:
+    def __init__(
+        self, config: CompareConfig, tokenizer: Any, tasks: dict[str, Task], generator: Callable[..., list[str]]
+    ) -> None:
         self.config, self.tokenizer, self.generator = config, tokenizer, generator
         self.points: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -173,15 +188,17 @@ class _Curve(TrainerCallback):
         if step * points // steps == (step - 1) * points // steps:
             return
         started = time.perf_counter()
-        evaluation = _evaluate(self.config, kwargs["model"], self.tokenizer, self.tasks, self.generator)
+        evaluation = evaluate(
+            kwargs["model"],
+            self.tokenizer,
+            self.tasks,
+            max_new_tokens=self.config.max_new_tokens,
+            progress=False,
+            generator=self.generator,
+        )
         scores = {task: round(values["contains"], 4) for task, values in evaluation.summary().items()}
         self.points.append({"step": step, "tasks": scores})
         self.seconds += time.perf_counter() - started
-
-
-def _evaluate(config: CompareConfig, model: Any, tokenizer: Any, tasks: dict[str, Task], generator: Any) -> Evaluation:
-    extra = {} if generator is None else {"generator": generator}
-    return evaluate(model, tokenizer, tasks, max_new_tokens=config.max_new_tokens, progress=False, **extra)
 
 
 def _trainer(

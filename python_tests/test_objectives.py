@@ -121,8 +121,8 @@ def test_permute_cuts_and_orders_uniformly():
         assert masked.labels.tolist() == [*[NO_LOSS] * (1 + given), *masked.input_ids[1 + given :].tolist()]
         return given, *masked.input_ids[1:].tolist()
 
-    # First how many tokens are given. Two pieces: cut after one or two tokens and turned, whatever the draw. Three: five
-    # of six orders are themselves, the identity becomes 9 8 7.
+    # First how many tokens are given. Two pieces: cut after one or two tokens and turned, whatever the draw. Three:
+    # five of six orders are themselves, the identity becomes 9 8 7.
     expected = {
         (2, 8, 9, 7): 1 / 4,
         (1, 9, 7, 8): 1 / 4 + 1 / 12,
