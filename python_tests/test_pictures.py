@@ -25,6 +25,9 @@ def test_old_results_have_no_curves(tmp_path):
     made = made_up.old_results()
     assert not draw_curves(made, tmp_path / "p.png")
     for run in made["runs"]:
+        run["curve"] = []
+    assert not draw_curves(made, tmp_path / "p.png")
+    for run in made["runs"]:
         del run["losses"]
         run["tasks"] = {"D2N": run["tasks"]["D2N"]}
     assert not draw_losses(made, tmp_path / "p.png")
@@ -40,6 +43,15 @@ def test_missing_parts_leave_the_others(draw, tmp_path):
     made["runs"][1]["curve"] = []
     del made["runs"][2]["tasks"]["D2N"], made["runs"][3]["tasks"]["D2N"]
     assert draw(made, tmp_path / "p.png")
+
+
+def test_a_bar_is_as_long_as_its_score(tmp_path):
+    areas = []
+    for score in (0.4, 0.8):
+        draw_accuracy(made_up.old_results({"bico": {"D2N": (score, score)}}), tmp_path / "p.png")
+        red, _, blue = imread(tmp_path / "p.png")[..., :3].transpose(2, 0, 1)
+        areas.append((blue - red > 0.3).sum())
+    assert areas[1] / areas[0] == pytest.approx(2, rel=0.05)
 
 
 def test_an_objective_keeps_its_colour_and_variants_differ():

@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_one_sentence(text, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_report_of_an_evaluated_model(tmp_path):
+def test_the_report_of_an_evaluated_model(tmp_path, capsys):
     """`bico evaluate` names neither seed nor losses, and its predictions no objective."""
     made = made_up.old_results({"path/to/model": {"D2N": (0.5,)}})
     for name in ("seed", "losses", "train_seconds"):
@@ -90,7 +90,10 @@ def test_the_report_of_an_evaluated_model(tmp_path):
         for row in made_up.predictions(made_up.old_results({"path/to/model": {"D2N": (0.5,)}}))
     ]
     folder = made_up.write(tmp_path / "scores", made, answers)
-    assert "| path/to/model | 0.50 [0.05, 0.95] |" in merged_report([folder], tmp_path / "out")
+    assert main(["report", folder, "--output-dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "| path/to/model | 0.50 [0.05, 0.95] |" in shown
+    assert shown.endswith("/out: report.html, table.md, accuracy.png\n"), "no file that was not written"
     assert names(tmp_path / "out") == {"report.html", "table.md", "accuracy.png"}
     assert "path/to/model, D2N: 2 of 4 right" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "scores" / "results.json").read_text()) == made
