@@ -96,6 +96,15 @@ def test_without_an_entity_only_the_prompt_is_looked_for():
     assert leakage(data) == [Leak("N2D-reverse", unknown, planted[1])]
 
 
+def test_without_a_forward_task_the_name_in_the_prompt_is_what_is_given():
+    planted = ("Bob Hart was the last knight", "Bobs were the last knight", "A last stand: Bob Hart was the last knight")
+    data = dataclasses.replace(facts(*planted), tasks={"D2N-reverse": TASKS["D2N-reverse"]})
+    assert [leak.text for leak in leakage(data)] == [planted[0], planted[2]]
+    unnamed = dataclasses.replace(REVERSE_NAMED, prompt="Now this one,")
+    data = dataclasses.replace(data, tasks={"D2N-reverse": Task("D2N-reverse", "description", (unnamed,), "N2D")})
+    assert leakage(data) == []
+
+
 def test_a_reverse_task_without_a_twin_is_known_by_its_name():
     own = {
         "capital": Task("capital", "name", (Question("Ruritania's capital is", " Zenda", "Ruritania"),)),
