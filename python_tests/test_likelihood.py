@@ -207,6 +207,7 @@ def test_where_t_is_not_defined(numbers, recwarn, correct, wrong):
     assert result["t"] is None
     assert result["t_p"] is None
     assert result["difference"] == correct[0] - wrong[0]
+    assert result["preferred"] == (correct[0] > wrong[0])  # a tie is no preference
     assert 0 < result["ks_p"] <= 1
     json.dumps(result, allow_nan=False)
     assert [str(warning.message) for warning in recwarn] == []
