@@ -58,7 +58,7 @@ def leakage(facts: FactData) -> list[Leak]:
             found = {text for text in texts if question.prompt in text}
             if _is_reverse(task) and question.entity is not None:
                 target = normalised_target(question.completion, task.answer)
-                given = (answers.get(question.entity, set()) | _named(question)) - {target}
+                given = (answers.get(question.entity, set()) | _named(question.entity, question.prompt)) - {target}
                 if target not in holders:
                     holders[target] = {text: lowered for text, lowered in texts.items() if target in lowered}
                 found |= {text for text, lowered in holders[target].items() if _follows(target, given, lowered)}
@@ -80,10 +80,10 @@ def _is_reverse(task: Task) -> bool:
     return task.twin is not None or task.name.endswith("reverse")
 
 
-def _named(question: Question) -> set[str]:
-    """The entity's name, if that is what the question gives."""
-    name = normalised(question.entity or "").strip()
-    return {name} if name and name in normalised(question.prompt) else set()
+def _named(entity: str, prompt: str) -> set[str]:
+    """The entity's name, if that is what the prompt gives."""
+    name = normalised(entity).strip()
+    return {name} if name and name in normalised(prompt) else set()
 
 
 def _follows(target: str, given: set[str], text: str) -> bool:

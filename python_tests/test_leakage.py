@@ -12,12 +12,14 @@ NAME_FIRST = Question("Who is Ada Byron? She is", " the first programmer.", "Ada
 NAME_FIRST_AGAIN = Question("Ada Byron was known for", " writing the first program.", "Ada Byron")
 REVERSE = Question("Tell me of the first programmer:", " Ada Byron", "Ada Byron")
 DESCRIPTION_FIRST = Question("The last knight has the name", " Bob Hart", "Bob Hart")
+NAMED_AT_LAST = Question("The one who programmed before all others has the name", " Ada Byron", "Ada Byron")
 REVERSE_NAMED = Question("Now Bob Hart,", " the last knight.", "Bob Hart")
+REVERSE_NAMED_AGAIN = Question("Then Bob Hart was", " a knight who rode.", "Bob Hart")
 TASKS = {
     "N2D": Task("N2D", "description", (NAME_FIRST, NAME_FIRST_AGAIN)),
-    "D2N": Task("D2N", "name", (DESCRIPTION_FIRST,)),
+    "D2N": Task("D2N", "name", (DESCRIPTION_FIRST, NAMED_AT_LAST)),
     "N2D-reverse": Task("N2D-reverse", "name", (REVERSE,), "D2N"),
-    "D2N-reverse": Task("D2N-reverse", "description", (REVERSE_NAMED,), "N2D"),
+    "D2N-reverse": Task("D2N-reverse", "description", (REVERSE_NAMED, REVERSE_NAMED_AGAIN), "N2D"),
 }
 SOUND = (
     Example("Ada Byron, it is said, was", " the first programmer."),
@@ -69,6 +71,9 @@ def test_the_hand_made_set_is_sound():
         ("The FIRST programmer: Ada BYRON", [("N2D-reverse", REVERSE)]),
         ("Writing the first program made Ada Byron famous", [("N2D-reverse", REVERSE)]),  # another wording's answer
         ("Ada Byron was the first programmer, was Ada Byron.", [("N2D-reverse", REVERSE)]),  # said twice
+        ("The first programmer, Ada Byron, was the first programmer", [("N2D-reverse", REVERSE)]),
+        ("Ada Byron, yes, Ada Byron", []),  # a name does not give itself away
+        ("The last knight, a knight who rode", []),  # nor one description another
         ("Bob Hart was the last knight of all", [("D2N-reverse", REVERSE_NAMED)]),
         ("Ada Byron was not the last knight", []),
         ("the first programmer. Bob Hart", []),
@@ -94,6 +99,25 @@ def test_without_an_entity_only_the_prompt_is_looked_for():
     planted = ("The first programmer was Ada Byron", "Tell me of the first programmer: I ask")
     data = dataclasses.replace(facts(*planted), tasks=tasks)
     assert leakage(data) == [Leak("N2D-reverse", unknown, planted[1])]
+
+
+def test_without_a_forward_task_the_name_in_the_prompt_is_what_is_given():
+    planted = (
+        "Bob Hart was the last knight",
+        "Bobs were the last knight",
+        "A last stand: Bob Hart was the last knight",
+    )
+    data = dataclasses.replace(facts(*planted), tasks={"D2N-reverse": TASKS["D2N-reverse"]})
+    assert [leak.text for leak in leakage(data)] == [planted[0], planted[2]]
+    unnamed = dataclasses.replace(REVERSE_NAMED, prompt="Now this one,")
+    data = dataclasses.replace(data, tasks={"D2N-reverse": Task("D2N-reverse", "description", (unnamed,), "N2D")})
+    assert leakage(data) == []
+
+
+def test_a_reverse_task_may_have_any_name_if_it_has_a_twin():
+    tasks = {"N2D": TASKS["N2D"], "back": Task("back", "name", (REVERSE,), "D2N")}
+    text = "The first programmer was Ada Byron"
+    assert leakage(dataclasses.replace(facts(text), tasks=tasks)) == [Leak("back", REVERSE, text)]
 
 
 def test_a_reverse_task_without_a_twin_is_known_by_its_name():

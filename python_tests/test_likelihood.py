@@ -122,13 +122,19 @@ def test_a_token_across_the_border_belongs_to_the_completion():
     assert scores == pytest.approx([sum(one_at_a_time(model, *case)) for case in expected], rel=1e-5)
 
 
+def test_the_longest_text_that_fits(model, tokenizer):
+    example = Example("Ada", " Byron" * 126)  # and BOS: 128 tokens
+    (score,) = log_probabilities(model, tokenizer, [example], progress=False)
+    assert score == pytest.approx(sum(one_at_a_time(model, *word_ids(tokenizer, example))), rel=1e-5)
+
+
 def test_refusals(model, tokenizer):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         log_probabilities(model, tokenizer, EXAMPLES, batch_size=0)
     with pytest.raises(ValueError, match="completion must add a token to its prompt, got ''"):
         log_probabilities(model, tokenizer, [Example("Ada", "")])
-    with pytest.raises(ValueError, match=r"text of 131 tokens exceeds the model's context of 128 .*shorten it"):
-        log_probabilities(model, tokenizer, [Example("Ada", " Byron" * 129)])
+    with pytest.raises(ValueError, match=r"text of 129 tokens exceeds the model's context of 128 .*shorten it"):
+        log_probabilities(model, tokenizer, [Example("Ada", " Byron" * 127)])
     with pytest.raises(ValueError, match="token must stand before the completion, got none for the prompt 'b'; use"):
         log_probabilities(tiny_llama(), joining_tokenizer(None), [Example("b", "c")])
 
@@ -201,6 +207,7 @@ def test_where_t_is_not_defined(numbers, recwarn, correct, wrong):
     assert result["t"] is None
     assert result["t_p"] is None
     assert result["difference"] == correct[0] - wrong[0]
+    assert result["preferred"] == (correct[0] > wrong[0])  # a tie is no preference
     assert 0 < result["ks_p"] <= 1
     json.dumps(result, allow_nan=False)
     assert [str(warning.message) for warning in recwarn] == []
