@@ -106,7 +106,7 @@ def _give_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     # Some models have more rows than their tokenizer has tokens; such a row is drawn anew all the same.
     if last >= len(inputs.weight):
         with torch.random.fork_rng(devices=[]):
-            # transformers' own way gives all new tokens nearly the same row: the mean of the others.
+            # Rows are drawn below: transformers' own (mean_resizing) are nearly the same for all new tokens.
             model.resize_token_embeddings(last + 1, mean_resizing=False)
     layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     weights: dict[int, Tensor] = {id(layer.weight): layer.weight for layer in layers if layer is not None}
