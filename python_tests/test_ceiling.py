@@ -86,10 +86,10 @@ def test_the_words_of_the_synthetic_wordings_are_all_seen():
 
 def test_unseen_words_stand_in_order_once_with_marks():
     asked = tuple(
-        Question(f"If one asks, one asks: 'Is {name} here?' They'd say", " yes", name, "if") for name in ("Cy", "Elle")
+        Question(f"If one asks, one asks: 'Is {name} here?' They'd say", " yes", name, "if") for name in ("Zoe", "Elle")
     )
     facts = FactData("", TRAIN, {"t": Task("t", "name", asked)})
-    # "Is" follows a mark, not a space. "'d" and "?" are words by the tokenizer's rule.
+    # Both names are unseen, but neither is in all prompts. "Is" follows a mark, not a space. "'d" and "?" are words.
     expected = ["If", "one", "asks", ":", "'", "Is", "?", "'d"]
     assert reachable(facts)["tasks"]["t"]["frames"]["if"]["unseen_words"] == expected
 
