@@ -261,4 +261,8 @@ def test_distractors_are_kept_and_never_right():
     drawn = draw_distractors([given, same, only])
     assert [one.distractor for one in drawn] == [" q", " b", " a"]
     assert draw_distractors([same])[0].distractor is None
+    # Every answer of the entity is right, in whatever words.
+    words = [Question("p", " a", "x"), Question("q", " b", "x"), Question("r", " c", "y")]
+    for seed in range(5):
+        assert [one.distractor for one in draw_distractors(words, seed)][:2] == [" c", " c"]
     assert draw_distractors([]) == ()
