@@ -4,6 +4,7 @@ Runs are spread over `jobs` processes that share the cores, by default one a cor
 this size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """
     out = Path(config.output_dir)
     facts = load_facts(config.data)
+    if config.setting == "scratch":
+        facts = dataclasses.replace(facts, pretraining=())  # nothing of it is read
     _check_data(config, facts)
     _check_model(config, facts)
     _claim(out, config)
