@@ -10,7 +10,7 @@ from bico_ext.attention import split_triangle_attention
 
 if TYPE_CHECKING:
     from bico_ext.evaluation import evaluate as evaluate
-    from bico_ext.evaluation import generate as generate
+    from bico_ext.generation import generate as generate
     from bico_ext.models import attach as attach
     from bico_ext.models import check_attached as check_attached
     from bico_ext.models import detach as detach
@@ -25,7 +25,7 @@ _HOMES = {
     "check_attached": "models",
     "detach": "models",
     "evaluate": "evaluation",
-    "generate": "evaluation",
+    "generate": "generation",
 }
 __all__ = ["split_triangle_attention", *_HOMES]
 

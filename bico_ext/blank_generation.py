@@ -1,17 +1,16 @@
 """Asks a model that was trained by blank infilling (`bico_ext.blank_infilling`) in its own way: it fills a blank."""
 
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.blank_infilling import Positions, block_place, check_positions
-from bico_ext.evaluation import BATCH_SIZE, encode_prompts
+from bico_ext.generation import check_request, in_batches
+from bico_ext.inference import BATCH_SIZE, evaluation_mode
 from bico_ext.models import check_attached
 from bico_ext.special_tokens import token_ids
 
@@ -30,7 +29,7 @@ def generate_blank(
     """Fills a blank at the end of each prompt greedily, with a KV cache.
 
     The prompt and a [gMASK] are read in both directions, with plain rotary attention; then the model writes after a
-    [sop], seeing them and what it has written, until [eop]. Completions are cut out as `bico_ext.evaluation.generate`
+    [sop], seeing them and what it has written, until [eop]. Completions are cut out as `bico_ext.generation.generate`
     does, and the model's training mode is put back.
 
     Args:
@@ -67,36 +66,26 @@ def generate_blank(
         >>> len(generate_blank(model, tokenizer, ["Ada wrote", "Ada"], max_new_tokens=3, progress=False))
         2
     """
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts must be an iterable of texts, got the string {prompts!r:.60}; use [text]")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_request(prompts, max_new_tokens, batch_size)
     check_positions(positions)
     check_attached(model)  # a stock model would ignore block positions without a word
     special = token_ids(tokenizer, [mask, "sop", "eop"])
     ends = [end for end in (special["eop"], tokenizer.eos_token_id) if end is not None]
-    prompts = list(prompts)
-    ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
-    order = sorted(ids, key=lambda prompt: len(ids[prompt]), reverse=True)
-    completions: dict[str, str] = {}
-    with (
-        _evaluation_mode(model),
-        torch.no_grad(),
-        tqdm(total=len(order), desc="generate", unit="prompt", disable=not progress) as bar,
-    ):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            prefixes = [[*ids[prompt], special[mask]] for prompt in batch]
-            answers = _answers(model, prefixes, special["sop"], ends, max_new_tokens, positions)
-            decoded_prompts = tokenizer.batch_decode([ids[prompt] for prompt in batch], skip_special_tokens=True)
-            decoded = tokenizer.batch_decode(
-                [ids[prompt] + answer for prompt, answer in zip(batch, answers, strict=True)], skip_special_tokens=True
-            )
-            for prompt, decoded_prompt, text in zip(batch, decoded_prompts, decoded, strict=True):
-                completions[prompt] = text[len(decoded_prompt) :]
-            bar.update(len(batch))
-    return [completions[prompt] for prompt in prompts]
+
+    def answers(ids: list[list[int]]) -> list[list[int]]:
+        prefixes = [[*prompt, special[mask]] for prompt in ids]
+        return _answers(model, prefixes, special["sop"], ends, max_new_tokens, positions)
+
+    with evaluation_mode(model), torch.no_grad():
+        return in_batches(
+            answers,
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
 
 def _answers(
@@ -144,14 +133,3 @@ def _cache_argument(model: Any) -> str:
     """transformers 5.24 renamed it."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

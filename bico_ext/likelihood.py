@@ -46,7 +46,7 @@ def log_probabilities(
         tokenizer: the model's; it needs no pad token, and its `padding_side` is not used: rows are filled on the right.
         examples: prompts and the completions to score, in any order.
         per_token: whether to divide each value by the number of its scored tokens.
-        batch_size: texts at a time, at least 1, sorted by length; default 128, as in `evaluation.generate`. Lower it if
+        batch_size: texts at a time, at least 1, sorted by length; default 128, as in `generation.generate`. Lower it if
             memory runs out: a batch's logits are [batch_size, longest text, vocabulary].
         progress: whether to show a progress bar, on rank 0 only.
 

@@ -26,7 +26,8 @@ from bico_ext.attention import has_kernels
 from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
-from bico_ext.evaluation import Evaluation, evaluate, generate
+from bico_ext.evaluation import Evaluation, evaluate
+from bico_ext.generation import generate
 from bico_ext.systems import SYSTEMS
 from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from bico_ext import evaluation
 from bico_ext.data import Question, Task
-from bico_ext.evaluation import Evaluation, Prediction, evaluate, generate
+from bico_ext.evaluation import Evaluation, Prediction, evaluate
+from bico_ext.generation import generate
 from bico_ext.likelihood import likelihood_test
 from bico_ext.models import attach
 from bico_ext.tokenization import encode_prompt, train_word_tokenizer
