@@ -60,7 +60,7 @@ def _compare(arguments: list[str]) -> None:
 class TrainConfig:
     """What to train on what; how is in `BicoConfig`."""
 
-    data: str = field(metadata={"help": "'synthetic', a folder of facts, a JSONL file or a hub name."})
+    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."})
     model: str = field(metadata={"help": "A path or a hub name."})
     lora_r: int | None = field(
         default=None,

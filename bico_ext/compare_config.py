@@ -30,13 +30,13 @@ class CompareConfig:
 
     output_dir: str = field(metadata={"help": "Where results, predictions, table and pictures go."})
     data: str = field(
-        default="synthetic", metadata={"help": "'synthetic', a folder of facts, a JSONL file or a hub name."}
+        default="synthetic", metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."}
     )
     objectives: list[str] = field(
         default_factory=lambda: ["ntp", "bico", "infill", "permute"],
         metadata={
             "help": "What to train: objectives, mixed half and half with NTP, and the other systems of "
-            "docs/method.md; 'all': every one."
+            "docs/objectives.md; 'all': every one."
         },
     )
     seeds: list[int] = field(
