@@ -30,7 +30,8 @@ class CompareConfig:
 
     output_dir: str = field(metadata={"help": "Where results, predictions, table and pictures go."})
     data: str = field(
-        default="synthetic", metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."}
+        default="synthetic",
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."},
     )
     objectives: list[str] = field(
         default_factory=lambda: ["ntp", "bico", "infill", "permute"],

@@ -1,0 +1,106 @@
+"""The options that objectives take from a model and its tokenizer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Generator, tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bico_ext import options
+from bico_ext.masked import NO_LOSS
+from bico_ext.objectives import OBJECTIVES
+from bico_ext.tokenization import train_word_tokenizer
+
+TEXT = "Ada Lovelace wrote the program."
+
+
+def settings(**changes):
+    fields = {
+        "mask_rate": 1.0,
+        "placeholder_id": None,
+        "infill_spans": 1,
+        "permute_segments": 2,
+        "abi_positions": "2d",
+        "entities_file": None,
+    }
+    return SimpleNamespace(**fields | changes)
+
+
+@pytest.fixture
+def tokenizer():
+    return train_word_tokenizer([TEXT])
+
+
+@pytest.fixture
+def model(tokenizer):
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_gets_all_it_needs(name, model, tokenizer):
+    objective = options.fill_in(name, settings(), model, tokenizer)
+    masked = objective(tensor(tokenizer(TEXT)["input_ids"]), Generator().manual_seed(0))
+    assert (masked.labels != NO_LOSS).any()
+    assert masked.input_ids.max() < len(model.get_input_embeddings().weight)
+
+
+def test_bico_hides_behind_the_padding_token_and_spares_special_ones(model, tokenizer):
+    ids = tensor([*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id])
+    masked = options.fill_in("bico", settings(), model, tokenizer)(ids, Generator())
+    assert masked.input_ids.tolist() == [2, *[0] * (len(ids) - 2), 3]
+    given = options.fill_in("bico", settings(placeholder_id=5), model, tokenizer)(ids, Generator())
+    assert given.input_ids.tolist() == [2, *[5] * (len(ids) - 2), 3]
+
+
+def test_a_new_token_is_new(model, tokenizer):
+    before = len(tokenizer)
+    masked = options.fill_in("new-token", settings(), model, tokenizer)(tensor([2, 5, 6]), Generator())
+    assert masked.input_ids.tolist() == [2, before, before]
+    assert len(model.get_input_embeddings().weight) == before + 1
+
+
+def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("Ada Lovelace\n\n")
+    ids = tensor(tokenizer(TEXT)["input_ids"])
+
+    def turned(**changes):
+        masked = options.fill_in("reverse", settings(**changes), model, tokenizer)(ids, Generator())
+        return tokenizer.decode(masked.input_ids, skip_special_tokens=True)
+
+    assert turned() == "program. the wrote Lovelace Ada"  # the full stop begins no word
+    assert turned(entities_file=str(names)) == "program. the wrote Ada Lovelace"
+    names.write_text("\n")
+    with pytest.raises(ValueError, match="holds no entity; expected one a line"):
+        turned(entities_file=str(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bico", "placeholder_id is needed for objective='bico'"),
+        ("reverse", "objective='reverse' needs a tokenizer"),
+        ("abi", "tokenizer must be given to add tokens"),
+        ("new-token", "tokenizer must be given to add tokens"),
+    ],
+)
+def test_what_cannot_be_had_without_a_tokenizer(name, message, model):
+    with pytest.raises(ValueError, match=message):
+        options.fill_in(name, settings(), model, None)
+
+
+def test_a_placeholder_that_the_model_lacks(model, tokenizer):
+    with pytest.raises(ValueError, match=r"placeholder_id must be in \[0, \d+\), the model's ids, got 999"):
+        options.fill_in("naive", settings(placeholder_id=999), model, tokenizer)
+
+
+def test_a_vocabulary_that_marks_no_word_has_a_word_a_token(model):
+    tokenizer = train_word_tokenizer(["a"])
+    tokenizer.convert_ids_to_tokens = lambda ids: ["x" for _ in ids]
+    reversed_ids = options.fill_in("reverse", settings(), model, tokenizer)(tensor([2, 4, 5, 6]), Generator())
+    assert reversed_ids.input_ids.tolist() == [2, 6, 5, 4]
+    assert reversed_ids.span_ids.equal(torch.ones(4, dtype=torch.int32))
