@@ -71,9 +71,12 @@ _steps_done: Any = None  # in a worker: the shared counter of optimizer steps
 
 
 class _CountSteps(TrainerCallback):
-    """Tells the parent process how far the run is."""
+    """Tells the parent process how far the run is, and does not outlive it."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():  # killed: nobody would take the result
+            os._exit(1)
         with _steps_done.get_lock():
             _steps_done.value += 1
 

@@ -1,6 +1,10 @@
 """Runs in processes of their own: one that dies says of what, and leaves the others alone."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import torch
@@ -15,6 +19,28 @@ def work(what, folder, callback):
         os._exit(9)
     callback.on_step_end(None, None, None)
     (Path(folder) / what).write_text(str(torch.get_num_threads()))
+
+
+def step_for_ever(folder, callback):
+    (Path(folder) / "pid").write_text(str(os.getpid()))
+    while True:
+        callback.on_step_end(None, None, None)
+        time.sleep(0.05)
+
+
+def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
+    call = f"import test_jobs as t; t.run_all(t.step_for_ever, [({str(tmp_path)!r},)], steps=1, jobs=1, label='one')"
+    folder = Path(__file__).parent
+    parent = subprocess.Popen([sys.executable, "-c", call], cwd=folder, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child = int((tmp_path / "pid").read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_each_call_has_its_own_end(tmp_path, capsys):
