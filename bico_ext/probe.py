@@ -6,8 +6,7 @@ positive rotary distances, which a causal model has never seen). `attention_by_d
 attends; `denoising` measures how well the frozen model restores hidden tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,16 +14,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
-from transformers import AttentionInterface, PreTrainedTokenizerBase
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedTokenizerBase
 
 from bico_ext import reference
 from bico_ext.data import Example
 from bico_ext.denoising import bico
 from bico_ext.draws import stream_seed
 from bico_ext.masked import NO_LOSS, Masked, pad
-from bico_ext.models import IMPLEMENTATION, attach
+from bico_ext.models import attach
 from bico_ext.tokenization import encode_example
 
 CONDITIONS = ("causal", "bico", "naive")
@@ -193,14 +192,22 @@ def attention_by_distance(
         seen = reference.visible(span_ids)[0].flatten()
         pairs += torch.bincount(bins[seen], minlength=width)
         for layer, caught in enumerate(_caught_layers(model, sequence, span_ids, mirror=condition == "bico")):
-            weights, scores = attention_matrix(*caught[:4], span_ids=span_ids, scale=caught[4], mirror=caught[5])
+            weights, scores = attention_matrix(**caught, span_ids=span_ids)
             mass[layer].index_add_(0, bins, weights[0].mean(0).flatten() / queries)
             logits[layer].index_add_(0, bins[seen], scores[0].mean(0).flatten()[seen])
     return AttentionByDistance(torch.arange(width) - (longest - 1), pairs, mass, logits / pairs)
 
 
 def attention_matrix(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, span_ids: Tensor, scale: float | None, mirror: bool
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    span_ids: Tensor,
+    scale: float | None,
+    mirror: bool,
+    interleaved: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The attention weights and the scaled scores before the softmax, in float64, by the reference.
 
@@ -209,6 +216,7 @@ def attention_matrix(
         span_ids: int32 [B, S].
         scale: of the scores; None: 1 / sqrt(D).
         mirror: whether later keys are met with flipped sines.
+        interleaved: whether rotary pairs are (2i, 2i + 1).
 
     Returns:
         Two tensors [B, Hq, S (query m), S (key n)]; an unseen key has weight 0 and score -inf.
@@ -217,35 +225,40 @@ def attention_matrix(
     values = torch.eye(length, dtype=torch.float64).expand(*k.shape[:2], -1, -1)  # so that the weights come out
     q, k, cos, sin = (x.double() for x in (q, k, cos, sin))
     weights, lse = reference.split_triangle_attention(
-        q, k, values, cos, sin, span_ids=span_ids, scale=scale, mirror=mirror, return_lse=True
+        q,
+        k,
+        values,
+        cos,
+        sin,
+        span_ids=span_ids,
+        scale=scale,
+        mirror=mirror,
+        interleaved=interleaved,
+        return_lse=True,
     )
     return weights, weights.log() + lse[..., None]
 
 
-def _caught_layers(model: Any, sequence: Tensor, span_ids: Tensor, mirror: bool) -> list[tuple[Any, ...]]:
-    """(q, k, cos, sin, scale, mirror) of each layer, in the order in which the layers run; tensors on the CPU."""
-    caught: list[tuple[Any, ...]] = []
-
-    def catch(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        tensors = (x.cpu() for x in (query, key, *kwargs["rotary_tables"]))
-        caught.append((*tensors, kwargs["scaling"], kwargs["mirror"]))
-        return attention(module, query, key, value, mask, **kwargs)
-
-    attention = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION]
-    with _attention_function(catch), torch.inference_mode():
+def _caught_layers(model: Any, sequence: Tensor, span_ids: Tensor, mirror: bool) -> list[dict[str, Any]]:
+    """What each layer hands to the op, in the order in which the layers run: arguments of `attention_matrix`."""
+    with _CatchAttention() as caught, torch.no_grad():
         model(input_ids=sequence[None].to(model.device), span_ids=span_ids.to(model.device), mirror=mirror)
-    return caught
+    return caught.layers
 
 
-@contextmanager
-def _attention_function(function: Any) -> Iterator[None]:
-    """Attached models call `function` for the time being."""
-    stock = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION]
-    AttentionInterface.register(IMPLEMENTATION, function)
-    try:
-        yield
-    finally:
-        AttentionInterface.register(IMPLEMENTATION, stock)
+class _CatchAttention(TorchDispatchMode):
+    """Keeps the arguments of the op's calls, its tensors on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[dict[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.bico.attention_forward.default:
+            q, k, _, cos, sin, _, _, scale, mirror, interleaved = args
+            tensors = {name: x.cpu() for name, x in (("q", q), ("k", k), ("cos", cos), ("sin", sin))}
+            self.layers.append({**tensors, "scale": scale, "mirror": mirror, "interleaved": interleaved})
+        return func(*args, **(kwargs or {}))
 
 
 def _attention_for_json(profile: AttentionByDistance, condition: str) -> dict[str, Any]:
