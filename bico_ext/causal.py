@@ -27,14 +27,14 @@ def ntp(input_ids: Tensor, generator: Generator) -> Masked:
     return Masked(input_ids, labels, torch.ones_like(input_ids, dtype=torch.int32))
 
 
-def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 2) -> Masked:
+def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 4) -> Masked:
     """Segment permutation: the text is cut at random places, its pieces are put in another order and predicted.
 
     The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
     cuts uniform among the places between tokens; the pieces are put together in a uniformly drawn order, or from last
     to first where that is the order they had. The loss is on all pieces but the first of the new order, so that each
-    is predicted from text that came after it as well. With two pieces, the default, "A B" is read as "B A": B is given,
-    A predicted. Whatever a sentence says first is then also asked for last, left to right, as generation does.
+    is predicted from text that came after it as well. With two pieces "A B" is read as "B A": B is given, A predicted.
+    Whatever a sentence says first is then also asked for last, left to right, as generation does.
 
     No label, parser or entity list is used; the cuts fall within names and descriptions, too. Special tokens at the
     start stay there; those at the end are left out, as the last piece need not end the text.
@@ -43,7 +43,7 @@ def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[
         input_ids: int64 [S].
         generator: the source of the draws.
         special_ids: ids that are not part of the text, such as BOS and EOS, at its ends.
-        segments: most pieces, at least 2, the default.
+        segments: most pieces, at least 2; default 4.
 
     Returns:
         Span ids 1; labels in the pieces but the first. A text of less than two tokens: `ntp` of the sequence.

@@ -34,7 +34,7 @@ class CompareConfig:
         metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."},
     )
     objectives: list[str] = field(
-        default_factory=lambda: ["ntp", "bico", "infill", "permute"],
+        default_factory=lambda: ["ntp", "bico", "infill", "permute", "duplex"],
         metadata={
             "help": "What to train: objectives, mixed half and half with NTP, and the other systems of "
             "docs/objectives.md; 'all': every one."
@@ -70,7 +70,7 @@ class CompareConfig:
         metadata={"help": "Of 'bico' and its controls, or 'uniform'. The library's default is the paper's 0.15."},
     )
     infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a text."})
-    permute_segments: int = field(default=2, metadata={"help": "Most pieces that 'permute' cuts a text into."})
+    permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a text into."})
     mixing_probability: float = field(default=0.5, metadata={"help": "Of the objective, at each optimizer step."})
     weight_decay: float = field(default=0.1, metadata={"help": "Of AdamW, betas 0.9 and 0.98."})
     warmup_steps: int = field(default=50, metadata={"help": "Before the cosine decay to 0."})

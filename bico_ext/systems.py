@@ -34,6 +34,7 @@ SYSTEMS: dict[str, System] = {
     "bico": System("bico"),
     "infill": System("infill"),
     "permute": System("permute"),
+    "duplex": System("duplex"),
     "abi": System("abi"),
     # Controls: each changes one thing in bico.
     "naive": System("naive"),

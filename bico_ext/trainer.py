@@ -56,7 +56,7 @@ class BicoConfig(TrainingArguments):
         mask_rate: share of the tokens that "bico" and its controls hide, in (0, 1], default 0.15 (the paper's); or
             "uniform", a rate drawn for each sequence.
         infill_spans: spans that "infill" writes in a sequence; default 1.
-        permute_segments: most pieces that "permute" cuts a sequence into; default 2.
+        permute_segments: most pieces that "permute" cuts a sequence into; default 4.
         abi_positions: of "abi": "2d" (default, ChatGLM-6B's) or "in-place".
         entities_file: text file of names, one a line, that "reverse" keeps whole; default None.
         placeholder_id: the token id that stands for hidden tokens; default the tokenizer's padding id.
@@ -94,7 +94,8 @@ class BicoConfig(TrainingArguments):
         metadata={
             "help": "What the optimizer steps that are not next-token prediction train: 'bico' (denoising of hidden "
             "tokens, the paper's), 'infill' (a span written with both sides in view), 'permute' (pieces of the text in "
-            "another order), 'ntp' (nothing else), or a control of docs/objectives.md.",
+            "another order), 'duplex' (bico or permute for each row), 'ntp' (nothing else), or another one of "
+            "docs/objectives.md.",
             "choices": list(objectives.OBJECTIVES),
         },
     )
@@ -109,7 +110,7 @@ class BicoConfig(TrainingArguments):
         },
     )
     infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a row."})
-    permute_segments: int = field(default=2, metadata={"help": "Most pieces that 'permute' cuts a row into."})
+    permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a row into."})
     abi_positions: str = field(
         default="2d",
         metadata={

@@ -18,6 +18,7 @@ from bico_ext.objectives import OBJECTIVES
 from bico_ext.reference import visible
 
 PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
+SOP, EOP = VOCABULARY, VOCABULARY + 1  # tokens that no sequence has
 SPECIAL = (PAD, MASK, BOS, EOS)
 SEQUENCE = [BOS, 7, 8, 9, EOS]
 
@@ -29,6 +30,8 @@ def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3,
     available = {
         "placeholder_id": PAD,
         "mask_id": MASK,
+        "sop_id": SOP,
+        "eop_id": EOP,
         "special_ids": SPECIAL,
         "mask_rate": mask_rate,
         "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
@@ -134,6 +137,18 @@ def test_permute_cuts_and_orders_uniformly():
     assert chi_square(Counter(pieces(seed) for seed in range(4000)), expected) < 20.52  # 99.9 %, 5 degrees of freedom
 
 
+def test_duplex_throws_a_coin_for_each_text():
+    permuted = 0
+    for seed in range(400):
+        masked = apply("duplex", tensor(SEQUENCE), seed)
+        if (masked.span_ids == 1).all():
+            permuted += 1
+            assert sorted(masked.input_ids.tolist()) == [BOS, 7, 8, 9]
+        else:
+            assert masked.span_ids.tolist() == [-1 if token == PAD else 0 for token in masked.input_ids.tolist()]
+    assert abs(permuted / 400 - 0.5) < 4 * 0.5 / 20
+
+
 @pytest.mark.parametrize("sequence", [[BOS], [BOS, EOS], [BOS, 7, EOS]])
 def test_permute_of_next_to_nothing_is_next_token_prediction(sequence: list[int]):
     assert apply("permute", tensor(sequence), 0).labels.tolist() == [NO_LOSS, *sequence[1:]]
@@ -206,7 +221,7 @@ def test_logits_do_not_depend_on_the_token_they_predict(name: str):
     """The same through a real model: another token at i + 1 leaves the logits at i bit-equal."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
+        vocab_size=VOCABULARY + 2, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
     )
     model = attach(LlamaForCausalLM(config)).eval()
     original = tensor([BOS, 7, 8, 9, 10, 11, 12, EOS])
@@ -218,7 +233,7 @@ def test_logits_do_not_depend_on_the_token_they_predict(name: str):
         return out, masked.labels
 
     out, labels = logits(original)
-    predicted = [i for i in range(1, len(labels)) if labels[i] not in (NO_LOSS, EOS)]
+    predicted = [i for i in range(1, len(labels)) if labels[i] not in (NO_LOSS, EOS, EOP)]
     assert len(predicted) > 1
     for i in predicted:
         changed = original.masked_fill(original == labels[i], 13)  # every token of the original is there once
@@ -294,6 +309,8 @@ def test_options_by_objective():
         "bico": ("placeholder_id", "special_ids", "mask_rate"),
         "infill": ("spans",),
         "permute": ("special_ids", "segments"),
+        "abi": ("mask_id", "sop_id", "eop_id", "special_ids", "positions"),
+        "duplex": ("placeholder_id", "special_ids", "mask_rate", "segments"),
         "naive": ("placeholder_id", "special_ids", "mask_rate"),
         "bert": ("placeholder_id", "special_ids", "mask_rate"),
         "attended-pad": ("placeholder_id", "special_ids", "mask_rate"),
