@@ -108,7 +108,8 @@ def reverse(
     words: list[list[int]] = []
     place = 0
     while place < len(ids):
-        length = next((len(one) for one in wholes if one and ids[place : place + len(one)] == one), 0)
+        ends = [place + len(one) for one in wholes if one and ids[place : place + len(one)] == one]
+        length = next((end - place for end in ends if end == len(ids) or begins[end]), 0)
         if not length:
             length = 1
             while place + length < len(ids) and not begins[place + length]:

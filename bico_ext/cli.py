@@ -129,7 +129,7 @@ def _lora(config: TrainConfig) -> Any:
 class EvaluateConfig:
     """Which model to ask what."""
 
-    data: str = field(metadata={"help": "'synthetic', a folder of facts or a hub name."})
+    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."})
     model: str = field(metadata={"help": "A path or a hub name."})
     output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
     max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
@@ -211,7 +211,7 @@ class ProbeConfig:
     data: str = field(
         default="synthetic",
         metadata={
-            "help": "'synthetic', a folder of facts, a JSONL file or a hub name; its pre-training texts are read, or "
+            "help": "'synthetic', a folder of facts, a file or a hub name; its pre-training texts are read, or "
             "its training texts where it has none."
         },
     )

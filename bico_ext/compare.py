@@ -4,7 +4,7 @@ Runs are spread over `jobs` processes that share the cores, by default one a cor
 this size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
 """
 
-import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 from bico_ext import environment
 from bico_ext.ceiling import reachable
 from bico_ext.compare_config import CompareConfig
-from bico_ext.data import FactData, load_facts
+from bico_ext.data import FactData
 from bico_ext.files import write_json, write_json_lines
 from bico_ext.generation import encode_prompts
 from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
-from bico_ext.runs import folder, initial_model, pretrain, pretrained_folder, run
+from bico_ext.runs import facts_read, folder, initial_model, pretrain, pretrained_folder, run
 from bico_ext.systems import SYSTEMS
 
 
@@ -31,30 +31,28 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     Returns:
         What `results.json` holds: {"environment", "settings", "data": as of `ceiling.reachable`, "runs": [{"objective",
-        "seed", "train_seconds", "parameters", "losses", "curve", "tasks": {name: {"n", "contains", "exact_match",
-        "bleu_char", "bleu", ...}}}], "failures": [{"objective", "seed", "error"}]}. Finished runs are in it whatever
-        became of the others.
+        "trained", "seed", "train_seconds", "parameters", "losses", "curve", "tasks": {name: {"n", "contains",
+        "exact_match", "bleu_char", "bleu", ...}}}], "failures": [{"objective", "seed", "error"}]}.
+        Finished runs are in it whatever became of the others.
 
     Raises:
         FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others.
-        ValueError: the data has no training examples, no tasks, nothing to pre-train on where that is asked for, or
-            training texts that give an answer away.
+        ValueError: the data has no training examples, no tasks, not what the setting or a system reads, or training
+            texts that give an answer away; the model's tokenizer has no padding token; a question does not fit.
     """
     out = Path(config.output_dir)
-    facts = load_facts(config.data)
-    if config.setting == "scratch":
-        facts = dataclasses.replace(facts, pretraining=())  # nothing of it is read
-    _check_data(config, facts)
+    facts = facts_read(config)
+    _check_facts(config, facts)
     _check_model(config, facts)
-    _claim(out, config)
+    _claim(out, config, facts)
 
-    jobs = config.jobs or cores()
     missing = [
         (name, seed)
         for seed in config.seeds
         for name in config.objectives
         if not _results_of(config, name, seed).exists()
     ]
+    jobs = config.jobs or max(1, min(cores(), len(missing)))
     failures = _pretrain_all(config, missing, jobs) if config.setting == "pretrained" else {}
     missing = [one for one in missing if one not in failures]
     if missing:
@@ -72,17 +70,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "settings": config.settings,
         "data": reachable(facts),
         "runs": runs,
-        "failures": [
-            {"objective": name, "seed": seed, "error": f"{type(error).__name__}: {error}"}
-            for (name, seed), error in failures.items()
-        ],
+        "failures": [{"objective": name, "seed": seed, "error": error} for (name, seed), error in failures.items()],
     }
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "results.json", results)
     return results
 
 
-def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -> dict[tuple[str, int], Exception]:
+def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -> dict[tuple[str, int], str]:
     """The pre-trained models that the missing runs start from; what died, by run that therefore cannot start."""
     starts = sorted({(SYSTEMS[name].family, seed) for name, seed in missing})
     starts = [start for start in starts if not pretrained_folder(config, *start).exists()]
@@ -129,33 +124,42 @@ def _collect(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return runs, [row for one in runs for row in one.pop("predictions")]
 
 
-def _check_data(config: CompareConfig, facts: FactData) -> None:
-    if not facts.tasks:
-        raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
-    if config.setting == "pretrained" and not (facts.pretraining and facts.one_order):
+def _check_facts(config: CompareConfig, facts: FactData) -> None:
+    """Find what the systems lack in the data, and texts that give answers away."""
+    lacking = [name for name in config.objectives if SYSTEMS[name].other_order and not facts.other_order]
+    if lacking:
         raise ValueError(
-            f"data {config.data!r} has no texts about other entities to pre-train on (pretrain.jsonl in a folder of "
-            "your own); use setting='scratch'"
+            f"data {config.data!r} does not have its facts in the other order, as {', '.join(lacking)} needs "
+            "(other_order.jsonl in a folder of your own); leave it out of objectives"
         )
     leaks = leakage(facts)
     if leaks:
+        task, question, text = leaks[0]
         raise ValueError(
-            f"data {config.data!r} gives {len(leaks)} answers away in its training texts, first {leaks[0]}"
+            f"data {config.data!r} gives {len(leaks)} answers away in its training texts; the first is that of {task} "
+            f"to {question.prompt!r:.80}, in {text!r:.120}; leave such texts out"
         )
 
 
 def _check_model(config: CompareConfig, facts: FactData) -> None:
     """Find a model that cannot be loaded or a question that does not fit now, not after hours of training."""
     model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer of model {config.model} has no padding token, which batches and bico's placeholder need; "
+            "set one and save it with the model"
+        )
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
 
 
-def _claim(out: Path, config: CompareConfig) -> None:
-    """Take the folder for these settings, or say why not. Settings that finished no run do not hold it."""
+def _claim(out: Path, config: CompareConfig, facts: FactData) -> None:
+    """Take the folder for these settings and facts, or say why not. Settings that finished nothing do not hold it."""
     file = out / "settings.json"
-    settings = json.loads(json.dumps(config.settings))  # as they will be read back
-    if any((out / "runs").glob("*.json")):
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+    settings = json.loads(json.dumps({**config.settings, "facts": digest}))  # as they will be read back
+    finished = [*(out / "runs").glob("*.json"), *(out / "pretrained").glob("*/config.json")]
+    if any(".partial" not in str(one) for one in finished):
         if not config.resume:
             raise FileExistsError(
                 f"output_dir {out} already holds a run; add --resume to keep its finished runs and add the missing "

@@ -6,6 +6,7 @@ from typing import Any
 
 from bico_ext import systems
 from bico_ext.denoising import check_mask_rate
+from bico_ext.systems import SYSTEMS
 
 HEADS = 4  # of the tiny model
 
@@ -109,6 +110,18 @@ class CompareConfig:
                 raise ValueError(f"{name} must be at least {least.get(name, 1)}, got {getattr(self, name)}")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}; leave it out for one a core")
+        if self.model != "tiny":
+            others = [name for name in self.objectives if SYSTEMS[name].family != "llama"]
+            if others:
+                raise ValueError(
+                    f"objectives {', '.join(others)} are of another model than {self.model}, and exist for "
+                    "model='tiny' only; leave them out"
+                )
+        if any(SYSTEMS[name].objective == "abi" for name in self.objectives) and self.hidden_size % (8 * HEADS):
+            raise ValueError(
+                f"hidden_size must be a multiple of {8 * HEADS} for abi, whose two positions share half of GLM's head, "
+                f"got {self.hidden_size}"
+            )
         if self.hidden_size < 1 or self.hidden_size % (2 * HEADS):
             raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {self.hidden_size}")
         for name in ("learning_rate", "pretrain_learning_rate", "weight_decay", "warmup_steps"):

@@ -297,6 +297,8 @@ def parse_question(record: Any, where: str) -> Question:
     more = {key: record[key] for key in ("entity", "frame", "distractor") if record.get(key) is not None}
     for key, value in more.items():
         _check_text(value, key, where)
+        if not value.strip():
+            raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out where there is none")
     return Question(example.prompt, example.completion, **more)
 
 

@@ -22,7 +22,7 @@ def cores() -> int:
 
 def run_all(
     work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, steps: int, jobs: int, label: str
-) -> list[Exception | None]:
+) -> list[str | None]:
     """Call `work(*one, callback)` for each of the arguments, up to `jobs` at a time, sharing the cores.
 
     Args:
@@ -38,7 +38,7 @@ def run_all(
     threads = max(1, cores() // jobs)
     context = multiprocessing.get_context("spawn")
     steps_done = context.Value("q", 0)
-    failures: list[Exception | None] = [None] * len(arguments)
+    failures: list[str | None] = [None] * len(arguments)
     waiting = list(range(len(arguments)))
     running: list[tuple[int, Any, Connection]] = []  # call, its process, where a failure comes from
     with (
@@ -93,17 +93,19 @@ def _in_process(
     try:
         work(*arguments, _CountSteps())
     except Exception as error:
-        failure.send(error)
+        # A text, as not every exception can be pickled and read back; short, as the parent reads only once this process
+        # has ended, and a pipe holds 64 KiB.
+        failure.send(f"{type(error).__name__}: {error}"[:4000])
 
 
-def _failure(process: Any, receiver: Connection) -> Exception | None:
+def _failure(process: Any, receiver: Connection) -> str | None:
     """What a process that has ended died of, if it did."""
     try:
         return receiver.recv()
     except EOFError:  # it sent nothing
         if process.exitcode == 0:
             return None
-    return RuntimeError(f"it was ended from outside (exit code {process.exitcode})")
+    return f"it was ended from outside (exit code {process.exitcode})"
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
-from bico_ext.data import FactData, Question, Task
+from bico_ext.data import FactData, Question, Task, is_reverse
 from bico_ext.metrics import normalised, normalised_target
+
+_SENTENCE_ENDS = ".!?:;\"'\u201d\u3002\uff01\uff1f\uff1a\uff1b"
 
 
 class Leak(NamedTuple):
@@ -25,15 +27,16 @@ def leakage(facts: FactData) -> list[Leak]:
 
     Two rules, over `facts.train` and `facts.pretraining` (`facts.other_order` is meant to break the second one):
 
-    1. No training text contains the prompt of a question, of any task, verbatim.
+    1. No training text, and none in the other order, contains the prompt of a question, of any task, verbatim, at the
+       start of the text or of a sentence in it.
     2. No training text holds what a reverse question gives and, after it, the question's target, both as
        `metrics.contains` compares them. What is given is known from the entity: its name where the prompt has it, and
        the answers to the forward questions about the same entity. For example, N2D-reverse gives the description
        that N2D asks for, so no text may hold that description and then the name. For a question without an entity
        only the first rule applies.
 
-    A reverse task is one that has a twin or whose name ends with "reverse". The second rule finds what is given where
-    it is written as in a question; a paraphrase that no question uses passes.
+    A reverse task is one that has a twin or a name as `data.is_reverse` knows it. The second rule finds what is given
+    where it is written as in a question; a paraphrase that no question uses passes.
 
     Args:
         facts: training texts and tasks.
@@ -50,19 +53,20 @@ def leakage(facts: FactData) -> list[Leak]:
         []
     """
     texts = {text: normalised(text) for text in (example.text for example in (*facts.train, *facts.pretraining))}
+    prompted = dict.fromkeys((*texts, *(example.text for example in facts.other_order)))
     answers = _forward_answers(facts)
     leaks = []
     for task in facts.tasks.values():
         holders: dict[str, dict[str, str]] = {}  # target -> the texts that hold it: few, so what follows is cheap
         for question in task.examples:
-            found = {text for text in texts if question.prompt in text}
+            found = {text for text in prompted if _asks(question.prompt, text)}
             if _is_reverse(task) and question.entity is not None:
                 target = normalised_target(question.completion, task.answer)
                 given = (answers.get(question.entity, set()) | _named(question.entity, question.prompt)) - {target}
                 if target not in holders:
                     holders[target] = {text: lowered for text, lowered in texts.items() if target in lowered}
                 found |= {text for text, lowered in holders[target].items() if _follows(target, given, lowered)}
-            leaks += [Leak(task.name, question, text) for text in texts if text in found]
+            leaks += [Leak(task.name, question, text) for text in prompted if text in found]
     return leaks
 
 
@@ -77,7 +81,18 @@ def _forward_answers(facts: FactData) -> dict[str, set[str]]:
 
 
 def _is_reverse(task: Task) -> bool:
-    return task.twin is not None or task.name.endswith("reverse")
+    return task.twin is not None or is_reverse(task.name)
+
+
+def _asks(prompt: str, text: str) -> bool:
+    """Whether a sentence of the text begins with the prompt: "Guinea's capital is" does not ask of Papua New Guinea."""
+    place = text.find(prompt)
+    while place >= 0:
+        before = text[:place].rstrip()
+        if not before or before[-1] in _SENTENCE_ENDS:
+            return True
+        place = text.find(prompt, place + 1)
+    return False
 
 
 def _named(entity: str, prompt: str) -> set[str]:

@@ -1,5 +1,6 @@
 """An objective's options for one model and tokenizer: which ids are special, which one stands for hidden tokens."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext import objectives
+from bico_ext.data import CJK
 from bico_ext.objectives import Objective
 from bico_ext.special_tokens import added_tokens
 
@@ -73,14 +75,17 @@ def _placeholder_id(given: int | None, objective: str, model: Any, tokenizer: Pr
 
 
 def _word_starts(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-    """bool [V]: whether a token begins a word. In a vocabulary that marks no word starts every token is a word."""
+    """bool [V]: whether a token begins a word, as each Chinese or Japanese character does.
+
+    In a vocabulary that marks no word starts every token is a word.
+    """
     if tokenizer is None:
         raise ValueError(
             f"objective={objective!r} needs a tokenizer, which knows where words begin; pass processing_class"
         )
     starts = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    marked = [token.startswith(_WORD_START) for token in tokens]
+    marked = [token.startswith(_WORD_START) or re.match(f"[{CJK}]", token) is not None for token in tokens]
     if any(marked):
         starts[: len(marked)] = torch.tensor(marked)
     return starts

@@ -150,7 +150,7 @@ def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
     figure, panels = _panels(titles, row_height=2.8, width=3.6)
     for title, axes in panels.items():
         for name, members in by_label(runs).items():
-            objective = members[0]["objective"]
+            objective = members[0].get("trained", members[0]["objective"])  # of "glm-abi" it is "abi"
             if title == titles[1] and objective == "ntp":
                 continue
             key = "loss_ntp" if title == titles[0] else f"loss_{objective}"

@@ -69,8 +69,10 @@ class RowEncoder:
         tokenizer: PreTrainedTokenizerBase | None,
         max_length: int | None,
         never_predicted: frozenset[int],
+        last_predicted: bool = True,
     ) -> None:
         self.tokenizer, self.max_length, self.never_predicted = tokenizer, max_length, never_predicted
+        self.predictable = slice(1, None if last_predicted else -1)
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.context = model.config.get_text_config().max_position_embeddings
 
@@ -126,7 +128,7 @@ class RowEncoder:
                 f"{name} has {len(input_ids)} tokens, but the model's context is {self.context} "
                 f"(max_position_embeddings); set max_length={self.context} to cut long rows"
             )
-        if self.never_predicted.issuperset(input_ids[1:].tolist()):
+        if self.never_predicted.issuperset(input_ids[self.predictable].tolist()):
             raise ValueError(
                 f"{name} has nothing to predict: after the first token it needs one that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"

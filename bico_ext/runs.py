@@ -39,16 +39,13 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     """Train and evaluate the system `name` from the initial model of `seed`.
 
     Returns:
-        {"objective": name, "seed", "train_seconds", "parameters", "losses", "curve", "tasks", "predictions"} as
-        `compare` describes them; a system with blank generation also has "causal": {"tasks", "predictions"}.
+        {"objective": name, "trained": its objective, "seed", "train_seconds", "parameters", "losses", "curve", "tasks",
+        "predictions"} as `compare` describes them; a system with blank generation also has "causal": {"tasks",
+        "predictions"}.
     """
-    facts, system = load_facts(config.data), SYSTEMS[name]
+    facts, system = facts_read(config), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
-    rows = [*(facts.one_order if config.setting == "pretrained" else facts.train)]
-    if system.other_order:
-        if not facts.other_order:
-            raise ValueError(f"data {config.data!r} does not have its facts in the other order, as {name!r} needs")
-        rows += facts.other_order
+    rows = [*facts.train, *(facts.other_order if system.other_order else ())]
     mixing = config.mixing_probability if system.mixing_probability is None else system.mixing_probability
     trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, folder(config, name, seed))
     # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
@@ -68,7 +65,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
             tokenizer,
             facts.tasks,
             max_new_tokens=config.max_new_tokens,
-            likelihood=True,
+            likelihood=generator is generate,  # the test is a causal one
             progress=False,
             generator=generator,
         )
@@ -81,6 +78,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
 
     return {
         "objective": name,
+        "trained": system.objective,
         "seed": seed,
         "train_seconds": round(train_seconds, 1),
         "parameters": model.num_parameters(),
@@ -91,9 +89,31 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     }
 
 
+def facts_read(config: CompareConfig) -> FactData:
+    """The facts as the setting reads them: `train` and, where there is pre-training, `pretraining`; nothing else.
+
+    Raises:
+        ValueError: the data has no tasks, or not what the setting reads.
+    """
+    facts = load_facts(config.data)
+    if not facts.tasks:
+        raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
+    if config.setting == "scratch":
+        return dataclasses.replace(facts, pretraining=())
+    for part, file, what in (
+        ("pretraining", "pretrain.jsonl", "texts about other entities to pre-train on"),
+        ("one_order", "one_order.jsonl", "training texts of facts in one order only to fine-tune on"),
+    ):
+        if not getattr(facts, part):
+            raise ValueError(
+                f"data {config.data!r} has no {what} ({file} in a folder of your own); use setting='scratch'"
+            )
+    return dataclasses.replace(facts, train=facts.one_order)
+
+
 def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCallback) -> None:
     """Next-token prediction of the pre-training texts from the initial model of `seed`, saved for all its systems."""
-    facts = load_facts(config.data)
+    facts = facts_read(config)
     model, tokenizer = initial_model(config, facts, family, seed)
     target = pretrained_folder(config, family, seed)
     trainer = _trainer(
@@ -139,8 +159,7 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     if config.model != "tiny":
         tokenizer = AutoTokenizer.from_pretrained(config.model)
         return AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32), tokenizer
-    texts = [*facts.train, *(facts.pretraining if config.setting == "pretrained" else ())]
-    tokenizer = train_word_tokenizer([example.text for example in texts])
+    tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.hidden_size,

@@ -34,7 +34,7 @@ SYSTEMS: dict[str, System] = {
     "bico": System("bico"),
     "infill": System("infill"),
     "permute": System("permute"),
-    "duplex": System("duplex"),
+    "duplex": System("duplex", mixing_probability=2 / 3),
     "abi": System("abi"),
     # Controls: each changes one thing in bico.
     "naive": System("naive"),

@@ -239,7 +239,9 @@ class BicoTrainer(Trainer):
         # Data
         has_specials = "special_ids" in objectives.options(args.objective)
         never_predicted = options.special_ids(network, processing_class) if has_specials else frozenset()
-        self._encode = RowEncoder(network, processing_class, args.max_length, never_predicted)
+        self._encode = RowEncoder(
+            network, processing_class, args.max_length, never_predicted, last_predicted=args.objective != "bert"
+        )
         if train_dataset is not None:
             train_dataset = self._encode(train_dataset, "train_dataset")
         if isinstance(eval_dataset, Mapping):
@@ -248,10 +250,17 @@ class BicoTrainer(Trainer):
             eval_dataset = self._encode(eval_dataset, "eval_dataset")
 
         # The model changes only now that everything else has been checked; some objectives add a token
+        vocabulary = len(network.get_input_embeddings().weight)
         self._objectives = {
             name: options.fill_in(name, args, network, processing_class) for name in ("ntp", args.objective)
         }
         if peft_config is not None:
+            if len(network.get_input_embeddings().weight) > vocabulary:
+                raise ValueError(
+                    f"objective={args.objective!r} added tokens to the model, which adapters would neither train nor "
+                    "save; add them first (bico_ext.special_tokens.added_tokens), save model and tokenizer, and start "
+                    "from those"
+                )
             from peft import get_peft_model
 
             network = get_peft_model(network, peft_config)

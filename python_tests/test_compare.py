@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import time
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bico_ext.runs as runs_module
 from bico_ext.compare import compare
 from bico_ext.compare_config import CompareConfig
 from bico_ext.data import TASKS, Example, load_facts, write_facts
+from bico_ext.likelihood import likelihood_test
 from bico_ext.runs import initial_model, run
 from bico_ext.synthetic import generate
 from bico_ext.systems import SYSTEMS
@@ -214,7 +217,8 @@ def test_every_system_trains_and_answers(config, name):
     ways = [result, result["causal"]] if SYSTEMS[name].blank_generation else [result]
     for way in ways:
         assert way["tasks"].keys() == set(TASKS)
-        assert all("likelihood" in scores for scores in way["tasks"].values())
+        asked_causally = way is ways[-1]  # which is what the log-probability test is about
+        assert all(("likelihood" in scores) == asked_causally for scores in way["tasks"].values())
         assert {row["task"] for row in way["predictions"]} == set(TASKS)
     assert [point["step"] for point in result["curve"]] == [2]
 
@@ -251,3 +255,34 @@ def test_texts_that_give_answers_away_are_refused(config, tmp_path):
     write_facts(leaking, tmp_path / "leaking")
     with pytest.raises(ValueError, match=r"gives .* answers away"):
         compare(dataclasses.replace(config, data=str(tmp_path / "leaking")))
+
+
+def test_a_run_is_scored_as_its_saved_model_is(config, data, tmp_path):
+    """Training computes in bfloat16; the scores are those of the weights in float32."""
+    trained = dataclasses.replace(config, steps=4, bf16=True, curve_points=0)
+    likelihoods = {name: scores["likelihood"] for name, scores in run(trained, "bico", 0)["tasks"].items()}
+    saved = tmp_path / "out" / "runs" / "bico-seed0"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    for name, task in load_facts(data).tasks.items():
+        expected = likelihood_test(model, tokenizer, task, progress=False)
+        assert likelihoods[name]["correct"] == pytest.approx(expected["correct"], rel=1e-6)
+
+
+def test_other_facts_or_other_pre_training_do_not_share_a_folder(config, data_to_pretrain_on, tmp_path):
+    pretrained = dataclasses.replace(config, setting="pretrained", data=data_to_pretrain_on, steps=2, resume=True)
+    broken = tmp_path / "out" / "runs" / "ntp-seed0"
+    broken.parent.mkdir(parents=True)
+    (tmp_path / "out" / "settings.json").write_text("{}")
+    broken.write_text("a file where the run wants its folder")
+    results = compare(dataclasses.replace(pretrained, objectives=["ntp"]))
+    assert results["runs"] == []  # so that the folder holds nothing but a pre-trained model
+    with pytest.raises(FileExistsError, match="other settings \\(pretrain_steps 3 -> 4\\)"):
+        compare(dataclasses.replace(pretrained, objectives=["ntp"], pretrain_steps=4))
+    copy = tmp_path / "copy"
+    shutil.copytree(data_to_pretrain_on, copy)
+    first = dataclasses.replace(config, objectives=["ntp"], data=str(copy), output_dir=str(tmp_path / "edited"))
+    compare(first)
+    lines = (copy / "train.jsonl").read_text().splitlines()
+    (copy / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(FileExistsError, match="other settings \\(facts "):
+        compare(dataclasses.replace(first, resume=True))

@@ -12,9 +12,19 @@ import torch
 from bico_ext.jobs import cores, run_all
 
 
+class Odd(Exception):
+    """One that pickle cannot make again."""
+
+    def __init__(self, one, other):
+        super().__init__(one)
+        self.other = other
+
+
 def work(what, folder, callback):
     if what == "raise":
-        raise OSError("no room left")
+        raise OSError("no room left" + " at all" * 100_000)  # more than a pipe holds
+    if what == "odd":
+        raise Odd("two", "arguments")
     if what == "exit":
         os._exit(9)
     callback.on_step_end(None, None, None)
@@ -45,12 +55,11 @@ def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
 
 def test_each_call_has_its_own_end(tmp_path, capsys):
     before = os.environ.get("OMP_NUM_THREADS")
-    arguments = [(what, str(tmp_path)) for what in ("raise", "first", "exit", "second")]
-    failures = run_all(work, arguments, steps=1, jobs=2, label="four")
-    assert [type(failure) for failure in failures] == [OSError, type(None), RuntimeError, type(None)]
-    assert str(failures[0]) == "no room left"
-    assert str(failures[2]) == "it was ended from outside (exit code 9)"
+    arguments = [(what, str(tmp_path)) for what in ("raise", "first", "exit", "odd", "second")]
+    failures = run_all(work, arguments, steps=1, jobs=2, label="five")
+    assert failures[0].startswith("OSError: no room left at all")
+    assert failures[1:] == [None, "it was ended from outside (exit code 9)", "Odd: two", None]
     threads = str(max(1, cores() // 2))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": threads, "second": threads}
-    assert "2/4" in capsys.readouterr().err, "the bar counts the steps of all"
+    assert "2/5" in capsys.readouterr().err, "the bar counts the steps of all"
     assert os.environ.get("OMP_NUM_THREADS") == before

@@ -146,7 +146,7 @@ def test_duplex_throws_a_coin_for_each_text():
             assert sorted(masked.input_ids.tolist()) == [BOS, 7, 8, 9]
         else:
             assert masked.span_ids.tolist() == [-1 if token == PAD else 0 for token in masked.input_ids.tolist()]
-    assert abs(permuted / 400 - 0.5) < 4 * 0.5 / 20
+    assert abs(permuted / 400 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 400)
 
 
 @pytest.mark.parametrize("sequence", [[BOS], [BOS, EOS], [BOS, 7, EOS]])
