@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,14 @@ class EvaluateConfig:
     output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
     max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
     batch_size: int | None = field(default=None, metadata={"help": "Prompts at once."})
+    generation: str = field(
+        default="causal",
+        metadata={
+            "help": "How answers are written: continuing the prompt, or filling a [MASK] or [gMASK] after it, for "
+            "models of blank infilling with two-dimensional positions ('abi').",
+            "choices": ["causal", "mask", "gmask"],
+        },
+    )
     likelihood: bool = field(
         default=False, metadata={"help": "Also test whether right answers are likelier than the data's wrong ones."}
     )
@@ -151,10 +160,12 @@ def _evaluate(arguments: list[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bico_ext import environment, report
+    from bico_ext.blank_generation import generate_blank
     from bico_ext.ceiling import reachable
     from bico_ext.data import load_facts
     from bico_ext.evaluation import evaluate
     from bico_ext.files import write_json, write_json_lines, write_text
+    from bico_ext.models import attach
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
     _check_model_source(config.model)
@@ -165,7 +176,10 @@ def _evaluate(arguments: list[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    extra = {} if config.batch_size is None else {"batch_size": config.batch_size}
+    extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
+    if config.generation != "causal":
+        attach(model)
+        extra["generator"] = partial(generate_blank, mask=config.generation)
     evaluation = evaluate(
         model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, likelihood=config.likelihood, **extra
     )

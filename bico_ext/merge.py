@@ -73,6 +73,7 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, Any], li
             for folder, results in zip(folders, all_results, strict=True)
         ],
         "runs": runs,
+        "failures": [failure for results in all_results for failure in results.get("failures", [])],
     }
     known = next((results["data"] for results in all_results if results.get("data")), None)
     if same_data and known:

@@ -58,7 +58,7 @@ class Table:
 
 
 def heading(results: Results) -> str:
-    """One line: the seeds, what the cells show, and how many questions each task has."""
+    """One line: the seeds, what the cells show, how many questions each task has, and which runs failed."""
     runs = results["runs"]
     several = any(len(members) > 1 for members in by_label(runs).values())
     single = any(len(members) == 1 for members in by_label(runs).values())
@@ -71,7 +71,9 @@ def heading(results: Results) -> str:
         for task in task_names(runs)
     )
     sentence = "; ".join(parts)
-    return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}."
+    failed = [f"{one['objective']} with seed {one['seed']}" for one in results.get("failures", [])]
+    missing = f" Failed, and in no table: {', '.join(failed)}." if failed else ""
+    return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}.{missing}"
 
 
 def score_tables(results: Results) -> list[Table]:

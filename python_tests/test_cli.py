@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
+from bico_ext.blank_generation import generate_blank
 from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
 from bico_ext.data import Example, FactData, Question, Task, write_facts
 from bico_ext.likelihood import likelihood_test
+from bico_ext.models import attach
 from bico_ext.runs import initial_model
+from bico_ext.special_tokens import added_tokens
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoConfig
 
@@ -246,3 +249,22 @@ def test_an_error_is_one_sentence_on_stderr(capsys, tmp_path):
     assert captured.err.startswith("bico compare: ")
     assert "/no/such/folder" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_evaluate_asks_a_model_of_blank_infilling_in_its_own_way(tmp_path, monkeypatch):
+    facts = generate(names_first=1, descriptions_first=1, both=1, pretraining=0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "glm", 0)
+    added_tokens(attach(model), tokenizer, ["mask", "sop", "eop"])
+    expected = generate_blank(model, tokenizer, ["In the old days, Ada is"], mask="mask", max_new_tokens=2)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    asked = FactData("", facts.train, {"N2D": Task("N2D", "name", (Question("In the old days, Ada is", " Bob"),))})
+    monkeypatch.setattr("bico_ext.data.load_facts", lambda source: asked)
+    command = ["evaluate", "--data", "facts", "--model", str(tmp_path), "--max_new_tokens", "2"]
+    answers = {}
+    for way in ("causal", "mask"):
+        out = tmp_path / way
+        assert main([*command, "--generation", way, "--output-dir", str(out)]) == 0
+        answers[way] = json.loads((out / "predictions.jsonl").read_text())["completion"]
+    assert [answers["mask"]] == expected
+    assert answers["causal"] != answers["mask"]

@@ -34,7 +34,10 @@ def test_seeds_and_objectives_of_the_same_settings_belong_together(tmp_path):
     made = made_up.results()
     first = made_up.write(tmp_path / "a", only(made, seed=0))
     second = made_up.write(tmp_path / "b", only(made, "bico", 1) | {"settings": {"data": "./facts", "steps": 10}})
+    failure = {"objective": "ntp", "seed": 1, "error": "OSError: no room left"}
+    made_up.write(tmp_path / "a", only(made, seed=0) | {"failures": [failure]})
     merged, _ = merge([first, second])
+    assert merged["failures"] == [failure]
     assert runs_by_label(merged) == {"ntp": [0], "bico": [0, 1]}
     assert [source["folder"] for source in merged["sources"]] == [first, second]
 

@@ -55,6 +55,11 @@ def test_the_heading_says_what_the_cells_are():
     assert heading(single) == "In brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
 
 
+def test_the_heading_names_the_runs_that_failed():
+    failed = made_up.results() | {"failures": [{"objective": "infill", "seed": 1, "error": "OSError: no room left"}]}
+    assert heading(failed).endswith(" D2N-reverse 10. Failed, and in no table: infill with seed 1.")
+
+
 def test_unequal_seeds_are_shown():
     made = made_up.results()
     del made["runs"][3]  # bico, seed 1
