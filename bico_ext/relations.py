@@ -11,7 +11,8 @@ Each relation needs wordings: built-in ones (see `KNOWN`) or those of a file `<f
       forward: ["{object}'s mother is", "The mother of {object} is"]
       reverse: ["{subject}'s child is", "The child of {subject} is"]
 
-Each question must have one right answer, so a relation may link an entity only once in either place.
+Each question must have one right answer, so a relation may link an entity only once in either place, and so may several
+relations that are asked for in the same words, as the children of a mother and of a parent are.
 """
 
 import csv
@@ -65,7 +66,7 @@ def load(path: Path) -> FactData:
     wordings = dict(KNOWN)
     for relation, found in read_wordings(path).items():
         wordings[relation] = _own_wordings(found, f"{path.with_suffix('.yaml')}, {relation}")
-    pairs = _read(path, sorted(wordings))
+    pairs = _read(path, wordings)
     kinds = [
         Pairs(tuple(facts), wordings[relation]["forward"], wordings[relation]["reverse"])
         for relation, facts in pairs.items()
@@ -79,9 +80,10 @@ def _own_wordings(found: Any, where: str) -> dict[str, tuple[str, ...]]:
     return {key: check_wordings(found[key], gap, f"{where}, {key}") for key, gap in _GAPS.items()}
 
 
-def _read(path: Path, known: list[str]) -> dict[str, list[tuple[str, str]]]:
+def _read(path: Path, wordings: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, list[tuple[str, str]]]:
     """Object and subject of each fact, by relation."""
     pairs: dict[str, list[tuple[str, str]]] = {}
+    known = sorted(wordings)
     seen: dict[tuple[str, ...], int] = {}
     last_line: dict[str, int] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -97,9 +99,9 @@ def _read(path: Path, known: list[str]) -> dict[str, list[tuple[str, str]]]:
                     continue
                 where = f"{path}, line {reader.line_num}"
                 subject, relation, object_ = _check_fields(fields, known, where)
-                for place, entity in (("subject", subject), ("object", object_)):
-                    what = f"{entity!r} is the {place} of {relation!r}"
-                    check_new(seen, (relation, place, entity), reader.line_num, where, what)
+                for place, entity, asked in (("subject", subject, "reverse"), ("object", object_, "forward")):
+                    what = f"{entity!r} is the {place} of {relation!r}, or of a relation in the same words,"
+                    check_new(seen, (*wordings[relation][asked], entity), reader.line_num, where, what)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
         except (csv.Error, UnicodeDecodeError) as error:
