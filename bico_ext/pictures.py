@@ -16,10 +16,10 @@ from bico_ext.results import Results, Run, by_label, ceiling, scores, task_names
 COLOURS = {
     "bico": "#0072b2",
     "infill": "#d55e00",
-    "abi": "#009e73",
+    "permute": "#009e73",
+    "duplex": "#cc79a7",
     "naive": "#e69f00",
-    "bert": "#cc79a7",
-    "new-token": "#56b4e9",
+    "bert": "#56b4e9",
     "attended-pad": "#f0e442",
     "ntp": "#777777",  # last, so that no other objective gets the colour of the control first
 }
@@ -88,7 +88,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
         "answers that contain the target (dots: seeds; line: 95 % Wilson interval of one seed; vertical line: ceiling)",
         fontsize=8,
     )
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -113,7 +113,7 @@ def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.set_xlim(-0.04, max(1.04, *(end + 0.04 for end in ends), axes.get_xlim()[1]))
         _name_rows(axes, list(groups))
     figure.supxlabel("contains, mean over seeds" + (", as a share of the ceiling" if as_shares else ""), fontsize=8)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -136,7 +136,7 @@ def draw_curves(results: Results, path: str | os.PathLike[str]) -> bool:
     figure.supxlabel("optimizer step", fontsize=8)
     figure.supylabel("answers that contain the target", fontsize=8)
     _legend(figure, panels.values())
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -167,7 +167,7 @@ def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
     figure.supxlabel("optimizer step", fontsize=8)
     figure.supylabel("training loss, nats a token", fontsize=8)
     _legend(figure, panels.values())
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -225,6 +225,7 @@ def _legend(figure: Any, panels: Iterable[Any]) -> None:
     figure.legend(entries.values(), entries, frameon=False, fontsize=8, loc="outside right center")
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with whole(Path(path)) as partial:
         figure.savefig(partial, format="png")

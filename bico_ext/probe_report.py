@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.files import whole, write_text
+from bico_ext import pictures
+from bico_ext.files import write_text
 
-COLOURS = {"causal": "#888888", "bico": "#1f77b4", "naive": "#d62728"}
+COLOURS = {"causal": pictures.COLOURS["ntp"], "bico": pictures.COLOURS["bico"], "naive": pictures.COLOURS["naive"]}
 STYLES = {"causal": "-", "bico": "--", "naive": ":"}  # causal and bico coincide for earlier keys
 GROUPS = "by_right_context"
 DIFFERENCES = ("bico - naive", "bico - causal")
@@ -87,7 +88,7 @@ def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("key n - query m (tokens)")
     rotation.legend(frameon=False)
-    _save(figure, path)
+    pictures.save(figure, path)
 
 
 def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -130,7 +131,7 @@ def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike
         axes.set_xlabel(label)
     for axes in (grid[0][0], grid[0][3]):
         axes.legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    pictures.save(figure, path)
 
 
 def _draw_estimates(
@@ -205,8 +206,3 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, 
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, grid
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    with whole(path) as partial:
-        figure.savefig(partial, format="png")
