@@ -35,7 +35,7 @@ class CompareConfig:
         metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."},
     )
     objectives: list[str] = field(
-        default_factory=lambda: ["ntp", "bico", "infill", "permute", "duplex"],
+        default_factory=lambda: ["ntp", "bico", "infill", "permute"],
         metadata={
             "help": "What to train: objectives, mixed half and half with NTP, and the other systems of "
             "docs/objectives.md; 'all': every one."

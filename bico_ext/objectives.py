@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 from bico_ext.blank_infilling import abi
 from bico_ext.causal import ntp, permute, reverse
 from bico_ext.denoising import attended_pad, bert, bico, naive, new_token
-from bico_ext.duplex import duplex
 from bico_ext.infilling import infill
 from bico_ext.masked import Masked
 
@@ -25,7 +24,6 @@ OBJECTIVES: dict[str, Callable[..., Masked]] = {
     "bico": bico,
     "infill": infill,
     "permute": permute,
-    "duplex": duplex,
     "abi": abi,
     "naive": naive,
     "bert": bert,

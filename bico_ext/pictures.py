@@ -17,9 +17,9 @@ COLOURS = {
     "bico": "#0072b2",
     "infill": "#d55e00",
     "permute": "#009e73",
-    "duplex": "#cc79a7",
     "naive": "#e69f00",
-    "bert": "#56b4e9",
+    "bert": "#cc79a7",
+    "new-token": "#56b4e9",
     "attended-pad": "#f0e442",
     "ntp": "#777777",  # last, so that no other objective gets the colour of the control first
 }

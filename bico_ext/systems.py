@@ -33,8 +33,7 @@ SYSTEMS: dict[str, System] = {
     "ntp": System("ntp"),
     "bico": System("bico"),
     "infill": System("infill"),
-    "permute": System("permute"),
-    "duplex": System("duplex", mixing_probability=2 / 3),
+    "permute": System("permute", mixing_probability=2 / 3),
     "abi": System("abi"),
     # Controls: each changes one thing in bico.
     "naive": System("naive"),

@@ -94,7 +94,7 @@ class BicoConfig(TrainingArguments):
         metadata={
             "help": "What the optimizer steps that are not next-token prediction train: 'bico' (denoising of hidden "
             "tokens, the paper's), 'infill' (a span written with both sides in view), 'permute' (pieces of the text in "
-            "another order), 'duplex' (bico or permute for each row), 'ntp' (nothing else), or another one of "
+            "another order), 'ntp' (nothing else), or another one of "
             "docs/objectives.md.",
             "choices": list(objectives.OBJECTIVES),
         },

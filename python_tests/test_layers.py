@@ -13,7 +13,6 @@ PYTHON_LAYERS = [
     ["environment", "attention", "data", "draws", "masked", "inference"],
     ["models", "tokenization", "metrics", "results", "special_tokens"],
     ["causal", "denoising", "infilling", "blank_infilling"],
-    ["duplex"],
     ["synthetic", "berglund", "own_facts", "pairs"],
     ["couplets", "relations"],
     ["objectives", "rows", "gap", "merge", "likelihood", "ceiling", "leakage"],

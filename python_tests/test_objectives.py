@@ -137,18 +137,6 @@ def test_permute_cuts_and_orders_uniformly():
     assert chi_square(Counter(pieces(seed) for seed in range(4000)), expected) < 20.52  # 99.9 %, 5 degrees of freedom
 
 
-def test_duplex_throws_a_coin_for_each_text():
-    permuted = 0
-    for seed in range(400):
-        masked = apply("duplex", tensor(SEQUENCE), seed)
-        if (masked.span_ids == 1).all():
-            permuted += 1
-            assert sorted(masked.input_ids.tolist()) == [BOS, 7, 8, 9]
-        else:
-            assert masked.span_ids.tolist() == [-1 if token == PAD else 0 for token in masked.input_ids.tolist()]
-    assert abs(permuted / 400 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 400)
-
-
 @pytest.mark.parametrize("sequence", [[BOS], [BOS, EOS], [BOS, 7, EOS]])
 def test_permute_of_next_to_nothing_is_next_token_prediction(sequence: list[int]):
     assert apply("permute", tensor(sequence), 0).labels.tolist() == [NO_LOSS, *sequence[1:]]
@@ -310,7 +298,6 @@ def test_options_by_objective():
         "infill": ("spans",),
         "permute": ("special_ids", "segments"),
         "abi": ("mask_id", "sop_id", "eop_id", "special_ids", "positions"),
-        "duplex": ("placeholder_id", "special_ids", "mask_rate", "segments"),
         "naive": ("placeholder_id", "special_ids", "mask_rate"),
         "bert": ("placeholder_id", "special_ids", "mask_rate"),
         "attended-pad": ("placeholder_id", "special_ids", "mask_rate"),
