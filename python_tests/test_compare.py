@@ -204,6 +204,8 @@ def test_one_initial_model_a_seed(config, data):
         ({"hidden_size": 130}, "hidden_size must be a multiple of 8"),
         ({"learning_rate": -1.0}, "learning_rate must not be negative"),
         ({"jobs": 0}, "jobs must be at least 1"),
+        ({"objectives": ["glm-ntp"], "model": "some/llama"}, "glm-ntp are of another model than some/llama"),
+        ({"objectives": ["abi"], "hidden_size": 48}, "hidden_size must be a multiple of 32 for abi"),
     ],
 )
 def test_config_errors(change, message):
@@ -241,6 +243,24 @@ def test_pre_trained_once_a_seed_then_fine_tuned(config, data_to_pretrain_on, tm
     again = dataclasses.replace(pretrained, objectives=["infill"], resume=True)
     assert [one["objective"] for one in compare(again)["runs"]] == ["ntp", "bico", "infill"]
     assert os.stat(start).st_mtime_ns == written, "the pre-trained model was made again"
+
+
+def test_the_other_order_is_needed_before_anything_is_trained(config, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    (copy / "other_order.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"in the other order, as both-orders needs \(other_order.jsonl"):
+        compare(dataclasses.replace(config, data=str(copy), objectives=["ntp", "both-orders"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_padding_is_found_before_training(config, data, tmp_path):
+    model, tokenizer = initial_model(config, load_facts(data), "llama", 0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="has no padding token"):
+        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
 
 
 def test_pre_training_needs_texts(config):

@@ -80,6 +80,8 @@ def test_the_hand_made_set_is_sound():
         ("Tell me of the first programmer: who", [("N2D-reverse", REVERSE)]),  # the prompt, no answer
         ("So: Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
         ("So: ada byron was known for it", []),  # a prompt is compared verbatim
+        ("My Ada Byron was known for it", []),  # of somebody else: the sentence does not begin there
+        ("My Ada Byron was known. Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
         ("Tell me of the first programmer: Ada Byron", [("N2D-reverse", REVERSE)]),  # both rules, one leak
     ],
 )
@@ -90,6 +92,8 @@ def test_planted(text, found):
 def test_the_other_order_is_meant_to_leak():
     text = (Example("The first programmer was", " Ada Byron"),)
     assert leakage(facts(other_order=text)) == []
+    question = Example(REVERSE.prompt, " Ada Byron")  # but it may not ask the test's own question
+    assert leakage(facts(other_order=(question,))) == [Leak("N2D-reverse", REVERSE, question.text)]
     assert len(leakage(facts(pretraining=text))) == 1
 
 

@@ -151,6 +151,8 @@ def test_reverse_keeps_the_tokens_of_a_word_and_the_words_of_an_entity_in_order(
     whole = apply("reverse", text, 0, word_starts=starts, entities=[[9], [9, 10]])
     assert whole.input_ids.tolist() == [BOS, 11, 9, 10, 7, 8, EOS]
     assert whole.labels.tolist() == [NO_LOSS, 11, 9, 10, 7, 8, EOS]
+    in_a_word = apply("reverse", text, 0, word_starts=starts, entities=[[7]])
+    assert in_a_word.input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS], "an entity ends where a word does"
 
 
 def test_pad_by_hand():

@@ -79,6 +79,14 @@ def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
         turned(entities_file=str(names))
 
 
+def test_reverse_turns_text_without_spaces():
+    tokenizer = train_word_tokenizer(["\u6708\u5149\u767d"])
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ids = tensor(tokenizer("\u6708\u5149\u767d")["input_ids"])
+    masked = options.fill_in("reverse", settings(), LlamaForCausalLM(config), tokenizer)(ids, Generator())
+    assert "\u767d\u5149\u6708" in tokenizer.decode(masked.input_ids, skip_special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

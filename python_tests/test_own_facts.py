@@ -82,6 +82,7 @@ def test_empty_file(file, tmp_path):
         ({**pair("x", " y"), "entity": 3}, "entity must be a string, got int 3"),
         ({**pair("x", " y"), "frame": ["..."]}, "frame must be a string, got list"),
         ({**pair("x", " y"), "distractor": "\ud83d"}, "distractor holds half of a surrogate pair"),
+        ({**pair("x", " y"), "distractor": " "}, "distractor must hold text, got ' '; leave it out"),
         ({**pair("x", " y"), "answer": "place"}, "answer must be 'name' or 'description', got 'place'"),
         ({**pair("x", " y"), "answer": "description"}, "answer and twin must be those of the task's first line"),
         ({**pair("x", " y"), "twin": "nobody"}, "twin must be null or one of mother, got 'nobody'"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_training import BOS, PAD, SPECIAL, config, logged, some_rows, tiny_llama, train
+from tiny_training import BOS, PAD, SPECIAL, VOCABULARY, config, logged, some_rows, tiny_llama, train
 from torch import Generator, tensor
 from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
@@ -16,6 +16,7 @@ from bico_ext import objectives
 from bico_ext.draws import stream_seed
 from bico_ext.masked import NO_LOSS, Masked
 from bico_ext.models import detach
+from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoTrainer
 
 
@@ -229,3 +230,18 @@ def test_metrics_see_the_causal_predictions(tmp_path: Path):
         expected = tiny_llama().eval()(tensor([row])).logits[0]
     torch.testing.assert_close(tensor(seen[0].predictions[5, : len(row)]), expected, rtol=1e-4, atol=1e-4)
     assert seen[0].label_ids[5, 1 : len(row)].tolist() == row[1:]
+
+
+def test_adapters_and_new_tokens_do_not_go_together(tmp_path: Path):
+    tokenizer = train_word_tokenizer([" ".join(f"w{i}" for i in range(VOCABULARY - 4))])  # as many as the model has
+    adapters = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    with pytest.raises(
+        ValueError, match=r"objective='new-token' added tokens .* neither train nor save; add them first"
+    ):
+        BicoTrainer(
+            tiny_llama(),
+            config(tmp_path, objective="new-token"),
+            [{"text": "w0 w1 w2"}],
+            processing_class=tokenizer,
+            peft_config=adapters,
+        )
