@@ -14,8 +14,8 @@ HEADS = 4  # of the tiny model
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("scratch", "synthetic"): {"layers": 2, "learning_rate": 2e-3, "steps": 3000},
     ("scratch", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 1500},
-    ("pretrained", "synthetic"): {"layers": 2, "learning_rate": 1e-3, "steps": 2000},
-    ("pretrained", "other"): {"layers": 4, "learning_rate": 1e-3, "steps": 1500},
+    ("pretrained", "synthetic"): {"layers": 2, "learning_rate": 3e-3, "steps": 5000},
+    ("pretrained", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 3000},
 }
 
 
@@ -56,11 +56,9 @@ class CompareConfig:
         default="tiny", metadata={"help": "'tiny' (a random Llama and a word tokenizer), a path or a hub name."}
     )
     steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps; 3,000 (synthetic), 2,000 (synthetic, pretrained) or 1,500."}
+        default=None, metadata={"help": "Optimizer steps; 3,000 (synthetic) or 1,500; pretrained 5,000 or 3,000."}
     )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak; 2e-3 (synthetic), 3e-3 (other data), 1e-3 (pretrained)."}
-    )
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak; 2e-3 (synthetic from scratch) or 3e-3."})
     pretrain_steps: int = field(default=1500, metadata={"help": "Of the pre-training in the setting 'pretrained'."})
     pretrain_learning_rate: float = field(default=3e-3, metadata={"help": "Peak of the pre-training."})
     layers: int | None = field(default=None, metadata={"help": "Of the tiny model; 2 (synthetic) or 4."})
