@@ -224,10 +224,11 @@ class ProbeConfig:
     output_dir: str = field(metadata={"help": "For probe.json, table.md, attention.png and denoising.png."})
     data: str = field(
         default="synthetic",
-        metadata={
-            "help": "'synthetic', a folder of facts, a file or a hub name; its pre-training texts are read, or "
-            "its training texts where it has none."
-        },
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."},
+    )
+    texts: str = field(
+        default="train",
+        metadata={"help": "Which of its texts are read.", "choices": ["train", "pretraining"]},
     )
     samples: int = field(default=256, metadata={"help": "Texts, and packed sequences of each length, at most."})
     seed: int = field(default=0, metadata={"help": "Of the choice of texts and of the hidden tokens."})
@@ -251,12 +252,14 @@ def _probe(arguments: list[str]) -> None:
     if (folder / "probe.json").exists():
         raise FileExistsError(f"output_dir {folder} already holds a probe; name another folder")
     facts = load_facts(config.data)
-    texts = facts.pretraining or facts.train
+    texts = facts.pretraining if config.texts == "pretraining" else facts.train
+    if not texts:
+        raise ValueError(f"data {config.data!r} has no pre-training texts; use texts='train'")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
     model = model.to("cuda" if torch.cuda.is_available() and has_kernels("cuda") else "cpu")
     measured = probe(model, tokenizer, texts, samples=config.samples, seed=config.seed, batch_size=config.batch_size)
-    data = {"name": facts.name, "texts": "pre-training" if facts.pretraining else "training", "n": len(texts)}
+    data = {"name": facts.name, "texts": config.texts, "n": len(texts)}
     results = {"environment": environment.describe(), "settings": vars(config), "data": data} | measured
     print(write_probe_report(results, folder))
     write_json(folder / "probe.json", results)

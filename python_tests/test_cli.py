@@ -203,22 +203,24 @@ def test_train_then_evaluate(tmp_path, capsys, lora):
 
 
 def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monkeypatch):
-    facts = generate(names_first=2, descriptions_first=2, both=1)
+    facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
     model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pretrained = dataclasses.replace(facts, pretraining=facts.train[:7])
-    monkeypatch.setattr("bico_ext.data.load_facts", {"facts": facts, "pretrained": pretrained}.get)
+    monkeypatch.setattr("bico_ext.data.load_facts", {"facts": facts, "more": pretrained}.get)
     command = ["probe", "--model", str(tmp_path / "model"), "--samples", "3", "--seed", "5"]
-    for data, texts, count in (("facts", "training", len(facts.train)), ("pretrained", "pre-training", 7)):
+    for data, texts, count in (("facts", "train", len(facts.train)), ("more", "pretraining", 7)):
         out = tmp_path / data
-        assert main([*command, "--data", data, "--output-dir", str(out)]) == 0
+        assert main([*command, "--data", data, "--texts", texts, "--output-dir", str(out)]) == 0
         assert f"{texts} texts of {facts.name}; seed 5." in capsys.readouterr().out
         results = json.loads((out / "probe.json").read_text())
         assert results["data"] == {"name": facts.name, "texts": texts, "n": count}
         assert results["settings"]["seed"] == 5
         assert results["attention"].keys() == {"causal", "bico", "naive"}
         assert {path.name for path in out.iterdir()} == {"probe.json", "table.md", "attention.png", "denoising.png"}
+    assert main([*command, "--data", "facts", "--texts", "pretraining", "--output-dir", str(tmp_path / "none")]) == 1
+    assert "has no pre-training texts; use texts='train'" in capsys.readouterr().err
     assert main([*command, "--data", "facts", "--output-dir", str(tmp_path / "facts")]) == 1
     assert "already holds a probe; name another folder" in capsys.readouterr().err
 
