@@ -79,6 +79,7 @@ def reverse(
     *,
     special_ids: Collection[int],
     word_starts: Tensor,
+    word_parts: Tensor,
     entities: Sequence[Sequence[int]] = (),
 ) -> Masked:
     """Reverse training (arXiv 2403.13799): next-token prediction of the text with its words in the opposite order.
@@ -90,7 +91,9 @@ def reverse(
         generator: not used; objectives share one signature.
         special_ids: ids that keep their place at the ends, such as BOS and EOS.
         word_starts: bool [V], whether a token begins a word. The text's first token always does.
-        entities: token sequences that count as one word wherever they occur; the longest that fits is taken.
+        word_parts: bool [V], whether a token goes on with the word before it, as "ing" does and a comma does not.
+        entities: token sequences that count as one word wherever they occur, unless a part of a word follows; the
+            longest that fits is taken.
 
     Returns:
         Span ids 1; labels everywhere but at position 0.
@@ -98,18 +101,19 @@ def reverse(
     Example:
         >>> starts = torch.ones(16, dtype=torch.bool)
         >>> reverse(torch.tensor([2, 7, 8, 9, 3]), torch.Generator(), special_ids=(2, 3), word_starts=starts,
-        ...         entities=[[7, 8]]).input_ids
+        ...         word_parts=~starts, entities=[[7, 8]]).input_ids
         tensor([2, 9, 7, 8, 3])
     """
     start, end = _text(input_ids, special_ids)
     ids = input_ids[start:end].tolist()
     begins = word_starts[input_ids[start:end]].tolist()
+    goes_on = word_parts[input_ids[start:end]].tolist()
     wholes = sorted(map(list, entities), key=len, reverse=True)
     words: list[list[int]] = []
     place = 0
     while place < len(ids):
         ends = [place + len(one) for one in wholes if one and ids[place : place + len(one)] == one]
-        length = next((end - place for end in ends if end == len(ids) or begins[end]), 0)
+        length = next((end - place for end in ends if end == len(ids) or not goes_on[end]), 0)
         if not length:
             length = 1
             while place + length < len(ids) and not begins[place + length]:

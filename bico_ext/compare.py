@@ -21,6 +21,7 @@ from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
 from bico_ext.runs import facts_read, folder, initial_model, pretrain, pretrained_folder, run
 from bico_ext.systems import SYSTEMS
+from bico_ext.tokenization import encode_example
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         config: what to run.
 
     Returns:
-        What `results.json` holds: {"environment", "settings", "data": as of `ceiling.reachable`, "runs": [{"objective",
-        "trained", "seed", "train_seconds", "parameters", "losses", "curve", "tasks": {name: {"n", "contains",
-        "exact_match", "bleu_char", "bleu", ...}}}], "failures": [{"objective", "seed", "error"}]}.
-        Finished runs are in it whatever became of the others.
+        What `results.json` holds: {"environment", "settings", "data": as of `ceiling.reachable` and a "digest" of the
+        facts, "runs": [{"objective", "trained", "mixing_probability", "threads", "seed", "train_seconds", "parameters",
+        "losses", "curve", "tasks": {name: {"n", "contains", "exact_match", "bleu_char", "bleu", ...}}}], "failures":
+        [{"objective", "seed", "error"}]}. Finished runs are in it whatever became of the others.
 
     Raises:
         FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others.
@@ -62,13 +63,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     runs, predictions = _collect(out)
     results = {
-        "environment": {
-            **environment.describe(),
-            "threads": max(1, cores() // jobs),
-            "jobs": jobs,
-        },  # of a run; at once
+        "environment": {**environment.describe(), "jobs": jobs},
         "settings": config.settings,
-        "data": reachable(facts),
+        "data": {**reachable(facts), "digest": _digest(facts)},
         "runs": runs,
         "failures": [{"objective": name, "seed": seed, "error": error} for (name, seed), error in failures.items()],
     }
@@ -151,15 +148,26 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
         )
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
+    context = model.config.get_text_config().max_position_embeddings
+    for example in (*facts.train, *facts.pretraining, *facts.other_order):
+        if (length := len(encode_example(tokenizer, example))) > context:
+            raise ValueError(
+                f"a training text of data {config.data!r} has {length} tokens, but the model's context is {context}: "
+                f"{example.text!r:.80}; shorten it or leave it out"
+            )
+
+
+def _digest(facts: FactData) -> str:
+    """What tells these facts from others of the same name."""
+    return hashlib.blake2b(repr((facts.train, facts.pretraining, facts.tasks)).encode(), digest_size=8).hexdigest()
 
 
 def _claim(out: Path, config: CompareConfig, facts: FactData) -> None:
     """Take the folder for these settings and facts, or say why not. Settings that finished nothing do not hold it."""
     file = out / "settings.json"
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-    settings = json.loads(json.dumps({**config.settings, "facts": digest}))  # as they will be read back
-    finished = [*(out / "runs").glob("*.json"), *(out / "pretrained").glob("*/config.json")]
-    if any(".partial" not in str(one) for one in finished):
+    settings = json.loads(json.dumps({**config.settings, "facts": _digest(facts)}))  # as they will be read back
+    pretrained = [one for one in (out / "pretrained").glob("*/config.json") if one.parent.suffix != ".partial"]
+    if pretrained or any((out / "runs").glob("*.json")):
         if not config.resume:
             raise FileExistsError(
                 f"output_dir {out} already holds a run; add --resume to keep its finished runs and add the missing "
@@ -168,7 +176,10 @@ def _claim(out: Path, config: CompareConfig, facts: FactData) -> None:
         held = json.loads(file.read_text())
         changed = [name for name in settings if held.get(name) != settings[name]]
         if changed:
-            differences = ", ".join(f"{name} {held.get(name)!r} -> {settings[name]!r}" for name in changed)
+            differences = ", ".join(
+                "the facts have changed" if name == "facts" else f"{name} {held.get(name)!r} -> {settings[name]!r}"
+                for name in changed
+            )
             raise FileExistsError(
                 f"output_dir {out} holds runs with other settings ({differences}); name another folder"
             )

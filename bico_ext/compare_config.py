@@ -37,7 +37,7 @@ class CompareConfig:
     objectives: list[str] = field(
         default_factory=lambda: ["ntp", "bico", "infill", "permute"],
         metadata={
-            "help": "What to train: objectives, mixed half and half with NTP, and the other systems of "
+            "help": "What to train: objectives, mixed with NTP, and the other systems of "
             "docs/objectives.md; 'all': every one."
         },
     )
@@ -70,7 +70,13 @@ class CompareConfig:
     )
     infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a text."})
     permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a text into."})
-    mixing_probability: float = field(default=0.5, metadata={"help": "Of the objective, at each optimizer step."})
+    mixing_probability: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the objective, at each optimizer step; default: the system's own, 1/2 but for permute, 2/3. "
+            "glm-abi always trains its objective alone."
+        },
+    )
     weight_decay: float = field(default=0.1, metadata={"help": "Of AdamW, betas 0.9 and 0.98."})
     warmup_steps: int = field(default=50, metadata={"help": "Before the cosine decay to 0."})
     bf16: bool = field(default=True, metadata={"help": "Train under bfloat16 autocast; evaluation is in float32."})
@@ -125,7 +131,7 @@ class CompareConfig:
         for name in ("learning_rate", "pretrain_learning_rate", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.mixing_probability <= 1:
+        if self.mixing_probability is not None and not 0 <= self.mixing_probability <= 1:
             raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
 
     @property

@@ -73,7 +73,12 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, Any], li
             for folder, results in zip(folders, all_results, strict=True)
         ],
         "runs": runs,
-        "failures": [failure for results in all_results for failure in results.get("failures", [])],
+        "failures": [
+            failure
+            for results, suffix in zip(all_results, suffixes, strict=True)
+            for failure in results.get("failures", [])
+            if (_label(failure["objective"], suffix), failure["seed"]) not in seen
+        ],
     }
     known = next((results["data"] for results in all_results if results.get("data")), None)
     if same_data and known:

@@ -44,7 +44,8 @@ def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizer
         "positions": lambda: settings.abi_positions,
         "spans": lambda: settings.infill_spans,
         "segments": lambda: settings.permute_segments,
-        "word_starts": lambda: _word_starts(name, model, tokenizer),
+        "word_starts": lambda: _word_tables(name, model, tokenizer)[0],
+        "word_parts": lambda: _word_tables(name, model, tokenizer)[1],
         "entities": lambda: _entities(settings.entities_file, tokenizer),
     }
     return objectives.bind(name, **{option: sources[option]() for option in objectives.options(name)})
@@ -74,8 +75,8 @@ def _placeholder_id(given: int | None, objective: str, model: Any, tokenizer: Pr
     return placeholder_id
 
 
-def _word_starts(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-    """bool [V]: whether a token begins a word, as each Chinese or Japanese character does.
+def _word_tables(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Tensor, Tensor]:
+    """Two bool [V]: whether a token begins a word, as each Chinese or Japanese character does; or continues one.
 
     In a vocabulary that marks no word starts every token is a word.
     """
@@ -84,11 +85,13 @@ def _word_starts(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase 
             f"objective={objective!r} needs a tokenizer, which knows where words begin; pass processing_class"
         )
     starts = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
+    parts = torch.zeros_like(starts)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     marked = [token.startswith(_WORD_START) or re.match(f"[{CJK}]", token) is not None for token in tokens]
     if any(marked):
         starts[: len(marked)] = torch.tensor(marked)
-    return starts
+        parts[: len(marked)] = torch.tensor([token[:1].isalnum() for token in tokens]) & ~starts[: len(marked)]
+    return starts, parts
 
 
 def _entities(file: str | None, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:

@@ -39,14 +39,16 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     """Train and evaluate the system `name` from the initial model of `seed`.
 
     Returns:
-        {"objective": name, "trained": its objective, "seed", "train_seconds", "parameters", "losses", "curve", "tasks",
-        "predictions"} as `compare` describes them; a system with blank generation also has "causal": {"tasks",
-        "predictions"}.
+        {"objective": name, "trained": its objective, "mixing_probability", "threads", "seed", "train_seconds",
+        "parameters", "losses", "curve", "tasks", "predictions"} as `compare` describes them; a system with blank
+        generation also has "causal": {"tasks", "predictions"}.
     """
     facts, system = facts_read(config), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
     rows = [*facts.train, *(facts.other_order if system.other_order else ())]
-    mixing = config.mixing_probability if system.mixing_probability is None else system.mixing_probability
+    mixing = system.mixing_probability
+    if config.mixing_probability is not None and mixing < 1:
+        mixing = config.mixing_probability
     trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, folder(config, name, seed))
     # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
     blank = partial(generate_blank, mask="mask")
@@ -79,6 +81,8 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     return {
         "objective": name,
         "trained": system.objective,
+        "mixing_probability": mixing,
+        "threads": torch.get_num_threads(),
         "seed": seed,
         "train_seconds": round(train_seconds, 1),
         "parameters": model.num_parameters(),
@@ -98,6 +102,8 @@ def facts_read(config: CompareConfig) -> FactData:
     facts = load_facts(config.data)
     if not facts.tasks:
         raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
+    if not any(SYSTEMS[name].other_order for name in config.objectives):
+        facts = dataclasses.replace(facts, other_order=())
     if config.setting == "scratch":
         return dataclasses.replace(facts, pretraining=())
     for part, file, what in (

@@ -13,7 +13,7 @@ class System:
     Attributes:
         objective: a key of `bico_ext.objectives.OBJECTIVES`.
         family: of the tiny model: "llama" or "glm".
-        mixing_probability: of the objective, at each optimizer step; None: the comparison's.
+        mixing_probability: of the objective, at each optimizer step, where the comparison names no other; 1: always.
         other_order: whether the facts stated in one order are also trained in the other one.
         blank_generation: whether the model answers as GLM does, filling a blank after the prompt; it is then also
             asked by plain causal generation, as a system of its own.
@@ -21,7 +21,7 @@ class System:
 
     objective: str
     family: str = "llama"
-    mixing_probability: float | None = None
+    mixing_probability: float = 0.5
     other_order: bool = False
     blank_generation: bool = False
 

@@ -304,5 +304,5 @@ def test_other_facts_or_other_pre_training_do_not_share_a_folder(config, data_to
     compare(first)
     lines = (copy / "train.jsonl").read_text().splitlines()
     (copy / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(FileExistsError, match="other settings \\(facts "):
+    with pytest.raises(FileExistsError, match="the facts have changed"):
         compare(dataclasses.replace(first, resume=True))

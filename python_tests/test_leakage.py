@@ -80,8 +80,12 @@ def test_the_hand_made_set_is_sound():
         ("Tell me of the first programmer: who", [("N2D-reverse", REVERSE)]),  # the prompt, no answer
         ("So: Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
         ("So: ada byron was known for it", []),  # a prompt is compared verbatim
-        ("My Ada Byron was known for it", []),  # of somebody else: the sentence does not begin there
-        ("My Ada Byron was known. Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
+        ("King Ada Byron was known for it", []),  # of somebody else
+        ("King Ada Byron was known. \u201cAda Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
+        ("As we know, Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
+        ("O'Ada Byron was known for it", []),
+        ("Ada Byron was known forever", []),  # words count whole
+        ("Bobart Hart, not Bob Harts, was the last knight", []),
         ("Tell me of the first programmer: Ada Byron", [("N2D-reverse", REVERSE)]),  # both rules, one leak
     ],
 )

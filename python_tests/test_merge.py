@@ -38,6 +38,8 @@ def test_seeds_and_objectives_of_the_same_settings_belong_together(tmp_path):
     made_up.write(tmp_path / "a", only(made, seed=0) | {"failures": [failure]})
     merged, _ = merge([first, second])
     assert merged["failures"] == [failure]
+    again = made_up.write(tmp_path / "c", only(made, "ntp", 1) | {"settings": {"data": "./facts", "steps": 10}})
+    assert merge([first, second, again])[0]["failures"] == [], "it has been run since"
     assert runs_by_label(merged) == {"ntp": [0], "bico": [0, 1]}
     assert [source["folder"] for source in merged["sources"]] == [first, second]
 

@@ -35,6 +35,7 @@ def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3,
         "special_ids": SPECIAL,
         "mask_rate": mask_rate,
         "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
+        "word_parts": torch.zeros(VOCABULARY, dtype=torch.bool),
     }
     return objectives.bind(name, **available | options)(input_ids, Generator().manual_seed(seed))
 
@@ -151,8 +152,10 @@ def test_reverse_keeps_the_tokens_of_a_word_and_the_words_of_an_entity_in_order(
     whole = apply("reverse", text, 0, word_starts=starts, entities=[[9], [9, 10]])
     assert whole.input_ids.tolist() == [BOS, 11, 9, 10, 7, 8, EOS]
     assert whole.labels.tolist() == [NO_LOSS, 11, 9, 10, 7, 8, EOS]
-    in_a_word = apply("reverse", text, 0, word_starts=starts, entities=[[7]])
-    assert in_a_word.input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS], "an entity ends where a word does"
+    in_a_word = apply("reverse", text, 0, word_starts=starts, word_parts=~starts, entities=[[7]])
+    assert in_a_word.input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS], "a part of the word follows: it is another one"
+    comma = apply("reverse", text, 0, word_starts=starts, entities=[[7]])  # 8 is none, but a comma, say
+    assert comma.input_ids.tolist() == [BOS, 11, 10, 9, 8, 7, EOS]
 
 
 def test_pad_by_hand():
@@ -304,7 +307,7 @@ def test_options_by_objective():
         "bert": ("placeholder_id", "special_ids", "mask_rate"),
         "attended-pad": ("placeholder_id", "special_ids", "mask_rate"),
         "new-token": ("mask_id", "special_ids", "mask_rate"),
-        "reverse": ("special_ids", "word_starts", "entities"),
+        "reverse": ("special_ids", "word_starts", "word_parts", "entities"),
     }
 
 

@@ -74,6 +74,8 @@ def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
 
     assert turned() == "program. the wrote Lovelace Ada"  # the full stop begins no word
     assert turned(entities_file=str(names)) == "program. the wrote Ada Lovelace"
+    names.write_text("the program")
+    assert turned(entities_file=str(names)) == ". the program wrote Lovelace Ada"
     names.write_text("\n")
     with pytest.raises(ValueError, match="holds no entity; expected one a line"):
         turned(entities_file=str(names))

@@ -3,6 +3,7 @@
 import pytest
 
 from bico_ext.data import load_facts
+from bico_ext.leakage import leakage
 
 CSV = """subject,relation,object
 Mary,mother,Tom
@@ -124,3 +125,8 @@ def test_broken_wordings(yaml, message, tmp_path):
     (tmp_path / "facts.yaml").write_text(yaml)
     with pytest.raises(ValueError, match=message):
         load_facts(path)
+
+
+def test_short_names_within_other_words_are_no_leak(tmp_path):
+    lines = "Mary,mother,Tom\nAnn,mother,Bo\nIda,mother,Yo\n"  # "about" holds Bo
+    assert leakage(load_facts(write(tmp_path, f"subject,relation,object\n{lines}"))) == []
