@@ -32,8 +32,8 @@ def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[
 
     The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
     cuts uniform among the places between tokens; the pieces are put together in a uniformly drawn order, or from last
-    to first where that is the order they had. The loss is on all pieces but the first of the new order, so that each
-    is predicted from text that came after it as well. With two pieces "A B" is read as "B A": B is given, A predicted.
+    to first where that is the order they had. The loss is on all pieces but the first of the new order, which is what
+    next-token prediction trains anyway. With two pieces "A B" is read as "B A": B is given, A predicted.
     Whatever a sentence says first is then also asked for last, left to right, as generation does.
 
     No label, parser or entity list is used; the cuts fall within names and descriptions, too. Special tokens at the
