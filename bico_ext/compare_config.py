@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from bico_ext import systems
 from bico_ext.denoising import check_mask_rate
@@ -12,10 +12,10 @@ HEADS = 4  # of the tiny model
 
 # What depends on the setting and the data set; everything else is the same. Sources: docs/experiments.md.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("scratch", "synthetic"): {"layers": 2, "learning_rate": 2e-3, "steps": 3000},
-    ("scratch", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 1500},
-    ("pretrained", "synthetic"): {"layers": 2, "learning_rate": 3e-3, "steps": 5000},
-    ("pretrained", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 3000},
+    ("scratch", "synthetic"): {"layers": 2, "learning_rate": 2e-3, "steps": 3000, "replay": 0.0},
+    ("scratch", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 1500, "replay": 0.0},
+    ("pretrained", "synthetic"): {"layers": 2, "learning_rate": 3e-3, "steps": 3000, "replay": 0.5},
+    ("pretrained", "other"): {"layers": 4, "learning_rate": 3e-3, "steps": 1500, "replay": 0.5},
 }
 
 
@@ -48,7 +48,8 @@ class CompareConfig:
         default="scratch",
         metadata={
             "help": "'scratch': the facts are all that the model ever reads. 'pretrained': it first learns texts about "
-            "other entities, in both orders, by NTP; then it is fine-tuned on facts in one order only.",
+            "other entities, in both orders, by NTP; then it is fine-tuned on facts in one order only, and on some of "
+            "those texts again (replay).",
             "choices": ["scratch", "pretrained"],
         },
     )
@@ -56,11 +57,18 @@ class CompareConfig:
         default="tiny", metadata={"help": "'tiny' (a random Llama and a word tokenizer), a path or a hub name."}
     )
     steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps; 3,000 (synthetic) or 1,500; pretrained 5,000 or 3,000."}
+        default=None, metadata={"help": "Optimizer steps after any pre-training; 3,000 (synthetic) or 1,500."}
     )
     learning_rate: float | None = field(default=None, metadata={"help": "Peak; 2e-3 (synthetic from scratch) or 3e-3."})
     pretrain_steps: int = field(default=1500, metadata={"help": "Of the pre-training in the setting 'pretrained'."})
     pretrain_learning_rate: float = field(default=3e-3, metadata={"help": "Peak of the pre-training."})
+    replay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the fine-tuning texts that are drawn from those of the pre-training, as far as there are "
+            "so many; 1/2 with setting 'pretrained'. 0: fine-tuning reads the new facts only."
+        },
+    )
     layers: int | None = field(default=None, metadata={"help": "Of the tiny model; 2 (synthetic) or 4."})
     hidden_size: int = field(default=128, metadata={"help": "Of the tiny model, which has 4 heads."})
     batch_size: int = field(default=32, metadata={"help": "Rows an optimizer step."})
@@ -131,6 +139,11 @@ class CompareConfig:
         for name in ("learning_rate", "pretrain_learning_rate", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        replay = cast(float, self.replay)
+        if not 0 <= replay < 1:
+            raise ValueError(f"replay must be in [0, 1), got {self.replay}; it is a share of the fine-tuning texts")
+        if replay and self.setting != "pretrained":
+            raise ValueError(f"replay must be 0 without pre-training, got {self.replay}; use setting='pretrained'")
         if self.mixing_probability is not None and not 0 <= self.mixing_probability <= 1:
             raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
 

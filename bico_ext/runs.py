@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Generator
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +27,7 @@ from bico_ext.attention import has_kernels
 from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
+from bico_ext.draws import stream_seed
 from bico_ext.evaluation import Evaluation, evaluate
 from bico_ext.generation import generate
 from bico_ext.systems import SYSTEMS
@@ -46,6 +48,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     facts, system = facts_read(config), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
     rows = [*facts.train, *(facts.other_order if system.other_order else ())]
+    rows += _replayed(facts.pretraining, cast(float, config.replay), len(rows), seed)
     mixing = system.mixing_probability
     if config.mixing_probability is not None and mixing < 1:
         mixing = config.mixing_probability
@@ -187,6 +190,12 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     else:
         model = LlamaForCausalLM(LlamaConfig(**shape))
     return model, tokenizer
+
+
+def _replayed(pretraining: Sequence[Example], share: float, new: int, seed: int) -> list[Example]:
+    """Texts of the pre-training, drawn to be `share` of all texts where `new` others are read; at most all of them."""
+    order = torch.randperm(len(pretraining), generator=Generator().manual_seed(stream_seed("replay", seed))).tolist()
+    return [pretraining[place] for place in order[: round(new * share / (1 - share))]]
 
 
 class _Curve(TrainerCallback):

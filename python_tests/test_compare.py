@@ -203,6 +203,8 @@ def test_one_initial_model_a_seed(config, data):
         ({"mixing_probability": 2.0}, "mixing_probability must be in"),
         ({"hidden_size": 130}, "hidden_size must be a multiple of 8"),
         ({"learning_rate": -1.0}, "learning_rate must not be negative"),
+        ({"setting": "pretrained", "replay": 1.0}, "replay must be in"),
+        ({"replay": 0.5}, "replay must be 0 without pre-training, got 0.5"),
         ({"jobs": 0}, "jobs must be at least 1"),
         ({"objectives": ["glm-ntp"], "model": "some/llama"}, "glm-ntp are of another model than some/llama"),
         ({"objectives": ["abi"], "hidden_size": 48}, "hidden_size must be a multiple of 32 for abi"),
@@ -243,6 +245,33 @@ def test_pre_trained_once_a_seed_then_fine_tuned(config, data_to_pretrain_on, tm
     again = dataclasses.replace(pretrained, objectives=["infill"], resume=True)
     assert [one["objective"] for one in compare(again)["runs"]] == ["ntp", "bico", "infill"]
     assert os.stat(start).st_mtime_ns == written, "the pre-trained model was made again"
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 40), (0.5, 120), (0.75, 120)])
+def test_replay_is_a_share_of_the_texts_as_far_as_there_are_so_many(
+    config, data_to_pretrain_on, monkeypatch, share, count
+):
+    class Stop(Exception):
+        pass
+
+    def trainer(model, args, rows, **_):
+        read.append([row["prompt"] + row["completion"] for row in rows])
+        raise Stop
+
+    read = []
+    config = dataclasses.replace(config, setting="pretrained", data=data_to_pretrain_on, replay=share)
+    monkeypatch.setattr(runs_module, "starting_model", lambda *_: (None, None))
+    monkeypatch.setattr(runs_module, "BicoTrainer", trainer)
+    for seed in (0, 1):
+        with pytest.raises(Stop):
+            run(config, "ntp", seed)
+    facts = load_facts(data_to_pretrain_on)
+    new = [example.text for example in facts.one_order]
+    for texts in read:
+        assert texts[: len(new)] == new
+        assert len(texts) == len(set(texts)) == len(new) + count
+        assert {example.text for example in facts.pretraining}.issuperset(texts[len(new) :])
+    assert (read[0] == read[1]) == (count == 0), "each seed draws its own"
 
 
 def test_the_other_order_is_needed_before_anything_is_trained(config, data, tmp_path):
