@@ -17,6 +17,7 @@ from bico_ext.tables import (
     gap_tables,
     heading,
     likelihood_tables,
+    loss_tables,
     score_tables,
 )
 
@@ -60,6 +61,7 @@ def page(results: Results, predictions: Predictions, pictures: Mapping[str, Path
         "Pictures": "".join(images),
         "Wordings and entities": _join([*frame_tables(results), *entity_tables(results)]),
         "Log-probabilities": _join(likelihood_tables(results)),
+        "Losses": _join(loss_tables(results)),
         "Answers": _answers(results, predictions),
         "Settings and environment": _join([*source_tables(results), run_table(results)]),
     }

@@ -11,6 +11,7 @@ from bico_ext.published import PUBLISHED
 from bico_ext.results import METRICS, Results, Run, by_label, ceiling, scores, seeds, task_data, task_names
 
 WORST_ENTITIES = 10  # how many a table names
+FIRST_LOSSES = 4  # entries of the log, then the last: 100 steps in runs of `bico compare`
 LIKELIHOODS = {
     "correct": "log p correct",
     "distractor": "log p wrong",
@@ -193,6 +194,36 @@ def likelihood_tables(results: Results) -> list[Table]:
             )
             tables.append(_with_seeds(results, Table(f"{task}, log-probability test", columns, rows, note)))
     return tables
+
+
+def loss_tables(results: Results) -> list[Table]:
+    """Training losses at the start and at the end: next-token prediction, and the objectives' own."""
+    logged = {
+        label: [run["losses"] for run in members if run.get("losses")]
+        for label, members in by_label(results["runs"]).items()
+    }
+    steps = sorted({entry["step"] for logs in logged.values() for log in logs for entry in log})
+    steps = [*steps[:FIRST_LOSSES], *steps[FIRST_LOSSES:][-1:]]
+    tables = []
+    for title, own in (("next-token prediction", False), ("the objective's own", True)):
+        rows = []
+        for label, logs in logged.items():
+            entries = [{entry["step"]: _loss(entry, own) for entry in log} for log in logs]
+            cells = [_spread([value for one in entries if (value := one.get(step)) is not None]) for step in steps]
+            if set(cells) - {NOTHING}:
+                rows.append([label, *cells])
+        if rows:
+            note = "training loss in nats a token, mean over the steps since the column before"
+            columns = ["objective", *(f"step {step}" for step in steps)]
+            if len(steps) > FIRST_LOSSES:
+                note += "; the last: since the last entry of the log"
+            tables.append(_with_seeds(results, Table(f"loss, {title}", columns, rows, note)))
+    return tables
+
+
+def _loss(entry: Mapping[str, float | None], own: bool) -> float | None:
+    """The loss of next-token prediction in an entry of the log, or that of the other steps; None if there were none."""
+    return next((entry[name] for name in entry if name != "step" and (name != "loss_ntp") == own), None)
 
 
 def _with_seeds(results: Results, table: Table) -> Table:

@@ -24,10 +24,16 @@ def test_a_report_stands_beside_its_results(tmp_path):
     assert "bico, D2N: 4 of 8 right" in (tmp_path / "report.html").read_text()
 
 
-def test_old_results_have_no_curves_and_no_details(tmp_path):
+def test_old_results_have_no_curves_and_evaluations_no_losses_either(tmp_path):
+    made = made_up.old_results()
     write_report(made_up.results(), tmp_path)
-    write_report(made_up.old_results(), tmp_path)
-    assert names(tmp_path) == set(FILES) - {"curves.png", "details.md"}, "what no longer applies is removed"
+    write_report(made, tmp_path)
+    assert names(tmp_path) == set(FILES) - {"curves.png"}, "what no longer applies is removed"
+    assert "by wording" not in (tmp_path / "details.md").read_text()
+    for run in made["runs"]:
+        del run["losses"]
+    write_report(made, tmp_path)
+    assert names(tmp_path) == set(FILES) - {"curves.png", "loss.png", "details.md"}
 
 
 def test_no_runs_are_refused(tmp_path):

@@ -11,6 +11,7 @@ from bico_ext.tables import (
     gap_tables,
     heading,
     likelihood_tables,
+    loss_tables,
     published_tables,
     score_tables,
 )
@@ -159,3 +160,27 @@ def test_cells_are_text_in_either_language(text, markdown, html):
     table = Table("title", ["x", "y"], [["row", text]], "note")
     assert table.markdown() == f"**title**: note\n\n| x | y |\n|---|---|\n| row | {markdown} |\n"
     assert f"<tr><th>row</th><td>{html}</td></tr>" in table.html()
+
+
+def test_losses_are_those_of_the_first_steps_and_of_the_last():
+    made = made_up.old_results()
+    for run in made["runs"]:
+        run["losses"] = [
+            {"step": step, "loss_ntp": 1.0 + run["seed"] + step, "loss_bico": step / 2} for step in range(1, 8)
+        ]
+        if run["objective"] == "ntp":
+            for entry in run["losses"]:
+                del entry["loss_bico"]
+        else:
+            del run["losses"][1]["loss_bico"]  # no step of that kind was taken
+            run["losses"][6]["loss_ntp"] = None  # it diverged
+    ntp, own = loss_tables(made)
+    assert ntp.columns == ["objective", "step 1", "step 2", "step 3", "step 4", "step 7"]
+    assert cells(ntp) == {
+        "ntp": ["2.50 ± 0.71", "3.50 ± 0.71", "4.50 ± 0.71", "5.50 ± 0.71", "8.50 ± 0.71"],
+        "bico": ["2.50 ± 0.71", "3.50 ± 0.71", "4.50 ± 0.71", "5.50 ± 0.71", "-"],
+    }
+    assert cells(own) == {"bico": ["0.50 ± 0.00", "-", "1.50 ± 0.00", "2.00 ± 0.00", "3.50 ± 0.00"]}
+    for run in made["runs"]:
+        run.pop("losses")
+    assert loss_tables(made) == [], "bico evaluate has none"
