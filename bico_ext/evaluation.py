@@ -29,6 +29,8 @@ class Prediction:
         bleu: sacrebleu's word-level BLEU-4, 0 to 1.
         entity: what the question asks about; None where the data does not say.
         frame: the question's wording; None where the data does not say.
+        any_wording: the completion contains a target of this task's questions about the entity, in whichever wording;
+            None where they all have the same target, or no entity is known.
     """
 
     task: str
@@ -41,6 +43,7 @@ class Prediction:
     bleu: float
     entity: str | None = None
     frame: str | None = None
+    any_wording: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Evaluation:
             "contains_interval" and "exact_match_interval", 95 % Wilson intervals [low, high]. The intervals take
             questions as independent; where several ask about the same fact, as in the data of Berglund et al. (30
             facts in 10 wordings), they are too narrow. Where questions say so, "frames" and "entities": the mean of
-            contains by wording and by entity. "likelihood" where that test was made.
+            contains by wording and by entity; where an entity has several targets, "any_wording": the mean of that.
+            "likelihood" where that test was made.
         """
         by_task: dict[str, list[Prediction]] = {}
         for prediction in self.predictions:
@@ -120,8 +124,10 @@ def evaluate(
     )
     predictions = []
     for name, task in tasks.items():
+        wordings = _wordings(task)
         for example in task.examples:
             completion, target = next(completions), example.completion
+            targets = wordings.get(example.entity, set())
             predictions.append(
                 Prediction(
                     task=name,
@@ -134,6 +140,9 @@ def evaluate(
                     bleu=metrics.bleu(completion, target),
                     entity=example.entity,
                     frame=example.frame,
+                    any_wording=any(one in metrics.normalised(completion) for one in targets)
+                    if len(targets) > 1
+                    else None,
                 )
             )
     tests = {
@@ -144,11 +153,21 @@ def evaluate(
     return Evaluation(tuple(predictions), tests)
 
 
+def _wordings(task: Task) -> dict[str | None, set[str]]:
+    """By entity, the targets of the task's questions about it, as `contains` searches them; of no entity, none."""
+    wordings: dict[str | None, set[str]] = {}
+    for example in task.examples:
+        if example.entity is not None:
+            target = metrics.normalised_target(example.completion, task.answer)
+            wordings.setdefault(example.entity, set()).add(target)
+    return wordings
+
+
 def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     contained = sum(prediction.contains for prediction in predictions)
     exact = sum(prediction.exact_match for prediction in predictions)
-    scores = {
+    scores: dict[str, Any] = {
         "n": n,
         "contains": contained / n,
         "exact_match": exact / n,
@@ -157,6 +176,9 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "contains_interval": list(metrics.wilson_interval(contained, n)),
         "exact_match_interval": list(metrics.wilson_interval(exact, n)),
     }
+    in_any = [prediction.any_wording for prediction in predictions if prediction.any_wording is not None]
+    if in_any:
+        scores["any_wording"] = mean(in_any)
     parts = {
         "frames": _contained_by([(prediction.frame, prediction.contains) for prediction in predictions]),
         "entities": _contained_by([(prediction.entity, prediction.contains) for prediction in predictions]),

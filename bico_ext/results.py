@@ -17,6 +17,7 @@ METRICS = {
     "bleu_char": "the paper's BLEU for descriptions: NLTK sentence_bleu on raw strings, that is on characters",
     "bleu": "BLEU on words (sacrebleu)",
 }
+ANY_WORDING = "any_wording"  # a metric that only tasks have whose entities have several targets
 
 Results = Mapping[str, Any]
 Run = Mapping[str, Any]
@@ -48,8 +49,8 @@ def task_names(runs: Sequence[Run]) -> list[str]:
 
 
 def scores(runs: Sequence[Run], task: str, metric: str = "contains") -> list[float]:
-    """A metric of a task, one value for each of the runs that have the task."""
-    return [run["tasks"][task][metric] for run in runs if task in run["tasks"]]
+    """A metric of a task, one value for each of the runs that have it."""
+    return [run["tasks"][task][metric] for run in runs if metric in run["tasks"].get(task, {})]
 
 
 def data_of(results: Results, run: Run) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bico_ext.gap import gaps
 from bico_ext.published import PUBLISHED
-from bico_ext.results import METRICS, Results, Run, by_label, ceiling, scores, seeds, task_data, task_names
+from bico_ext.results import ANY_WORDING, METRICS, Results, Run, by_label, ceiling, scores, seeds, task_data, task_names
 
 WORST_ENTITIES = 10  # how many a table names
 FIRST_LOSSES = 4  # entries of the log, then the last: 100 steps in runs of `bico compare`
@@ -91,8 +91,19 @@ def score_tables(results: Results) -> list[Table]:
             meaning += "; ceiling: share of the targets that the training text holds verbatim"
         tables.append(_with_seeds(results, Table(metric, ["objective", *tasks], rows, meaning)))
         if metric == "contains":
-            tables += published_tables(results)
+            tables += [*any_wording_tables(results), *published_tables(results)]
     return tables
+
+
+def any_wording_tables(results: Results) -> list[Table]:
+    """Right answers in whichever wording, of the tasks whose entities have several; none if there is no such task."""
+    runs = results["runs"]
+    tasks = [task for task in task_names(runs) if scores(runs, task, ANY_WORDING)]
+    rows = [
+        [name, *(_over_seeds(members, task, ANY_WORDING) for task in tasks)] for name, members in by_label(runs).items()
+    ]
+    note = "the answer contains a target that the task has for the same entity, in whichever of its wordings"
+    return [_with_seeds(results, Table("any wording", ["objective", *tasks], rows, note))] if tasks else []
 
 
 def published_tables(results: Results) -> list[Table]:

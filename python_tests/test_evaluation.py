@@ -371,6 +371,29 @@ def test_scores_by_wording_and_by_entity():
     assert summary["contains"] == 0.5
 
 
+def test_a_right_answer_in_another_wording(model, tokenizer):
+    asked = [  # entity, target, answer, whether it is right in any wording
+        ("Ada", " The inventor.", " inventing it.", True),
+        ("Ada", " Inventing it.", " sailing", False),
+        ("Bob", " sailing.", " Sailing, which", None),  # all that is asked about Bob has one target
+        ("Bob", " sailing.", " the inventor", None),
+        (None, " the inventor.", " the inventor", None),
+    ]
+    questions = tuple(Question("Who?", target, entity) for entity, target, _, _ in asked)
+    result = evaluate(
+        model,
+        tokenizer,
+        {"N2D": Task("N2D", "description", questions), "one": Task("one", "name", questions[2:])},
+        progress=False,
+        generator=lambda *_, **__: [answer for _, _, answer, _ in (*asked, *asked[2:])],
+    )
+    assert [row.any_wording for row in result.predictions] == [right for *_, right in asked] + [None] * 3
+    assert [row.contains for row in result.predictions[:2]] == [False, False]
+    summary = result.summary()
+    assert summary["N2D"]["any_wording"] == 0.5
+    assert "any_wording" not in summary["one"]
+
+
 def test_predictions_keep_entity_and_frame(model, tokenizer):
     task = Task("t", "name", (Question("Ada Byron", " wrote it", "Ada", "..."), Question("She", " was")))
     predictions = evaluate(model, tokenizer, {"t": task}, max_new_tokens=NEW_TOKENS, progress=False).predictions

@@ -35,6 +35,17 @@ def test_scores_are_means_and_standard_deviations_over_seeds():
     assert list(cells(exact)) == ["ntp", "bico"], "the ceiling is one of `contains`"
 
 
+def test_right_answers_in_any_wording_where_tasks_have_them():
+    made = made_up.results()
+    assert "any wording" not in [table.title for table in score_tables(made)]
+    for run in made["runs"]:
+        run["tasks"]["D2N-reverse"]["any_wording"] = 0.5 + run["seed"] / 5
+    _, table, published, *_ = score_tables(made)
+    assert (table.title, table.columns) == ("any wording", ["objective", "D2N-reverse"])
+    assert cells(table) == {"ntp": ["0.60 ± 0.14"], "bico": ["0.60 ± 0.14"]}
+    assert published.title == "published, not ours"
+
+
 def test_a_single_seed_comes_with_its_wilson_interval():
     made = made_up.old_results({"bico": {"D2N": (0.3,)}})
     low, high = wilson_interval(3, 10)
