@@ -19,7 +19,7 @@ from bico_ext.files import write_json, write_json_lines
 from bico_ext.generation import encode_prompts
 from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
-from bico_ext.runs import facts_read, folder, initial_model, pretrain, pretrained_folder, run
+from bico_ext.runs import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
 from bico_ext.systems import SYSTEMS
 from bico_ext.tokenization import encode_example
 
@@ -128,6 +128,12 @@ def _check_facts(config: CompareConfig, facts: FactData) -> None:
         raise ValueError(
             f"data {config.data!r} does not have its facts in the other order, as {', '.join(lacking)} needs "
             "(other_order.jsonl in a folder of your own); leave it out of objectives"
+        )
+    untold = [name for name in config.objectives if SYSTEMS[name].entities and not entities(facts)]
+    if untold:
+        raise ValueError(
+            f"data {config.data!r} does not name the entities of its questions, as {', '.join(untold)} needs (a key "
+            "'entity' in a folder of your own); leave it out of objectives"
         )
     leaks = leakage(facts)
     if leaks:

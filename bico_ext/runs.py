@@ -29,6 +29,7 @@ from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
 from bico_ext.draws import stream_seed
 from bico_ext.evaluation import Evaluation, evaluate
+from bico_ext.files import write_text
 from bico_ext.generation import generate
 from bico_ext.systems import SYSTEMS
 from bico_ext.tokenization import train_word_tokenizer
@@ -52,7 +53,12 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     mixing = system.mixing_probability
     if config.mixing_probability is not None and mixing < 1:
         mixing = config.mixing_probability
-    trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, folder(config, name, seed))
+    output = folder(config, name, seed)
+    names = None
+    if system.entities:
+        names = output.with_name("entities.txt")
+        write_text(names, "".join(f"{name}\n" for name in entities(facts)))
+    trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, output, names)
     # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
     blank = partial(generate_blank, mask="mask")
     generators: dict[str, Callable[..., list[str]]]
@@ -198,6 +204,12 @@ def _replayed(pretraining: Sequence[Example], share: float, new: int, seed: int)
     return [pretraining[place] for place in order[: round(new * share / (1 - share))]]
 
 
+def entities(facts: FactData) -> list[str]:
+    """The names that the questions are about, as far as the data says so."""
+    questions = (question for task in facts.tasks.values() for question in task.examples)
+    return sorted({question.entity for question in questions if question.entity is not None})
+
+
 class _Curve(TrainerCallback):
     """Asks some questions of each task at even distances during training.
 
@@ -245,6 +257,7 @@ def _trainer(
     examples: Sequence[Example],
     seed: int,
     output: Path,
+    entities_file: Path | None = None,
 ) -> BicoTrainer:
     args = BicoConfig(
         output_dir=str(output),
@@ -253,6 +266,7 @@ def _trainer(
         mask_rate=config.mask_rate,
         infill_spans=config.infill_spans,
         permute_segments=config.permute_segments,
+        entities_file=None if entities_file is None else str(entities_file),
         max_steps=cast(int, config.steps),
         per_device_train_batch_size=config.batch_size,
         train_sampling_strategy="group_by_length",

@@ -14,6 +14,7 @@ class System:
         objective: a key of `bico_ext.objectives.OBJECTIVES`.
         family: of the tiny model: "llama" or "glm".
         mixing_probability: of the objective, at each optimizer step, where the comparison names no other; 1: always.
+        entities: whether the objective is told the names that the questions are about, to keep them whole.
         other_order: whether the facts stated in one order are also trained in the other one.
         blank_generation: whether the model answers as GLM does, filling a blank after the prompt; it is then also
             asked by plain causal generation, as a system of its own.
@@ -22,6 +23,7 @@ class System:
     objective: str
     family: str = "llama"
     mixing_probability: float = 0.5
+    entities: bool = False
     other_order: bool = False
     blank_generation: bool = False
 
@@ -42,6 +44,7 @@ SYSTEMS: dict[str, System] = {
     "new-token": System("new-token"),
     # Other people's ways with the data.
     "reverse": System("reverse"),
+    "reverse-entities": System("reverse", entities=True),
     "both-orders": System("ntp", other_order=True),
     # GLM, with its own blank infilling (all of the steps, as it was pre-trained) and without.
     "glm-ntp": System("ntp", family="glm"),

@@ -283,6 +283,26 @@ def test_the_other_order_is_needed_before_anything_is_trained(config, data, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_entities_are_told_to_the_system_that_keeps_them_whole(config, data, tmp_path):
+    compare(dataclasses.replace(config, objectives=["reverse-entities"], steps=2, curve_points=0))
+    names = {question.entity for task in load_facts(data).tasks.values() for question in task.examples}
+    told = tmp_path / "out" / "runs" / "entities.txt"
+    assert set(told.read_text().splitlines()) == names
+    saved = torch.load(tmp_path / "out" / "runs" / "reverse-entities-seed0" / "training_args.bin", weights_only=False)
+    assert (saved.objective, saved.entities_file) == ("reverse", str(told))
+
+
+def test_entities_are_needed_before_anything_is_trained(config, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    for file in copy.glob("*2*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**row, "entity": None}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="does not name the entities of its questions, as reverse-entities needs"):
+        compare(dataclasses.replace(config, data=str(copy), objectives=["reverse-entities"]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_without_padding_is_found_before_training(config, data, tmp_path):
     model, tokenizer = initial_model(config, load_facts(data), "llama", 0)
     model.save_pretrained(tmp_path / "model")
