@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizer
     def tokens(kind: str) -> int:
         return added_tokens(model, tokenizer, [kind])[kind]
 
+    @cache
+    def word_tables() -> tuple[Tensor, Tensor]:
+        return _word_tables(name, model, tokenizer)
+
     sources: dict[str, Callable[[], Any]] = {
         "special_ids": lambda: special_ids(model, tokenizer),
         "mask_rate": lambda: settings.mask_rate,
@@ -44,8 +49,8 @@ def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizer
         "positions": lambda: settings.abi_positions,
         "spans": lambda: settings.infill_spans,
         "segments": lambda: settings.permute_segments,
-        "word_starts": lambda: _word_tables(name, model, tokenizer)[0],
-        "word_parts": lambda: _word_tables(name, model, tokenizer)[1],
+        "word_starts": lambda: word_tables()[0],
+        "word_parts": lambda: word_tables()[1],
         "entities": lambda: _entities(settings.entities_file, tokenizer),
     }
     return objectives.bind(name, **{option: sources[option]() for option in objectives.options(name)})
