@@ -32,9 +32,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     Returns:
         What `results.json` holds: {"environment", "settings", "data": as of `ceiling.reachable` and a "digest" of the
-        facts, "runs": [{"objective", "trained", "mixing_probability", "threads", "seed", "train_seconds", "parameters",
-        "losses", "curve", "tasks": {name: {"n", "contains", "exact_match", "bleu_char", "bleu", ...}}}], "failures":
-        [{"objective", "seed", "error"}]}. Finished runs are in it whatever became of the others.
+        facts, "runs": [{"objective", "trained", "mixing_probability", "texts", "replayed", "threads", "seed",
+        "train_seconds", "parameters", "losses", "curve", "tasks": {name: {"n", "contains", "exact_match", "bleu_char",
+        "bleu", ...}}}], "failures": [{"objective", "seed", "error"}]}. Finished runs are in it whatever became of the
+        others.
 
     Raises:
         FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others.
@@ -133,7 +134,7 @@ def _check_facts(config: CompareConfig, facts: FactData) -> None:
     if untold:
         raise ValueError(
             f"data {config.data!r} does not name the entities of its questions, as {', '.join(untold)} needs (a key "
-            "'entity' in a folder of your own); leave it out of objectives"
+            "'entity' in questions of your own); leave it out of objectives"
         )
     leaks = leakage(facts)
     if leaks:

@@ -143,7 +143,9 @@ class CompareConfig:
         if not 0 <= replay < 1:
             raise ValueError(f"replay must be in [0, 1), got {self.replay}; it is a share of the fine-tuning texts")
         if replay and self.setting != "pretrained":
-            raise ValueError(f"replay must be 0 without pre-training, got {self.replay}; use setting='pretrained'")
+            raise ValueError(
+                f"replay must be 0 without pre-training, got {replay}; leave it out or use setting='pretrained'"
+            )
         if self.mixing_probability is not None and not 0 <= self.mixing_probability <= 1:
             raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
 

@@ -30,7 +30,7 @@ class Prediction:
         entity: what the question asks about; None where the data does not say.
         frame: the question's wording; None where the data does not say.
         any_wording: the completion contains a target of this task's questions about the entity, in whichever wording;
-            None where they all have the same target, or no entity is known.
+            None in a task that does not ask for descriptions, or has one form of each.
     """
 
     task: str
@@ -66,7 +66,7 @@ class Evaluation:
             "contains_interval" and "exact_match_interval", 95 % Wilson intervals [low, high]. The intervals take
             questions as independent; where several ask about the same fact, as in the data of Berglund et al. (30
             facts in 10 wordings), they are too narrow. Where questions say so, "frames" and "entities": the mean of
-            contains by wording and by entity; where an entity has several targets, "any_wording": the mean of that.
+            contains by wording and by entity; where descriptions have several forms, the mean of "any_wording".
             "likelihood" where that test was made.
         """
         by_task: dict[str, list[Prediction]] = {}
@@ -127,7 +127,7 @@ def evaluate(
         wordings = _wordings(task)
         for example in task.examples:
             completion, target = next(completions), example.completion
-            targets = wordings.get(example.entity, set())
+            wanted = {metrics.normalised_target(target, task.answer), *wordings.get(example.entity, ())}
             predictions.append(
                 Prediction(
                     task=name,
@@ -140,9 +140,7 @@ def evaluate(
                     bleu=metrics.bleu(completion, target),
                     entity=example.entity,
                     frame=example.frame,
-                    any_wording=any(one in metrics.normalised(completion) for one in targets)
-                    if len(targets) > 1
-                    else None,
+                    any_wording=_holds_any(completion, wanted) if wordings else None,
                 )
             )
     tests = {
@@ -154,13 +152,21 @@ def evaluate(
 
 
 def _wordings(task: Task) -> dict[str | None, set[str]]:
-    """By entity, the targets of the task's questions about it, as `contains` searches them; of no entity, none."""
+    """By entity, the targets that a task for descriptions has for it, as `contains` searches them.
+
+    Empty where no entity has several, and for names: two names of one entity are two facts, not two wordings.
+    """
     wordings: dict[str | None, set[str]] = {}
     for example in task.examples:
-        if example.entity is not None:
+        if task.answer == "description" and example.entity is not None:
             target = metrics.normalised_target(example.completion, task.answer)
             wordings.setdefault(example.entity, set()).add(target)
-    return wordings
+    return wordings if any(len(targets) > 1 for targets in wordings.values()) else {}
+
+
+def _holds_any(completion: str, targets: Iterable[str]) -> bool:
+    lowered = metrics.normalised(completion)
+    return any(target in lowered for target in targets)
 
 
 def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "exact_match_interval": list(metrics.wilson_interval(exact, n)),
     }
     in_any = [prediction.any_wording for prediction in predictions if prediction.any_wording is not None]
-    if in_any:
+    if in_any:  # then all have it
         scores["any_wording"] = mean(in_any)
     parts = {
         "frames": _contained_by([(prediction.frame, prediction.contains) for prediction in predictions]),

@@ -10,7 +10,7 @@ from typing import Any
 from bico_ext.data import ANSWERS
 from bico_ext.files import whole
 from bico_ext.gap import gaps
-from bico_ext.results import Results, Run, by_label, ceiling, scores, task_names
+from bico_ext.results import LOSSES, Results, Run, by_label, ceiling, losses, scores, task_names
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, with a grey in place of their black.
 COLOURS = {
@@ -146,20 +146,12 @@ def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
     if not runs:
         return False
     look = styles(results["runs"])
-    titles = ("next-token prediction", "the objective itself")
-    figure, panels = _panels(titles, row_height=2.8, width=3.6)
-    for title, axes in panels.items():
+    figure, panels = _panels(LOSSES, row_height=2.8, width=3.6)
+    for kind, axes in panels.items():
         for name, members in by_label(runs).items():
-            objective = members[0].get("trained", members[0]["objective"])  # of "glm-abi" it is "abi"
-            if title == titles[1] and objective == "ntp":
-                continue
-            key = "loss_ntp" if title == titles[0] else f"loss_{objective}"
-            lines = [
-                [(entry["step"], entry[key]) for entry in run["losses"] if entry.get(key) is not None]
-                for run in members
-            ]
+            lines = [[(step, loss) for step, loss in losses(run, kind) if loss is not None] for run in members]
             _lines(axes, lines, look[name], name)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(kind, fontsize=9)
         if axes.lines:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")

@@ -17,7 +17,10 @@ METRICS = {
     "bleu_char": "the paper's BLEU for descriptions: NLTK sentence_bleu on raw strings, that is on characters",
     "bleu": "BLEU on words (sacrebleu)",
 }
-ANY_WORDING = "any_wording"  # a metric that only tasks have whose entities have several targets
+ANY_WORDING = {  # only of tasks for descriptions that have several forms
+    "any_wording": "the answer contains a target that the task has for the same entity, in whichever of its wordings"
+}
+LOSSES = ("next-token prediction", "the objective itself")
 
 Results = Mapping[str, Any]
 Run = Mapping[str, Any]
@@ -51,6 +54,18 @@ def task_names(runs: Sequence[Run]) -> list[str]:
 def scores(runs: Sequence[Run], task: str, metric: str = "contains") -> list[float]:
     """A metric of a task, one value for each of the runs that have it."""
     return [run["tasks"][task][metric] for run in runs if metric in run["tasks"].get(task, {})]
+
+
+def losses(run: Run, kind: str) -> list[tuple[int, float | None]]:
+    """A run's training losses of a kind of `LOSSES`, by step: means since the entry before; None where it diverged.
+
+    Entries without a step of that kind are left out; of `bico evaluate` there are none.
+    """
+    objective = run.get("trained", run["objective"])  # of "glm-abi" it is "abi"
+    if kind == LOSSES[1] and objective == "ntp":
+        return []
+    key = "loss_ntp" if kind == LOSSES[0] else f"loss_{objective}"
+    return [(entry["step"], entry[key]) for entry in run.get("losses") or [] if key in entry]
 
 
 def data_of(results: Results, run: Run) -> Mapping[str, Any]:

@@ -42,23 +42,25 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     """Train and evaluate the system `name` from the initial model of `seed`.
 
     Returns:
-        {"objective": name, "trained": its objective, "mixing_probability", "threads", "seed", "train_seconds",
+        {"objective": name, "trained": its objective, "mixing_probability", "texts": how many are to be learnt,
+        "replayed": how many of the pre-training are read beside them, "threads", "seed", "train_seconds",
         "parameters", "losses", "curve", "tasks", "predictions"} as `compare` describes them; a system with blank
         generation also has "causal": {"tasks", "predictions"}.
     """
     facts, system = facts_read(config), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
-    rows = [*facts.train, *(facts.other_order if system.other_order else ())]
-    rows += _replayed(facts.pretraining, cast(float, config.replay), len(rows), seed)
+    new = [*facts.train, *(facts.other_order if system.other_order else ())]
+    replayed = _replayed(facts.pretraining, cast(float, config.replay), len(new), seed)
     mixing = system.mixing_probability
     if config.mixing_probability is not None and mixing < 1:
         mixing = config.mixing_probability
     output = folder(config, name, seed)
-    names = None
+    entities_file = None
     if system.entities:
-        names = output.with_name("entities.txt")
-        write_text(names, "".join(f"{name}\n" for name in entities(facts)))
-    trainer = _trainer(config, system.objective, mixing, model, tokenizer, rows, seed, output, names)
+        entities_file = output.with_name("entities.txt")
+        write_text(entities_file, "".join(f"{entity}\n" for entity in entities(facts)))
+    texts = [*new, *replayed]
+    trainer = _trainer(config, system.objective, mixing, model, tokenizer, texts, seed, output, entities_file)
     # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
     blank = partial(generate_blank, mask="mask")
     generators: dict[str, Callable[..., list[str]]]
@@ -91,6 +93,8 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
         "objective": name,
         "trained": system.objective,
         "mixing_probability": mixing,
+        "texts": len(new),
+        "replayed": len(replayed),
         "threads": torch.get_num_threads(),
         "seed": seed,
         "train_seconds": round(train_seconds, 1),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bico_ext.objectives import check_objective
+from bico_ext.objectives import check_objective, options
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class System:
 
     def __post_init__(self) -> None:
         check_objective(self.objective)
+        if self.entities and "entities" not in options(self.objective):
+            raise ValueError(f"entities must be False, as objective {self.objective!r} has no use for them, got True")
 
 
 SYSTEMS: dict[str, System] = {

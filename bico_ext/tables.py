@@ -8,10 +8,23 @@ from typing import Any
 
 from bico_ext.gap import gaps
 from bico_ext.published import PUBLISHED
-from bico_ext.results import ANY_WORDING, METRICS, Results, Run, by_label, ceiling, scores, seeds, task_data, task_names
+from bico_ext.results import (
+    ANY_WORDING,
+    LOSSES,
+    METRICS,
+    Results,
+    Run,
+    by_label,
+    ceiling,
+    losses,
+    scores,
+    seeds,
+    task_data,
+    task_names,
+)
 
 WORST_ENTITIES = 10  # how many a table names
-FIRST_LOSSES = 4  # entries of the log, then the last: 100 steps in runs of `bico compare`
+FIRST_STEPS = 100  # whose losses a table shows, before the last one
 LIKELIHOODS = {
     "correct": "log p correct",
     "distractor": "log p wrong",
@@ -96,14 +109,12 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def any_wording_tables(results: Results) -> list[Table]:
-    """Right answers in whichever wording, of the tasks whose entities have several; none if there is no such task."""
+    """Right answers in whichever wording, of the tasks where all runs have that score; none without such a task."""
     runs = results["runs"]
-    tasks = [task for task in task_names(runs) if scores(runs, task, ANY_WORDING)]
-    rows = [
-        [name, *(_over_seeds(members, task, ANY_WORDING) for task in tasks)] for name, members in by_label(runs).items()
-    ]
-    note = "the answer contains a target that the task has for the same entity, in whichever of its wordings"
-    return [_with_seeds(results, Table("any wording", ["objective", *tasks], rows, note))] if tasks else []
+    ((metric, meaning),) = ANY_WORDING.items()
+    tasks = [task for task in task_names(runs) if len(scores(runs, task, metric)) == len(scores(runs, task))]
+    rows = [[name, *(_over_seeds(members, task, metric) for task in tasks)] for name, members in by_label(runs).items()]
+    return [_with_seeds(results, Table(metric, ["objective", *tasks], rows, meaning))] if tasks else []
 
 
 def published_tables(results: Results) -> list[Table]:
@@ -208,33 +219,31 @@ def likelihood_tables(results: Results) -> list[Table]:
 
 
 def loss_tables(results: Results) -> list[Table]:
-    """Training losses at the start and at the end: next-token prediction, and the objectives' own."""
-    logged = {
-        label: [run["losses"] for run in members if run.get("losses")]
-        for label, members in by_label(results["runs"]).items()
-    }
-    steps = sorted({entry["step"] for logs in logged.values() for log in logs for entry in log})
-    steps = [*steps[:FIRST_LOSSES], *steps[FIRST_LOSSES:][-1:]]
+    """Training losses of the first steps and at the end, one table a kind of loss; none where none are known."""
     tables = []
-    for title, own in (("next-token prediction", False), ("the objective's own", True)):
+    for kind in LOSSES:
+        logged = {
+            name: [log for run in members if (log := losses(run, kind))]
+            for name, members in by_label(results["runs"]).items()
+        }
+        first = sorted({step for logs in logged.values() for log in logs for step, _ in log if step <= FIRST_STEPS})
         rows = []
-        for label, logs in logged.items():
-            entries = [{entry["step"]: _loss(entry, own) for entry in log} for log in logs]
-            cells = [_spread([value for one in entries if (value := one.get(step)) is not None]) for step in steps]
-            if set(cells) - {NOTHING}:
-                rows.append([label, *cells])
+        for name, logs in logged.items():
+            steps = [[loss for log in logs for at, loss in log if at == step] for step in first]
+            if logs:
+                rows.append([name, *map(_losses, [*steps, [log[-1][1] for log in logs]])])
         if rows:
-            note = "training loss in nats a token, mean over the steps since the column before"
-            columns = ["objective", *(f"step {step}" for step in steps)]
-            if len(steps) > FIRST_LOSSES:
-                note += "; the last: since the last entry of the log"
-            tables.append(_with_seeds(results, Table(f"loss, {title}", columns, rows, note)))
+            columns = ["objective", *(f"step {step}" for step in first), "end"]
+            note = "training loss in nats a token, mean over the steps since the entry of the log before"
+            if kind == LOSSES[1]:
+                note += "; objectives differ in what they predict, so it is no measure to compare them by"
+            tables.append(_with_seeds(results, Table(f"loss, {kind}", columns, rows, note)))
     return tables
 
 
-def _loss(entry: Mapping[str, float | None], own: bool) -> float | None:
-    """The loss of next-token prediction in an entry of the log, or that of the other steps; None if there were none."""
-    return next((entry[name] for name in entry if name != "step" and (name != "loss_ntp") == own), None)
+def _losses(values: Sequence[float | None]) -> str:
+    """Mean and spread; "NaN" if a run diverged."""
+    return "NaN" if None in values else _spread([value for value in values if value is not None])
 
 
 def _with_seeds(results: Results, table: Table) -> Table:

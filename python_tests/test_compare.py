@@ -237,9 +237,11 @@ def test_a_model_that_fills_blanks_is_also_asked_causally(config, tmp_path):
 
 def test_pre_trained_once_a_seed_then_fine_tuned(config, data_to_pretrain_on, tmp_path):
     pretrained = dataclasses.replace(
-        config, setting="pretrained", data=data_to_pretrain_on, steps=2, objectives=["ntp", "bico"]
+        config, setting="pretrained", data=data_to_pretrain_on, replay=0.25, steps=2, objectives=["ntp", "bico"]
     )
-    assert compare(pretrained)["failures"] == []
+    results = compare(pretrained)
+    assert results["failures"] == []
+    assert [(one["texts"], one["replayed"]) for one in results["runs"]] == [(120, 40)] * 2
     start = tmp_path / "out" / "pretrained" / "llama-seed0" / "model.safetensors"
     written = os.stat(start).st_mtime_ns
     again = dataclasses.replace(pretrained, objectives=["infill"], resume=True)
@@ -247,9 +249,12 @@ def test_pre_trained_once_a_seed_then_fine_tuned(config, data_to_pretrain_on, tm
     assert os.stat(start).st_mtime_ns == written, "the pre-trained model was made again"
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 40), (0.5, 120), (0.75, 120)])
+@pytest.mark.parametrize(
+    ("name", "share", "count"),
+    [("ntp", 0.0, 0), ("ntp", 0.25, 40), ("both-orders", 0.25, 80), ("ntp", 0.5, 120), ("ntp", 0.75, 120)],
+)
 def test_replay_is_a_share_of_the_texts_as_far_as_there_are_so_many(
-    config, data_to_pretrain_on, monkeypatch, share, count
+    config, data_to_pretrain_on, monkeypatch, name, share, count
 ):
     class Stop(Exception):
         pass
@@ -259,14 +264,16 @@ def test_replay_is_a_share_of_the_texts_as_far_as_there_are_so_many(
         raise Stop
 
     read = []
-    config = dataclasses.replace(config, setting="pretrained", data=data_to_pretrain_on, replay=share)
+    config = dataclasses.replace(
+        config, setting="pretrained", data=data_to_pretrain_on, objectives=[name], replay=share
+    )
     monkeypatch.setattr(runs_module, "starting_model", lambda *_: (None, None))
     monkeypatch.setattr(runs_module, "BicoTrainer", trainer)
     for seed in (0, 1):
         with pytest.raises(Stop):
-            run(config, "ntp", seed)
+            run(config, name, seed)
     facts = load_facts(data_to_pretrain_on)
-    new = [example.text for example in facts.one_order]
+    new = [example.text for example in (*facts.one_order, *(facts.other_order if name == "both-orders" else ()))]
     for texts in read:
         assert texts[: len(new)] == new
         assert len(texts) == len(set(texts)) == len(new) + count
@@ -345,6 +352,8 @@ def test_other_facts_or_other_pre_training_do_not_share_a_folder(config, data_to
     broken.write_text("a file where the run wants its folder")
     results = compare(dataclasses.replace(pretrained, objectives=["ntp"]))
     assert results["runs"] == []  # so that the folder holds nothing but a pre-trained model
+    with pytest.raises(FileExistsError, match=r"other settings \(replay 0\.0 -> 0\.5\)"):
+        compare(dataclasses.replace(pretrained, objectives=["ntp"], replay=0.5))
     with pytest.raises(FileExistsError, match="other settings \\(pretrain_steps 3 -> 4\\)"):
         compare(dataclasses.replace(pretrained, objectives=["ntp"], pretrain_steps=4))
     copy = tmp_path / "copy"

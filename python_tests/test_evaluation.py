@@ -375,23 +375,25 @@ def test_a_right_answer_in_another_wording(model, tokenizer):
     asked = [  # entity, target, answer, whether it is right in any wording
         ("Ada", " The inventor.", " inventing it.", True),
         ("Ada", " Inventing it.", " sailing", False),
-        ("Bob", " sailing.", " Sailing, which", None),  # all that is asked about Bob has one target
-        ("Bob", " sailing.", " the inventor", None),
-        (None, " the inventor.", " the inventor", None),
+        ("Bob", " sailing.", " Sailing, which", True),
+        ("Bob", " sailing.", " the inventor", False),
+        (None, " the inventor.", " Inventing it.", False),
     ]
     questions = tuple(Question("Who?", target, entity) for entity, target, _, _ in asked)
+    one_form = Task("one form", "description", questions[2:])
+    names = Task("two facts", "name", questions[:2])
     result = evaluate(
         model,
         tokenizer,
-        {"N2D": Task("N2D", "description", questions), "one": Task("one", "name", questions[2:])},
+        {"N2D": Task("N2D", "description", questions), one_form.name: one_form, names.name: names},
         progress=False,
-        generator=lambda *_, **__: [answer for _, _, answer, _ in (*asked, *asked[2:])],
+        generator=lambda *_, **__: [answer for _, _, answer, _ in (*asked, *asked[2:], *asked[:2])],
     )
-    assert [row.any_wording for row in result.predictions] == [right for *_, right in asked] + [None] * 3
-    assert [row.contains for row in result.predictions[:2]] == [False, False]
+    assert [row.any_wording for row in result.predictions] == [right for *_, right in asked] + [None] * 5
+    assert [row.contains for row in result.predictions[:3]] == [False, False, True]
     summary = result.summary()
-    assert summary["N2D"]["any_wording"] == 0.5
-    assert "any_wording" not in summary["one"]
+    assert summary["N2D"]["any_wording"] == 2 / 5
+    assert "any_wording" not in {**summary["one form"], **summary["two facts"]}
 
 
 def test_predictions_keep_entity_and_frame(model, tokenizer):

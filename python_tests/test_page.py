@@ -55,6 +55,7 @@ def test_the_page_is_balanced_and_holds_everything(picture):
         "Eve",  # an entity
         "2.11.0",  # the environment
         "log-probability test",
+        "loss, the objective itself",
         "GPT-3 175B",
         "bico, D2N: 4 of 8 right",
     ):

@@ -29,3 +29,8 @@ def test_other_names_are_refused(names, message):
 def test_a_system_needs_an_objective_that_there_is():
     with pytest.raises(ValueError, match="objective must be one of"):
         System("mlm")
+
+
+def test_only_an_objective_that_keeps_entities_whole_is_told_them():
+    with pytest.raises(ValueError, match="entities must be False, as objective 'bico' has no use for them"):
+        System("bico", entities=True)

@@ -37,13 +37,15 @@ def test_scores_are_means_and_standard_deviations_over_seeds():
 
 def test_right_answers_in_any_wording_where_tasks_have_them():
     made = made_up.results()
-    assert "any wording" not in [table.title for table in score_tables(made)]
+    assert "any_wording" not in [table.title for table in score_tables(made)]
     for run in made["runs"]:
         run["tasks"]["D2N-reverse"]["any_wording"] = 0.5 + run["seed"] / 5
     _, table, published, *_ = score_tables(made)
-    assert (table.title, table.columns) == ("any wording", ["objective", "D2N-reverse"])
+    assert (table.title, table.columns) == ("any_wording", ["objective", "D2N-reverse"])
     assert cells(table) == {"ntp": ["0.60 ± 0.14"], "bico": ["0.60 ± 0.14"]}
     assert published.title == "published, not ours"
+    del made["runs"][0]["tasks"]["D2N-reverse"]["any_wording"]  # a run of an older version
+    assert "any_wording" not in [table.title for table in score_tables(made)]
 
 
 def test_a_single_seed_comes_with_its_wilson_interval():
@@ -173,25 +175,28 @@ def test_cells_are_text_in_either_language(text, markdown, html):
     assert f"<tr><th>row</th><td>{html}</td></tr>" in table.html()
 
 
-def test_losses_are_those_of_the_first_steps_and_of_the_last():
+def test_losses_are_those_of_the_first_steps_and_of_the_end():
     made = made_up.old_results()
     for run in made["runs"]:
+        last = 500 if run["objective"] == "ntp" else 300
         run["losses"] = [
-            {"step": step, "loss_ntp": 1.0 + run["seed"] + step, "loss_bico": step / 2} for step in range(1, 8)
+            {"step": step, "loss_ntp": 1.0 + run["seed"] + step, "loss_bico": step / 2} for step in (50, 100, 150, last)
         ]
         if run["objective"] == "ntp":
             for entry in run["losses"]:
                 del entry["loss_bico"]
-        else:
-            del run["losses"][1]["loss_bico"]  # no step of that kind was taken
-            run["losses"][6]["loss_ntp"] = None  # it diverged
+    diverged, other = (run for run in made["runs"] if run["objective"] == "bico")
+    diverged["losses"][3]["loss_ntp"] = None
+    for run in (diverged, other):
+        del run["losses"][1]["loss_bico"]  # no step of that kind was taken
     ntp, own = loss_tables(made)
-    assert ntp.columns == ["objective", "step 1", "step 2", "step 3", "step 4", "step 7"]
+    assert ntp.columns == ["objective", "step 50", "step 100", "end"]
     assert cells(ntp) == {
-        "ntp": ["2.50 ± 0.71", "3.50 ± 0.71", "4.50 ± 0.71", "5.50 ± 0.71", "8.50 ± 0.71"],
-        "bico": ["2.50 ± 0.71", "3.50 ± 0.71", "4.50 ± 0.71", "5.50 ± 0.71", "-"],
+        "ntp": ["51.50 ± 0.71", "101.50 ± 0.71", "501.50 ± 0.71"],
+        "bico": ["51.50 ± 0.71", "101.50 ± 0.71", "NaN"],
     }
-    assert cells(own) == {"bico": ["0.50 ± 0.00", "-", "1.50 ± 0.00", "2.00 ± 0.00", "3.50 ± 0.00"]}
+    assert own.columns == ["objective", "step 50", "end"]
+    assert cells(own) == {"bico": ["25.00 ± 0.00", "150.00 ± 0.00"]}
     for run in made["runs"]:
         run.pop("losses")
     assert loss_tables(made) == [], "bico evaluate has none"
