@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.results import Predictions, Results, by_label, task_names
-from bico_ext.tables import (
-    NOTHING,
-    Table,
-    entity_tables,
-    frame_tables,
-    gap_tables,
-    heading,
-    likelihood_tables,
-    loss_tables,
-    score_tables,
-)
+from bico_ext.tables import NOTHING, Table, detail_tables, gap_tables, heading, score_tables
 
 SAMPLES = 5  # right answers, and as many wrong ones, of each objective and task
 STYLE = """
@@ -59,9 +49,7 @@ def page(results: Results, predictions: Predictions, pictures: Mapping[str, Path
         "Scores": f"<p>{html.escape(heading(results))}</p>\n{_join(score_tables(results))}",
         "Forward and reverse": _join(gap_tables(results)),
         "Pictures": "".join(images),
-        "Wordings and entities": _join([*frame_tables(results), *entity_tables(results)]),
-        "Log-probabilities": _join(likelihood_tables(results)),
-        "Losses": _join(loss_tables(results)),
+        **{name: _join(tables) for name, tables in detail_tables(results).items()},
         "Answers": _answers(results, predictions),
         "Settings and environment": _join([*source_tables(results), run_table(results)]),
     }

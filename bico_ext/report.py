@@ -9,15 +9,7 @@ from bico_ext.files import write_text
 from bico_ext.merge import merge
 from bico_ext.page import page
 from bico_ext.results import Predictions, Results, read_predictions
-from bico_ext.tables import (
-    entity_tables,
-    frame_tables,
-    gap_tables,
-    heading,
-    likelihood_tables,
-    loss_tables,
-    score_tables,
-)
+from bico_ext.tables import detail_tables, gap_tables, heading, score_tables
 
 PICTURES = {  # by file, its title and what draws it, which says whether there was anything to draw
     "accuracy.png": ("Accuracy", pictures.draw_accuracy),
@@ -44,13 +36,7 @@ def table(results: Results) -> str:
 
 def details(results: Results) -> str:
     """By wording, by entity, the log-probability test, the losses, in Markdown; empty where results have none."""
-    tables = (
-        *frame_tables(results),
-        *entity_tables(results),
-        *likelihood_tables(results),
-        *loss_tables(results),
-    )
-    return "\n".join(one.markdown() for one in tables)
+    return "\n".join(one.markdown() for tables in detail_tables(results).values() for one in tables)
 
 
 def write_report(results: Results, folder: str | os.PathLike[str]) -> str:

@@ -241,6 +241,15 @@ def loss_tables(results: Results) -> list[Table]:
     return tables
 
 
+def detail_tables(results: Results) -> dict[str, list[Table]]:
+    """What goes beyond the scores, by section of a report; sections may be empty."""
+    return {
+        "Wordings and entities": [*frame_tables(results), *entity_tables(results)],
+        "Log-probabilities": likelihood_tables(results),
+        "Losses": loss_tables(results),
+    }
+
+
 def _losses(values: Sequence[float | None]) -> str:
     """Mean and spread; "NaN" if a run diverged."""
     return "NaN" if None in values else _spread([value for value in values if value is not None])
