@@ -127,7 +127,7 @@ def evaluate(
         wordings = _wordings(task)
         for example in task.examples:
             completion, target = next(completions), example.completion
-            wanted = {metrics.normalised_target(target, task.answer), *wordings.get(example.entity, ())}
+            targets = wordings.get(example.entity, {target})
             predictions.append(
                 Prediction(
                     task=name,
@@ -140,7 +140,9 @@ def evaluate(
                     bleu=metrics.bleu(completion, target),
                     entity=example.entity,
                     frame=example.frame,
-                    any_wording=_holds_any(completion, wanted) if wordings else None,
+                    any_wording=any(metrics.contains(completion, one, task.answer) for one in targets)
+                    if wordings
+                    else None,
                 )
             )
     tests = {
@@ -152,21 +154,16 @@ def evaluate(
 
 
 def _wordings(task: Task) -> dict[str | None, set[str]]:
-    """By entity, the targets that a task for descriptions has for it, as `contains` searches them.
+    """By entity, the targets that a task for descriptions has for it.
 
     Empty where no entity has several, and for names: two names of one entity are two facts, not two wordings.
     """
     wordings: dict[str | None, set[str]] = {}
     for example in task.examples:
         if task.answer == "description" and example.entity is not None:
-            target = metrics.normalised_target(example.completion, task.answer)
-            wordings.setdefault(example.entity, set()).add(target)
-    return wordings if any(len(targets) > 1 for targets in wordings.values()) else {}
-
-
-def _holds_any(completion: str, targets: Iterable[str]) -> bool:
-    lowered = metrics.normalised(completion)
-    return any(target in lowered for target in targets)
+            wordings.setdefault(example.entity, set()).add(example.completion)
+    several = any(len({metrics.normalised_target(one, task.answer) for one in own}) > 1 for own in wordings.values())
+    return wordings if several else {}
 
 
 def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
