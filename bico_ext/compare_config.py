@@ -141,7 +141,9 @@ class CompareConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         replay = cast(float, self.replay)
         if not 0 <= replay < 1:
-            raise ValueError(f"replay must be in [0, 1), got {self.replay}; it is a share of the fine-tuning texts")
+            raise ValueError(
+                f"replay must be in [0, 1), a share of the fine-tuning texts, got {replay}; 0 leaves it out"
+            )
         if replay and self.setting != "pretrained":
             raise ValueError(
                 f"replay must be 0 without pre-training, got {replay}; leave it out or use setting='pretrained'"
