@@ -6,9 +6,12 @@ this size a second thread hardly helps a run, and a run with one thread does not
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from bico_ext import environment
@@ -22,6 +25,8 @@ from bico_ext.leakage import leakage
 from bico_ext.runs import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
 from bico_ext.systems import SYSTEMS
 from bico_ext.tokenization import encode_example
+
+LOCK = ".lock"  # in the output folder, while it is written to
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -38,7 +43,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         others.
 
     Raises:
-        FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others.
+        FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others; or
+            another comparison is writing to it.
         ValueError: the data has no training examples, no tasks, not what the setting or a system reads, or training
             texts that give an answer away; the model's tokenizer has no padding token; a question does not fit.
     """
@@ -46,8 +52,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     facts = facts_read(config)
     _check_facts(config, facts)
     _check_model(config, facts)
-    _claim(out, config, facts)
+    settings = _claim(out, config, facts)
+    with _alone(out):
+        write_json(out / "settings.json", settings)
+        return _complete(out, config, facts)
 
+
+def _complete(out: Path, config: CompareConfig, facts: FactData) -> dict[str, Any]:
+    """Make the runs that are missing, and the results of all that are there."""
     missing = [
         (name, seed)
         for seed in config.seeds
@@ -73,6 +85,24 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "results.json", results)
     return results
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder, until this one ends or dies."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(
+            f"output_dir {out} is being written to by another comparison; wait for it, or name another folder "
+            "(bico report merges the two)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -> dict[tuple[str, int], str]:
@@ -169,8 +199,8 @@ def _digest(facts: FactData) -> str:
     return hashlib.blake2b(repr((facts.train, facts.pretraining, facts.tasks)).encode(), digest_size=8).hexdigest()
 
 
-def _claim(out: Path, config: CompareConfig, facts: FactData) -> None:
-    """Take the folder for these settings and facts, or say why not. Settings that finished nothing do not hold it."""
+def _claim(out: Path, config: CompareConfig, facts: FactData) -> dict[str, Any]:
+    """The settings to write into the folder, or why it is not free. Settings that finished nothing do not hold it."""
     file = out / "settings.json"
     settings = json.loads(json.dumps({**config.settings, "facts": _digest(facts)}))  # as they will be read back
     pretrained = [one for one in (out / "pretrained").glob("*/config.json") if one.parent.suffix != ".partial"]
@@ -190,6 +220,6 @@ def _claim(out: Path, config: CompareConfig, facts: FactData) -> None:
             raise FileExistsError(
                 f"output_dir {out} holds runs with other settings ({differences}); name another folder"
             )
-    elif out.exists() and any(out.iterdir()) and not file.exists():
+    elif out.exists() and any(one.name != LOCK for one in out.iterdir()) and not file.exists():
         raise FileExistsError(f"output_dir {out} is not empty and holds no comparison; name another folder")
-    write_json(file, settings)
+    return settings

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bico_ext.runs as runs_module
@@ -175,6 +176,14 @@ def test_refuses_a_folder_with_other_things(config, tmp_path):
     with pytest.raises(FileExistsError, match="is not empty and holds no comparison"):
         compare(config)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_refuses_a_folder_in_use(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        with pytest.raises(FileExistsError, match="is being written to by another comparison; wait for it"):
+            compare(config)
+        assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".lock"], "the other's folder was touched"
 
 
 def test_refuses_data_without_tasks(config, tmp_path):
