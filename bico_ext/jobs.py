@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -71,12 +72,9 @@ _steps_done: Any = None  # in a worker: the shared counter of optimizer steps
 
 
 class _CountSteps(TrainerCallback):
-    """Tells the parent process how far the run is, and does not outlive it."""
+    """Tells the parent process how far the run is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # killed: nobody would take the result
-            os._exit(1)
         with _steps_done.get_lock():
             _steps_done.value += 1
 
@@ -90,12 +88,24 @@ def _in_process(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(*arguments, _CountSteps())
     except Exception as error:
         # A text, as not every exception can be pickled and read back; short, as the parent reads only once this process
         # has ended, and a pipe holds 64 KiB.
         failure.send(f"{type(error).__name__}: {error}"[:4000])
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent process, which only a kill ends before its workers, and end this one.
+
+    A worker that went on would write into a folder that the next comparison may have taken.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _failure(process: Any, receiver: Connection) -> str | None:
