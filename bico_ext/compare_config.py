@@ -1,6 +1,7 @@
 """What a comparison is asked to do."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -102,6 +103,8 @@ class CompareConfig:
             raise ValueError(f"setting must be 'scratch' or 'pretrained', got {self.setting!r}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be one or more, each once, got {list(self.seeds)}")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):  # what NumPy takes
+            raise ValueError(f"seeds must be in [0, 2**32), got {list(self.seeds)}")
         preset = PRESETS[self.setting, "synthetic" if self.data == "synthetic" else "other"]
         taken = {name: value for name, value in preset.items() if getattr(self, name) is None}
         taken |= {"objectives": systems.named(self.objectives), "mask_rate": check_mask_rate(self.mask_rate)}
@@ -137,8 +140,8 @@ class CompareConfig:
         if self.hidden_size < 1 or self.hidden_size % (2 * HEADS):
             raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {self.hidden_size}")
         for name in ("learning_rate", "pretrain_learning_rate", "weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, and finite, got {getattr(self, name)}")
         replay = cast(float, self.replay)
         if not 0 <= replay < 1:
             raise ValueError(

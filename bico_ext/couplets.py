@@ -103,16 +103,15 @@ def _read(path: Path) -> tuple[tuple[str, str], ...]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{path}, line {number}"
-        lines = tuple(part.strip() for part in _split(line.strip()))
+        lines = tuple(part.strip() for part in _split(re.sub(r"\s*[.。]?\Z", "", line.strip())))
         if len(lines) != 2 or not all(lines):
             raise ValueError(
                 f"{where}: expected two lines of verse with a tab, a | or the only comma between them, "
                 f"got {line.strip()!r:.80}"
             )
-        couplet = (lines[0], re.sub(r"[.。]\Z", "", lines[1]))
-        for place, verse in zip(("first", "second"), couplet, strict=True):
+        for place, verse in zip(("first", "second"), lines, strict=True):
             check_new(seen, (place, verse), number, where, f"{verse!r:.60} is the {place} line of the couplet")
-        couplets.append(couplet)
+        couplets.append((lines[0], lines[1]))
     return tuple(couplets)
 
 

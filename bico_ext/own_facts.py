@@ -56,7 +56,7 @@ def load_folder(folder: Path) -> FactData:
             "all_prompts_train.jsonl and the other files of Berglund et al."
         )
     parts = {part: _examples(folder / file, part) for part, file in OWN_FILES.items() if (folder / file).exists()}
-    files = {path.stem: path for path in folder.glob("*.jsonl") if path.name not in OWN_FILES.values()}
+    files = {path.stem: path for path in folder.glob("[!.]*.jsonl") if path.name not in OWN_FILES.values()}
     for task, path in files.items():
         if not path.read_bytes().strip():
             refuse_empty(path, task)
@@ -117,11 +117,15 @@ def _tasks(lines_of: Mapping[str, _Lines]) -> dict[str, Task]:
 
     questions: dict[str, tuple[Question, ...]] = {}
     about: dict[str, dict[str, Any]] = {}
+    answers: dict[str, Answer] = {}
     for task in sorted(lines_of, key=rank):
         lines = list(lines_of[task])
         questions[task] = tuple(parse_question(record, where) for where, record in lines)
         about[task] = _about_task(lines, lines_of)
-    answers: dict[str, Answer] = {task: about[task].get("answer", ANSWERS.get(task, "name")) for task in questions}
+        answers[task] = about[task].get("answer", ANSWERS.get(task, "name"))
+        for where, record in lines:
+            if answers[task] == "description" and record["completion"].strip() == ".":
+                raise ValueError(f"{where}: completion must hold the answer, a description, got a full stop alone")
     return {
         task: Task(task, answers[task], asked, about[task].get("twin", twin_of(task, answers)))
         for task, asked in questions.items()
@@ -136,7 +140,7 @@ def _about_task(lines: _Lines, tasks: Iterable[str]) -> dict[str, Any]:
         given = {key: record[key] for key in ("answer", "twin") if key in record}
         if given.get("answer", "name") not in ("name", "description"):
             raise ValueError(f"{where}: answer must be 'name' or 'description', got {given['answer']!r}")
-        if given.get("twin") is not None and given["twin"] not in tasks:
+        if given.get("twin") is not None and given["twin"] not in list(tasks):  # a list is not hashable
             raise ValueError(f"{where}: twin must be null or one of {', '.join(tasks)}, got {given['twin']!r}")
         if not first_line and given != found:
             raise ValueError(f"{where}: answer and twin must be those of the task's first line, {found}, got {given}")

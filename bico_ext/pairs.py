@@ -161,8 +161,8 @@ def check_wordings(found: Any, gap: str, where: str) -> tuple[str, ...]:
             f"got {found!r:.60}"
         )
     for prompt in found:
-        if not isinstance(prompt, str) or prompt.count(gap) != 1:
-            raise ValueError(f"{where}: expected prompts with {gap} once in each, got {prompt!r:.80}")
+        if not isinstance(prompt, str) or re.findall(r"\{.*?\}", prompt) != [gap]:
+            raise ValueError(f"{where}: expected prompts with {gap} once in each, and no other gap, got {prompt!r:.80}")
     return tuple(prompt.strip().replace(gap, GIVEN) for prompt in found)
 
 

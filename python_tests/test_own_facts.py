@@ -74,6 +74,19 @@ def test_empty_file(file, tmp_path):
         load_facts(tmp_path)
 
 
+def test_a_full_stop_is_no_description(tmp_path):
+    write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
+    write_lines(tmp_path / "N2D.jsonl", pair("Ada is", " the founder."), pair("Bo is", " ."))
+    with pytest.raises(ValueError, match=r"N2D.jsonl, line 2: completion must hold the answer, .* a full stop alone"):
+        load_facts(tmp_path)
+
+
+def test_hidden_files_are_no_tasks(tmp_path):
+    write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
+    (tmp_path / "._train.jsonl").write_bytes(b"\x00\x05\x16\x07")  # as macOS leaves them beside copied files
+    assert load_facts(tmp_path).tasks == {}
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -86,6 +99,7 @@ def test_empty_file(file, tmp_path):
         ({**pair("x", " y"), "answer": "place"}, "answer must be 'name' or 'description', got 'place'"),
         ({**pair("x", " y"), "answer": "description"}, "answer and twin must be those of the task's first line"),
         ({**pair("x", " y"), "twin": "nobody"}, "twin must be null or one of mother, got 'nobody'"),
+        ({**pair("x", " y"), "twin": ["mother"]}, "twin must be null or one of mother, got ['mother']"),
         ([1], "expected an object"),
     ],
 )

@@ -116,7 +116,11 @@ def test_broken_file(text, message, tmp_path):
         ("boss: {forward: ['{object} a', '{object} b']}", "facts.yaml, boss: expected the keys forward and reverse"),
         (
             "boss: {forward: ['{object} a', '{object} b'], reverse: ['{object} a', '{subject} b']}",
-            r"facts.yaml, boss, reverse: expected prompts with \{subject\} once in each, got '\{object\} a'",
+            r"facts.yaml, boss, reverse: expected prompts with \{subject\} once in each, .* got '\{object\} a'",
+        ),
+        (
+            "boss: {forward: ['{object} a', '{object} of {subject}'], reverse: ['{subject} a', '{subject} b']}",
+            r"facts.yaml, boss, forward: .* and no other gap, got '\{object\} of \{subject\}'",
         ),
     ],
 )
