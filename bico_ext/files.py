@@ -21,6 +21,22 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder that a command writes to, made before its work, so that none is lost to a path that cannot be one.
+
+    Raises:
+        OSError: a file is there or above it, or the place is not writable.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"output_dir {folder} cannot be made ({error.strerror}); name another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"output_dir {folder} is not writable; name another folder")
+    return folder
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write text as UTF-8, making the folder."""
     with whole(path) as partial:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bico_ext import pictures
-from bico_ext.files import write_text
+from bico_ext.files import make_folder, write_text
 from bico_ext.merge import merge
 from bico_ext.page import page
 from bico_ext.results import Predictions, Results, read_predictions
@@ -82,31 +82,32 @@ def merged_report(folders: Sequence[str | os.PathLike[str]], output_dir: str | o
     Example:
         >>> merged_report(["out/seeds-0-2", "out/seeds-3-5"], "out/all")  # doctest: +SKIP
     """
-    target = Path(output_dir)
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"output_dir {target} is a file; name a folder")
-    others = sorted({path.name for path in target.iterdir()} - set(FILES)) if target.exists() else []
+    results, predictions = merge(folders)
+    target = make_folder(output_dir)
+    others = sorted({path.name for path in target.iterdir()} - set(FILES))
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise FileExistsError(f"output_dir {target} holds other things than a report ({some}); name another folder")
-    results, predictions = merge(folders)
     return _write(results, predictions, target)
 
 
 def _write(results: Results, predictions: Predictions, folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = {}
-    for name, (title, draw) in PICTURES.items():
-        if draw(results, folder / name):
-            drawn[title] = folder / name
-        else:
-            (folder / name).unlink(missing_ok=True)
+    import matplotlib  # here: the import takes a second, which other commands need not wait for
+
+    text = table(results)
+    write_text(folder / "table.md", text)
     more = details(results)
     if more:
         write_text(folder / "details.md", more)
     else:
         (folder / "details.md").unlink(missing_ok=True)
-    text = table(results)
-    write_text(folder / "table.md", text)
+    drawn = {}
+    for name, (title, draw) in PICTURES.items():
+        with matplotlib.rc_context({"text.parse_math": False}):  # a $ in the name of a task or a folder is a dollar
+            found = draw(results, folder / name)
+        if found:
+            drawn[title] = folder / name
+        else:
+            (folder / name).unlink(missing_ok=True)
     write_text(folder / "report.html", page(results, predictions, drawn))
     return text

@@ -5,7 +5,16 @@ import os
 
 import pytest
 
-from bico_ext.files import write_json, write_json_lines, write_text
+from bico_ext.files import make_folder, write_json, write_json_lines, write_text
+
+
+def test_a_folder_that_cannot_be_made_says_why(tmp_path):
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    for place, why in (("file", "File exists"), ("file/in/it", "Not a directory")):
+        with pytest.raises(OSError, match=rf"output_dir .*{place} cannot be made \({why}\); name another folder"):
+            make_folder(tmp_path / place)
 
 
 def test_lines_stay_whole_whatever_the_text(tmp_path):

@@ -36,6 +36,14 @@ def test_old_results_have_no_curves_and_evaluations_no_losses_either(tmp_path):
     assert names(tmp_path) == set(FILES) - {"curves.png", "loss.png", "details.md"}
 
 
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    """Two of them would be a formula to matplotlib, and "n_per_n" a broken one."""
+    made = json.loads(json.dumps(made_up.results()).replace('"N2D-reverse"', '"gain_$_per_$_spent"'))
+    write_report(made, tmp_path)
+    assert "gain_$_per_$_spent" in (tmp_path / "table.md").read_text()
+    assert set(FILES) <= names(tmp_path)
+
+
 def test_no_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one or more runs, got none"):
         write_report({"runs": []}, tmp_path / "out")
@@ -70,7 +78,7 @@ def test_other_peoples_folders_are_refused(tmp_path, capsys):
     assert "thesis holds other things than a report (thesis.tex); name another folder" in capsys.readouterr().err
     assert names(tmp_path / "thesis") == {"thesis.tex"}
     assert main(["report", folder, "--output-dir", f"{folder}/results.json"]) == 1
-    assert "results.json is a file; name a folder" in capsys.readouterr().err
+    assert "results.json cannot be made (File exists); name another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("{", "is broken")])
