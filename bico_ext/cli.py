@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[command](rest)
     except KeyboardInterrupt:
-        print(f"bico {command}: interrupted; what was finished is kept, --resume goes on from it", file=sys.stderr)
+        kept = "; what was finished is kept, --resume goes on from it" if command in ("compare", "train") else ""
+        print(f"bico {command}: interrupted{kept}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"bico {command}: {error}", file=sys.stderr)
@@ -157,7 +158,6 @@ class EvaluateConfig:
 
 def _evaluate(arguments: list[str]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bico_ext import environment, report
     from bico_ext.blank_generation import generate_blank
@@ -169,12 +169,9 @@ def _evaluate(arguments: list[str]) -> None:
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
     _check_model_source(config.model)
-    folder = Path(config.output_dir)
-    if (folder / "results.json").exists():
-        raise FileExistsError(f"output_dir {folder} already holds results; name another folder")
     facts = load_facts(config.data)
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
+    model, tokenizer = _open(config.model, config.dtype)
+    folder = _empty_folder(config.output_dir)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":
@@ -187,13 +184,33 @@ def _evaluate(arguments: list[str]) -> None:
     results = {
         "environment": environment.describe(),
         "settings": vars(config),
-        "data": reachable(facts),
+        "data": {**reachable(facts), "digest": facts.digest()},
         "runs": [run],
     }
     write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
     write_text(folder / "table.md", report.table(results))
     write_json(folder / "results.json", results)
     print(report.table(results))
+
+
+def _empty_folder(path: str) -> Path:
+    """The output folder, made before the work."""
+    from bico_ext.files import make_folder
+
+    folder = make_folder(path)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"output_dir {folder} already holds files; name another folder")
+    return folder
+
+
+def _open(path: str, dtype: str) -> tuple[Any, Any]:
+    """A model and its tokenizer; about a broken file libraries raise errors of their own kinds, mostly without name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype), AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise OSError(f"model {path} cannot be loaded: {error}") from error
 
 
 def _report(arguments: list[str]) -> None:
@@ -237,7 +254,6 @@ class ProbeConfig:
 
 def _probe(arguments: list[str]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bico_ext import environment
     from bico_ext.attention import has_kernels
@@ -248,15 +264,12 @@ def _probe(arguments: list[str]) -> None:
 
     (config,) = _parse("probe", [ProbeConfig], arguments)
     _check_model_source(config.model)
-    folder = Path(config.output_dir)
-    if (folder / "probe.json").exists():
-        raise FileExistsError(f"output_dir {folder} already holds a probe; name another folder")
     facts = load_facts(config.data)
     texts = facts.pretraining if config.texts == "pretraining" else facts.train
     if not texts:
         raise ValueError(f"data {config.data!r} has no pre-training texts; use texts='train'")
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    model, tokenizer = _open(config.model, "float32")
+    folder = _empty_folder(config.output_dir)
     model = model.to("cuda" if torch.cuda.is_available() and has_kernels("cuda") else "cpu")
     measured = probe(model, tokenizer, texts, samples=config.samples, seed=config.seed, batch_size=config.batch_size)
     data = {"name": facts.name, "texts": config.texts, "n": len(texts)}

@@ -4,7 +4,6 @@ Runs are spread over `jobs` processes that share the cores, by default one a cor
 this size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from transformers import TrainerCallback
 from bico_ext import environment
 from bico_ext.ceiling import reachable
 from bico_ext.compare_config import CompareConfig
-from bico_ext.data import FactData
-from bico_ext.files import write_json, write_json_lines
+from bico_ext.data import Example, FactData, load_facts
+from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation import encode_prompts
 from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
@@ -48,17 +47,19 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         ValueError: the data has no training examples, no tasks, not what the setting or a system reads, or training
             texts that give an answer away; the model's tokenizer has no padding token; a question does not fit.
     """
-    out = Path(config.output_dir)
-    facts = facts_read(config)
+    whole = load_facts(config.data)
+    facts = facts_read(config, whole)
     _check_facts(config, facts)
     _check_model(config, facts)
-    settings = _claim(out, config, facts)
+    data = {**reachable(facts), "digest": whole.digest()}
+    out = make_folder(config.output_dir)
+    settings = _claim(out, config, data["digest"])
     with _alone(out):
         write_json(out / "settings.json", settings)
-        return _complete(out, config, facts)
+        return _complete(out, config, data)
 
 
-def _complete(out: Path, config: CompareConfig, facts: FactData) -> dict[str, Any]:
+def _complete(out: Path, config: CompareConfig, data: dict[str, Any]) -> dict[str, Any]:
     """Make the runs that are missing, and the results of all that are there."""
     missing = [
         (name, seed)
@@ -78,7 +79,7 @@ def _complete(out: Path, config: CompareConfig, facts: FactData) -> dict[str, An
     results = {
         "environment": {**environment.describe(), "jobs": jobs},
         "settings": config.settings,
-        "data": {**reachable(facts), "digest": _digest(facts)},
+        "data": data,
         "runs": runs,
         "failures": [{"objective": name, "seed": seed, "error": error} for (name, seed), error in failures.items()],
     }
@@ -90,7 +91,6 @@ def _complete(out: Path, config: CompareConfig, facts: FactData) -> dict[str, An
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep other comparisons out of the folder, until this one ends or dies."""
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -139,7 +139,7 @@ def _collect(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The finished runs in the order of the systems, and their predictions."""
     runs: list[dict[str, Any]] = []
     for file in (out / "runs").glob("*.json"):
-        one = json.loads(file.read_text())
+        one = json.loads(file.read_text(encoding="utf-8"))
         causal = one.pop("causal", None)
         runs.append(one)
         if causal is not None:
@@ -186,23 +186,25 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
     context = model.config.get_text_config().max_position_embeddings
-    for example in (*facts.train, *facts.pretraining, *facts.other_order):
+    compared = [
+        Example(question.prompt, answer)
+        for task in facts.tasks.values()
+        for question in task.examples
+        if question.distractor is not None
+        for answer in (question.completion, question.distractor)
+    ]
+    for example in (*facts.train, *facts.pretraining, *facts.other_order, *compared):
         if (length := len(encode_example(tokenizer, example))) > context:
             raise ValueError(
-                f"a training text of data {config.data!r} has {length} tokens, but the model's context is {context}: "
+                f"a text of data {config.data!r} has {length} tokens, but the model's context is {context}: "
                 f"{example.text!r:.80}; shorten it or leave it out"
             )
 
 
-def _digest(facts: FactData) -> str:
-    """What tells these facts from others of the same name."""
-    return hashlib.blake2b(repr((facts.train, facts.pretraining, facts.tasks)).encode(), digest_size=8).hexdigest()
-
-
-def _claim(out: Path, config: CompareConfig, facts: FactData) -> dict[str, Any]:
+def _claim(out: Path, config: CompareConfig, digest: str) -> dict[str, Any]:
     """The settings to write into the folder, or why it is not free. Settings that finished nothing do not hold it."""
     file = out / "settings.json"
-    settings = json.loads(json.dumps({**config.settings, "facts": _digest(facts)}))  # as they will be read back
+    settings = json.loads(json.dumps({**config.settings, "facts": digest}))  # as they will be read back
     pretrained = [one for one in (out / "pretrained").glob("*/config.json") if one.parent.suffix != ".partial"]
     if pretrained or any((out / "runs").glob("*.json")):
         if not config.resume:
@@ -210,7 +212,7 @@ def _claim(out: Path, config: CompareConfig, facts: FactData) -> dict[str, Any]:
                 f"output_dir {out} already holds a run; add --resume to keep its finished runs and add the missing "
                 "ones, or name another folder"
             )
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_text(encoding="utf-8"))
         changed = [name for name in settings if held.get(name) != settings[name]]
         if changed:
             differences = ", ".join(
@@ -220,6 +222,6 @@ def _claim(out: Path, config: CompareConfig, facts: FactData) -> dict[str, Any]:
             raise FileExistsError(
                 f"output_dir {out} holds runs with other settings ({differences}); name another folder"
             )
-    elif out.exists() and any(one.name != LOCK for one in out.iterdir()) and not file.exists():
+    elif any(one.name != LOCK for one in out.iterdir()) and not file.exists():
         raise FileExistsError(f"output_dir {out} is not empty and holds no comparison; name another folder")
     return settings

@@ -30,7 +30,8 @@ def leakage(facts: FactData) -> list[Leak]:
     Two rules, over `facts.train` and `facts.pretraining` (`facts.other_order` is meant to break the second one):
 
     1. No training text, and none in the other order, contains the prompt of a question, of any task, verbatim; but for
-       a longer name that ends in its first word ("Papua New Guinea's capital is" does not ask for Guinea's).
+       a longer name that ends in its first word ("Papua New Guinea's capital is" does not ask for Guinea's); any
+       capitalised word before a capitalised prompt is taken for the start of one.
     2. No training text holds what a reverse question gives and, after it, the question's target, both as
        `metrics.contains` compares them. What is given is known from the entity: its name where the prompt has it, and
        the answers to the forward questions about the same entity. For example, N2D-reverse gives the description

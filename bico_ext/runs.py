@@ -47,7 +47,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
         "parameters", "losses", "curve", "tasks", "predictions"} as `compare` describes them; a system with blank
         generation also has "causal": {"tasks", "predictions"}.
     """
-    facts, system = facts_read(config), SYSTEMS[name]
+    facts, system = facts_read(config, load_facts(config.data)), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
     new = [*facts.train, *(facts.other_order if system.other_order else ())]
     replayed = _replayed(facts.pretraining, cast(float, config.replay), len(new), seed)
@@ -106,13 +106,12 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     }
 
 
-def facts_read(config: CompareConfig) -> FactData:
-    """The facts as the setting reads them: `train` and, where there is pre-training, `pretraining`; nothing else.
+def facts_read(config: CompareConfig, facts: FactData) -> FactData:
+    """The facts as setting and systems read them: `train`, where there is pre-training `pretraining`, `other_order`.
 
     Raises:
         ValueError: the data has no tasks, or not what the setting reads.
     """
-    facts = load_facts(config.data)
     if not facts.tasks:
         raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
     if not any(SYSTEMS[name].other_order for name in config.objectives):
@@ -132,7 +131,7 @@ def facts_read(config: CompareConfig) -> FactData:
 
 def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCallback) -> None:
     """Next-token prediction of the pre-training texts from the initial model of `seed`, saved for all its systems."""
-    facts = facts_read(config)
+    facts = facts_read(config, load_facts(config.data))
     model, tokenizer = initial_model(config, facts, family, seed)
     target = pretrained_folder(config, family, seed)
     trainer = _trainer(

@@ -159,7 +159,7 @@ def test_resuming_without_a_checkpoint_keeps_what_is_there(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_train_then_evaluate(tmp_path, capsys, lora):
+def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     facts = generate(names_first=2, descriptions_first=2, both=1)
     write_facts(facts, tmp_path / "facts")
     config = CompareConfig(output_dir="", layers=1, hidden_size=32)
@@ -199,7 +199,14 @@ def test_train_then_evaluate(tmp_path, capsys, lora):
     assert results["data"]["tasks"]["N2D-reverse"]["reachable"] == 1
     assert (tmp_path / "scores" / "predictions.jsonl").exists()
     assert main(ask) == 1
-    assert "already holds results" in capsys.readouterr().err
+    assert "already holds files; name another folder" in capsys.readouterr().err
+    ask[ask.index(str(tmp_path / "scores"))] = str(weights)
+    monkeypatch.setattr("bico_ext.evaluation.evaluate", None)  # refused before anything is asked
+    assert main(ask) == 1
+    assert f"output_dir {weights} cannot be made (File exists)" in capsys.readouterr().err
+    weights.write_bytes(trained[:100])
+    assert main(ask) == 1
+    assert f"bico evaluate: model {out} cannot be loaded: " in capsys.readouterr().err
 
 
 def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monkeypatch):
@@ -222,7 +229,7 @@ def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monke
     assert main([*command, "--data", "facts", "--texts", "pretraining", "--output-dir", str(tmp_path / "none")]) == 1
     assert "has no pre-training texts; use texts='train'" in capsys.readouterr().err
     assert main([*command, "--data", "facts", "--output-dir", str(tmp_path / "facts")]) == 1
-    assert "already holds a probe; name another folder" in capsys.readouterr().err
+    assert "already holds files; name another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [[], ["--likelihood"]])
@@ -270,3 +277,23 @@ def test_evaluate_asks_a_model_of_blank_infilling_in_its_own_way(tmp_path, monke
         answers[way] = json.loads((out / "predictions.jsonl").read_text())["completion"]
     assert [answers["mask"]] == expected
     assert answers["causal"] != answers["mask"]
+
+
+def test_evaluations_of_other_facts_under_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+    folders = []
+    for name, answer in (("one", " a pilot"), ("two", " a baker")):
+        asked = (Question("Ada is", answer),)
+        train = (Example("Ada is", " a pilot."), Example("Bob is", " a baker."))
+        facts = FactData("facts", train, {"N2D": Task("N2D", "description", asked)})
+        model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
+        model.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        monkeypatch.setattr("bico_ext.data.load_facts", {"facts": facts}.get)
+        folders.append(str(tmp_path / name))
+        ask = ["evaluate", "--data", "facts", "--model", str(tmp_path / "model"), "--max-new-tokens", "2"]
+        assert main([*ask, "--output-dir", folders[-1]]) == 0
+    capsys.readouterr()
+    assert main(["report", *folders, "--output-dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "(one)" in shown
+    assert "(two)" in shown

@@ -301,6 +301,28 @@ def test_the_other_order_is_needed_before_anything_is_trained(config, data, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_other_texts_in_the_other_order_do_not_share_a_folder(config, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    changing = dataclasses.replace(config, data=str(copy), objectives=["ntp"], steps=1, curve_points=0, resume=True)
+    compare(changing)
+    lines = (copy / "other_order.jsonl").read_text().splitlines(keepends=True)
+    (copy / "other_order.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(FileExistsError, match="the facts have changed"):
+        compare(dataclasses.replace(changing, objectives=["ntp", "both-orders"]))
+
+
+def test_a_distractor_that_does_not_fit_is_found_before_training(config, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    rows = [json.loads(line) for line in (copy / "N2D.jsonl").read_text().splitlines()]
+    rows[-1]["distractor"] = " long" * 600
+    (copy / "N2D.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"a text of data .* has 6\d\d tokens, but the model's context is 512"):
+        compare(dataclasses.replace(config, data=str(copy)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_entities_are_told_to_the_system_that_keeps_them_whole(config, data, tmp_path):
     compare(dataclasses.replace(config, objectives=["reverse-entities"], steps=2, curve_points=0))
     names = {question.entity for task in load_facts(data).tasks.values() for question in task.examples}
