@@ -18,26 +18,28 @@ from pathlib import Path
 from bico_ext.data import CJK, FactData, refuse_empty
 from bico_ext.pairs import Pairs, build, check_new, check_wordings, read_wordings
 
+# Slashes with spaces, as verse is quoted in running text: after a quotation mark the word tokenizer has another token
+# for a verse's first word than after a space, unknown where a verse is given that training only has as an answer.
 _ENGLISH = {
     "next": (
-        'The line "{given}" is followed by',
-        'After "{given}" comes',
-        'The poem goes on from "{given}" with',
-        'Having read "{given}", we read on:',
-        'The next line of "{given}" is',
-        'What comes after "{given}"? It is',
-        'Recite what follows "{given}":',
-        'Whoever says "{given}" continues:',
+        "The line / {given} / is followed by",
+        "After / {given} / comes",
+        "The poem goes on from / {given} / with",
+        "Having read / {given} /, we read on:",
+        "The next line of / {given} / is",
+        "What comes after / {given} /? It is",
+        "Recite what follows / {given} /:",
+        "Whoever says / {given} / continues:",
     ),
     "previous": (
-        'The line "{given}" is preceded by',
-        'Before "{given}" comes',
-        'The poem arrives at "{given}" from',
-        'Having read "{given}", we look back:',
-        'The previous line of "{given}" is',
-        'What comes before "{given}"? It is',
-        'Recite what precedes "{given}":',
-        'Whoever says "{given}" has just said:',
+        "The line / {given} / is preceded by",
+        "Before / {given} / comes",
+        "The poem arrives at / {given} / from",
+        "Having read / {given} /, we look back:",
+        "The previous line of / {given} / is",
+        "What comes before / {given} /? It is",
+        "Recite what precedes / {given} /:",
+        "Whoever says / {given} / has just said:",
     ),
 }
 _CHINESE = {

@@ -4,6 +4,7 @@
 import pytest
 
 from bico_ext.data import load_facts
+from bico_ext.tokenization import train_word_tokenizer
 
 ENGLISH = """# a poem of tests
 red on the hill\tthe barley burned
@@ -31,7 +32,7 @@ def test_english(text, tmp_path):
         "previous-reverse": [" the gulls returned"],  # without its full stop
     }
     assert [task.twin for task in facts.tasks.values()] == [None, None, "previous", "next"]
-    assert '"red on the hill"' in facts.tasks["next"].examples[0].prompt
+    assert "/ red on the hill /" in facts.tasks["next"].examples[0].prompt
     assert any("followed" in one.text or "after" in one.text for one in facts.train)
     both = [one.text for one in facts.pretraining]
     assert sum(text.endswith("the rain had learned") for text in both) == 8
@@ -46,13 +47,22 @@ def test_chinese_has_chinese_wordings_without_spaces(tmp_path):
     assert not any(" " in one.text or one.text.endswith("。") for one in facts.train)
 
 
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_training_has_every_word_of_the_questions(text, tmp_path):
+    """Also of a verse that training gives nowhere: only the reverse question does."""
+    facts = load_facts(write(tmp_path, text))
+    tokenizer = train_word_tokenizer([one.text for one in facts.train])
+    prompts = [one.prompt for task in facts.tasks.values() for one in task.examples]
+    assert [prompt for prompt in prompts if tokenizer.unk_token in tokenizer.tokenize(prompt)] == []
+
+
 def test_own_wordings_beside_the_file(tmp_path):
     path = write(tmp_path, ENGLISH)
     (tmp_path / "poem.yaml").write_text('next: ["{given} -", "so {given} then"]\n')
     facts = load_facts(path)
     assert facts.tasks["next"].examples[0].text == "red on the hill - the barley burned"
     assert facts.train[0].text == "so red on the hill then the barley burned"
-    assert facts.tasks["next-reverse"].examples[0].prompt.startswith('The line "the barley burned"')  # built in
+    assert facts.tasks["next-reverse"].examples[0].prompt.startswith("The line / the barley burned /")  # built in
 
 
 @pytest.mark.parametrize(
