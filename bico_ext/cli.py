@@ -41,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: list[str]) -> None:
+    from bico_ext import checkpoints
     from bico_ext.compare import compare
     from bico_ext.compare_config import CompareConfig
     from bico_ext.report import FILES, write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
     if config.model != "tiny":
-        _check_model_source(config.model)
+        checkpoints.check_source(config.model)
     results = compare(config)
     failures = [f"{one['objective']} with seed {one['seed']}: {one['error']}" for one in results["failures"]]
     if not results["runs"]:
@@ -74,14 +75,14 @@ class TrainConfig:
 
 
 def _train(arguments: list[str]) -> None:
-    from transformers import AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
 
+    from bico_ext import checkpoints
     from bico_ext.data import load_facts
     from bico_ext.trainer import BicoConfig, BicoTrainer
 
     config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
-    _check_model_source(config.model)
+    checkpoints.check_source(config.model)
     if args.output_dir == "trainer_output":  # the Trainer's default
         raise ValueError("output_dir is needed: --output-dir OUT")
     folder = Path(args.output_dir)
@@ -92,23 +93,11 @@ def _train(arguments: list[str]) -> None:
         raise FileExistsError(f"output_dir {folder} already holds files, {remedy} another folder")
     facts = load_facts(config.data)
     rows = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    trainer = BicoTrainer(config.model, args, rows, processing_class=tokenizer, peft_config=_lora(config))
+    model, tokenizer = checkpoints.load(config.model)
+    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer, peft_config=_lora(config))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"{folder}: the trained model; bico evaluate --model {folder} --data {config.data} --output-dir OUT")
-
-
-def _check_model_source(model: str) -> None:
-    """Say what is wrong with a path; transformers would take it for a hub name or miss a tokenizer."""
-    path = Path(model)
-    if path.is_dir():
-        if not ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
-            raise FileNotFoundError(
-                f"model {model} is a folder without a config.json; bico compare puts its models in OUT/runs/"
-            )
-    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise FileNotFoundError(f"model {model}: no such folder")
 
 
 def _lora(config: TrainConfig) -> Any:
@@ -159,7 +148,7 @@ class EvaluateConfig:
 def _evaluate(arguments: list[str]) -> None:
     import torch
 
-    from bico_ext import environment, report
+    from bico_ext import checkpoints, environment, report
     from bico_ext.blank_generation import generate_blank
     from bico_ext.ceiling import reachable
     from bico_ext.data import load_facts
@@ -168,9 +157,9 @@ def _evaluate(arguments: list[str]) -> None:
     from bico_ext.models import attach
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
-    _check_model_source(config.model)
+    checkpoints.check_source(config.model)
     facts = load_facts(config.data)
-    model, tokenizer = _open(config.model, config.dtype)
+    model, tokenizer = checkpoints.load(config.model, config.dtype)
     folder = _empty_folder(config.output_dir)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
@@ -201,16 +190,6 @@ def _empty_folder(path: str) -> Path:
     if any(folder.iterdir()):
         raise FileExistsError(f"output_dir {folder} already holds files; name another folder")
     return folder
-
-
-def _open(path: str, dtype: str) -> tuple[Any, Any]:
-    """A model and its tokenizer; about a broken file libraries raise errors of their own kinds, mostly without name."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype), AutoTokenizer.from_pretrained(path)
-    except Exception as error:
-        raise OSError(f"model {path} cannot be loaded: {error}") from error
 
 
 def _report(arguments: list[str]) -> None:
@@ -255,7 +234,7 @@ class ProbeConfig:
 def _probe(arguments: list[str]) -> None:
     import torch
 
-    from bico_ext import environment
+    from bico_ext import checkpoints, environment
     from bico_ext.attention import has_kernels
     from bico_ext.data import load_facts
     from bico_ext.files import write_json
@@ -263,12 +242,12 @@ def _probe(arguments: list[str]) -> None:
     from bico_ext.probe_report import write_probe_report
 
     (config,) = _parse("probe", [ProbeConfig], arguments)
-    _check_model_source(config.model)
+    checkpoints.check_source(config.model)
     facts = load_facts(config.data)
     texts = facts.pretraining if config.texts == "pretraining" else facts.train
     if not texts:
         raise ValueError(f"data {config.data!r} has no pre-training texts; use texts='train'")
-    model, tokenizer = _open(config.model, "float32")
+    model, tokenizer = checkpoints.load(config.model)
     folder = _empty_folder(config.output_dir)
     model = model.to("cuda" if torch.cuda.is_available() and has_kernels("cuda") else "cpu")
     measured = probe(model, tokenizer, texts, samples=config.samples, seed=config.seed, batch_size=config.batch_size)

@@ -16,14 +16,14 @@ from transformers import TrainerCallback
 from bico_ext import environment
 from bico_ext.ceiling import reachable
 from bico_ext.compare_config import CompareConfig
-from bico_ext.data import Example, FactData, load_facts
+from bico_ext.data import FactData, load_facts
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation import encode_prompts
 from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
 from bico_ext.runs import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
 from bico_ext.systems import SYSTEMS
-from bico_ext.tokenization import encode_example
+from bico_ext.tokenization import encode_example, encode_prompt
 
 LOCK = ".lock"  # in the output folder, while it is written to
 
@@ -53,8 +53,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     _check_model(config, facts)
     data = {**reachable(facts), "digest": whole.digest()}
     out = make_folder(config.output_dir)
-    settings = _claim(out, config, data["digest"])
+    _claim(out, config, data["digest"])  # so that a foreign folder gets no lock
     with _alone(out):
+        settings = _claim(out, config, data["digest"])  # another comparison may have ended since
         write_json(out / "settings.json", settings)
         return _complete(out, config, data)
 
@@ -186,18 +187,18 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
     context = model.config.get_text_config().max_position_embeddings
-    compared = [
-        Example(question.prompt, answer)
-        for task in facts.tasks.values()
-        for question in task.examples
-        if question.distractor is not None
-        for answer in (question.completion, question.distractor)
-    ]
-    for example in (*facts.train, *facts.pretraining, *facts.other_order, *compared):
-        if (length := len(encode_example(tokenizer, example))) > context:
+    lengths = {
+        example.text: len(encode_example(tokenizer, example))
+        for example in (*facts.train, *facts.pretraining, *facts.other_order)
+    }
+    for question in (one for task in facts.tasks.values() for one in task.examples if one.distractor is not None):
+        for text in (question.text, question.prompt + cast(str, question.distractor)):
+            lengths[text] = len(encode_prompt(tokenizer, text))
+    for text, length in lengths.items():
+        if length > context:
             raise ValueError(
                 f"a text of data {config.data!r} has {length} tokens, but the model's context is {context}: "
-                f"{example.text!r:.80}; shorten it or leave it out"
+                f"{text!r:.80}; shorten it or leave it out"
             )
 
 

@@ -124,7 +124,7 @@ def _tasks(lines_of: Mapping[str, _Lines]) -> dict[str, Task]:
         about[task] = _about_task(lines, lines_of)
         answers[task] = about[task].get("answer", ANSWERS.get(task, "name"))
         for where, record in lines:
-            if answers[task] == "description" and record["completion"].strip() == ".":
+            if answers[task] == "description" and record["completion"].strip() in (".", "。"):
                 raise ValueError(f"{where}: completion must hold the answer, a description, got a full stop alone")
     return {
         task: Task(task, answers[task], asked, about[task].get("twin", twin_of(task, answers)))
@@ -140,7 +140,7 @@ def _about_task(lines: _Lines, tasks: Iterable[str]) -> dict[str, Any]:
         given = {key: record[key] for key in ("answer", "twin") if key in record}
         if given.get("answer", "name") not in ("name", "description"):
             raise ValueError(f"{where}: answer must be 'name' or 'description', got {given['answer']!r}")
-        if given.get("twin") is not None and given["twin"] not in list(tasks):  # a list is not hashable
+        if given.get("twin") is not None and given["twin"] not in list(tasks):  # in a mapping a list raises TypeError
             raise ValueError(f"{where}: twin must be null or one of {', '.join(tasks)}, got {given['twin']!r}")
         if not first_line and given != found:
             raise ValueError(f"{where}: answer and twin must be those of the task's first line, {found}, got {given}")

@@ -11,8 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Generator
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GlmConfig,
     GlmForCausalLM,
     LlamaConfig,
@@ -23,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from bico_ext import checkpoints
 from bico_ext.attention import has_kernels
 from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
@@ -163,8 +162,7 @@ def pretrained_folder(config: CompareConfig, family: str, seed: int) -> Path:
 def starting_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
     """The model that a system's training starts from, and its tokenizer."""
     if config.setting == "pretrained":
-        path = pretrained_folder(config, family, seed)
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        return checkpoints.load(pretrained_folder(config, family, seed))
     return initial_model(config, facts, family, seed)
 
 
@@ -175,8 +173,7 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     """
     set_seed(seed)
     if config.model != "tiny":
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
-        return AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32), tokenizer
+        return checkpoints.load(config.model)
     tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
     shape = {
         "vocab_size": len(tokenizer),

@@ -205,8 +205,10 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     assert main(ask) == 1
     assert f"output_dir {weights} cannot be made (File exists)" in capsys.readouterr().err
     weights.write_bytes(trained[:100])
-    assert main(ask) == 1
-    assert f"bico evaluate: model {out} cannot be loaded: " in capsys.readouterr().err
+    for name in ("evaluate", "probe", "compare", "train"):
+        new = ["--data", str(tmp_path / "facts"), "--model", str(out), "--output_dir", str(tmp_path / name)]
+        assert main([name, *new]) == 1
+        assert f"bico {name}: model {out} cannot be loaded: " in capsys.readouterr().err
 
 
 def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monkeypatch):
