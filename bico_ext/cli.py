@@ -41,14 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: list[str]) -> None:
-    from bico_ext import checkpoints
     from bico_ext.compare import compare
     from bico_ext.compare_config import CompareConfig
     from bico_ext.report import FILES, write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
-    if config.model != "tiny":
-        checkpoints.check_source(config.model)
     results = compare(config)
     failures = [f"{one['objective']} with seed {one['seed']}: {one['error']}" for one in results["failures"]]
     if not results["runs"]:
@@ -82,7 +79,6 @@ def _train(arguments: list[str]) -> None:
     from bico_ext.trainer import BicoConfig, BicoTrainer
 
     config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
-    checkpoints.check_source(config.model)
     if args.output_dir == "trainer_output":  # the Trainer's default
         raise ValueError("output_dir is needed: --output-dir OUT")
     folder = Path(args.output_dir)
@@ -157,7 +153,6 @@ def _evaluate(arguments: list[str]) -> None:
     from bico_ext.models import attach
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
-    checkpoints.check_source(config.model)
     facts = load_facts(config.data)
     model, tokenizer = checkpoints.load(config.model, config.dtype)
     folder = _empty_folder(config.output_dir)
@@ -242,7 +237,6 @@ def _probe(arguments: list[str]) -> None:
     from bico_ext.probe_report import write_probe_report
 
     (config,) = _parse("probe", [ProbeConfig], arguments)
-    checkpoints.check_source(config.model)
     facts = load_facts(config.data)
     texts = facts.pretraining if config.texts == "pretraining" else facts.train
     if not texts:

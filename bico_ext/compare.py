@@ -187,14 +187,18 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
     context = model.config.get_text_config().max_position_embeddings
-    lengths = {
-        example.text: len(encode_example(tokenizer, example))
+    lengths = [
+        (example.text, len(encode_example(tokenizer, example)))
         for example in (*facts.train, *facts.pretraining, *facts.other_order)
-    }
-    for question in (one for task in facts.tasks.values() for one in task.examples if one.distractor is not None):
-        for text in (question.text, question.prompt + cast(str, question.distractor)):
-            lengths[text] = len(encode_prompt(tokenizer, text))
-    for text, length in lengths.items():
+    ]
+    lengths += [
+        (text, len(encode_prompt(tokenizer, text)))
+        for task in facts.tasks.values()
+        for question in task.examples
+        if question.distractor is not None  # others are not scored by their likelihood
+        for text in (question.text, question.prompt + question.distractor)
+    ]
+    for text, length in lengths:
         if length > context:
             raise ValueError(
                 f"a text of data {config.data!r} has {length} tokens, but the model's context is {context}: "

@@ -102,12 +102,11 @@ def _write(results: Results, predictions: Predictions, folder: Path) -> str:
     else:
         (folder / "details.md").unlink(missing_ok=True)
     drawn = {}
-    for name, (title, draw) in PICTURES.items():
-        with matplotlib.rc_context({"text.parse_math": False}):  # a $ in the name of a task or a folder is a dollar
-            found = draw(results, folder / name)
-        if found:
-            drawn[title] = folder / name
-        else:
-            (folder / name).unlink(missing_ok=True)
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in the name of a task or a folder is a dollar
+        for name, (title, draw) in PICTURES.items():
+            if draw(results, folder / name):
+                drawn[title] = folder / name
+            else:
+                (folder / name).unlink(missing_ok=True)
     write_text(folder / "report.html", page(results, predictions, drawn))
     return text
