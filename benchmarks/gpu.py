@@ -36,7 +36,7 @@ from gpu_cases import CASES, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase
 from gpu_measure import PRODUCT, CudaMeter, Meter, measure_case
 from measure import quartiles, ratios, spread, table
 
-from bico_ext.attention import has_kernels
+from bico_ext.ops.attention import has_kernels
 from bico_ext.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"

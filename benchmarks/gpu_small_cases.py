@@ -16,7 +16,8 @@ import torch
 from cases import SEED
 from torch import Tensor
 
-from bico_ext import reference, split_triangle_attention
+from bico_ext import split_triangle_attention
+from bico_ext.ops import reference
 
 NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
 

@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bico_ext import attach, environment, models, objectives
 from bico_ext.files import write_json, write_text
 from bico_ext.masked import pad
-from bico_ext.reference import visible
+from bico_ext.ops.reference import visible
 
 MODEL: dict[str, Any] = {
     "vocab_size": 1000,

@@ -6,7 +6,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from bico_ext.attention import split_triangle_attention
+from bico_ext.ops.attention import split_triangle_attention
 
 if TYPE_CHECKING:
     from bico_ext.evaluation import evaluate as evaluate

@@ -230,7 +230,7 @@ def _probe(arguments: list[str]) -> None:
     import torch
 
     from bico_ext import checkpoints, environment
-    from bico_ext.attention import has_kernels
+    from bico_ext.ops.attention import has_kernels
     from bico_ext.data import load_facts
     from bico_ext.files import write_json
     from bico_ext.probe import probe

@@ -2,7 +2,7 @@
 
 Labels are not shifted: a causal LM of transformers shifts them itself, so that output i predicts labels[i + 1].
 Span ids say who sees whom: -1 is no key for anyone, 0 is context, s > 0 sees the context and its own span's past
-(`bico_ext.reference.visible` is the rule).
+(`bico_ext.ops.reference.visible` is the rule).
 """
 
 from collections.abc import Sequence

@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bico_ext.attention import split_triangle_attention
-from bico_ext.reference import rotate
+from bico_ext.ops.attention import split_triangle_attention
+from bico_ext.ops.reference import rotate
 from bico_ext.rotary import Pairing, block_tables, probe
 
 IMPLEMENTATION = "bico"

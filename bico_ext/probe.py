@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bico_ext import reference
+from bico_ext.ops import reference
 from bico_ext.data import Example
 from bico_ext.denoising import bico
 from bico_ext.draws import stream_seed
@@ -163,7 +163,7 @@ def attention_by_distance(
 ) -> AttentionByDistance:
     """Run `model` on each sequence in one condition and sort what its layers attend to by distance.
 
-    The scores are recomputed densely in float64 by `bico_ext.reference` from each layer's q and k, so they do not
+    The scores are recomputed densely in float64 by `bico_ext.ops.reference` from each layer's q and k, so they do not
     depend on the kernels beyond the layers' inputs.
 
     Args:

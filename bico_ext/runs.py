@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from bico_ext import checkpoints
-from bico_ext.attention import has_kernels
+from bico_ext.ops.attention import has_kernels
 from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
 from bico_ext import objectives, options
-from bico_ext.attention import has_kernels
+from bico_ext.ops.attention import has_kernels
 from bico_ext.blank_infilling import Positions, check_positions
 from bico_ext.denoising import check_mask_rate
 from bico_ext.draws import happens, stream_seed

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bico_ext.attention import has_kernels, split_triangle_attention
+from bico_ext.ops.attention import has_kernels, split_triangle_attention
 
 
 def on_cuda(*tensors: torch.Tensor, **options: Any) -> Any:

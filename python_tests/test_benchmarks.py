@@ -14,7 +14,7 @@ from peers import two_flash_calls, two_matrices
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bico_ext import reference
+from bico_ext.ops import reference
 
 CEILINGS = {"forward": 0.0, "forward + backward": 1e9}
 SMALL = [

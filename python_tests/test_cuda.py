@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import Case, make_problem
 
-from bico_ext.attention import has_kernels, split_triangle_attention
+from bico_ext.ops.attention import has_kernels, split_triangle_attention
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

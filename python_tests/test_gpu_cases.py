@@ -12,7 +12,7 @@ from peers import two_flash_calls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bico_ext import reference
+from bico_ext.ops import reference
 
 FULL, CAUSAL, PLACEHOLDERS = SMALL = [
     GpuCase("full", 2, 2, 64, 16),

@@ -15,7 +15,7 @@ from bico_ext.draws import happens, stream_seed
 from bico_ext.masked import NO_LOSS, Masked, pad
 from bico_ext.models import attach
 from bico_ext.objectives import OBJECTIVES
-from bico_ext.reference import visible
+from bico_ext.ops.reference import visible
 
 PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
 SOP, EOP = VOCABULARY, VOCABULARY + 1  # tokens that no sequence has

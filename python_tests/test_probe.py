@@ -8,7 +8,8 @@ import torch
 from tiny_models import tiny_family, tiny_llama, tokens
 from torch import Generator, Tensor
 
-from bico_ext import models, reference
+from bico_ext import models
+from bico_ext.ops import reference
 from bico_ext.data import Example
 from bico_ext.denoising import bico
 from bico_ext.masked import Masked

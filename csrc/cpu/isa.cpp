@@ -49,7 +49,7 @@ Isa choose() {
       if (supported(isa)) return isa;
     }
     throw std::runtime_error(
-        "bico-ext needs a CPU with AVX2, FMA and F16C; this one lacks them. Use bico_ext.reference, the dense "
+        "bico-ext needs a CPU with AVX2, FMA and F16C; this one lacks them. Use bico_ext.ops.reference, the dense "
         "plain-torch definition, instead");
   }
   for (const Isa isa : every_isa) {

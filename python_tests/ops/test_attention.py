@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from problems import Case, make_problem
 
 import bico_ext._C as _C
-from bico_ext import reference
-from bico_ext.attention import split_triangle_attention
+from bico_ext.ops import reference
+from bico_ext.ops.attention import split_triangle_attention
 
 AWKWARD = (1, 2, 63, 64, 65, 129, 257)
 

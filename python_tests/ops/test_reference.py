@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from bico_ext import reference
+from bico_ext.ops import reference
 
 
 def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):

@@ -140,7 +140,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
 
 def _second_derivative(ctx: Any, *_: Tensor) -> None:
     raise RuntimeError(
-        "split_triangle_attention has no second derivative; use bico_ext.reference.split_triangle_attention for it"
+        "split_triangle_attention has no second derivative; use bico_ext.ops.reference.split_triangle_attention for it"
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from problems import Case, make_problem
 
-from bico_ext import attention
-from bico_ext.attention import has_kernels, split_triangle_attention
+from bico_ext.ops import attention
+from bico_ext.ops.attention import has_kernels, split_triangle_attention
 
 OPCHECK = [
     Case("context", S=5, D=4),
