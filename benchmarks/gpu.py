@@ -36,8 +36,8 @@ from gpu_cases import CASES, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase
 from gpu_measure import PRODUCT, CudaMeter, Meter, measure_case
 from measure import quartiles, ratios, spread, table
 
-from bico_ext.ops.attention import has_kernels
 from bico_ext.files import write_json, write_text
+from bico_ext.ops.attention import has_kernels
 
 RESULTS = Path(__file__).parent / "results"
 CASE_SECONDS = 8.0  # after which no further round of a case starts

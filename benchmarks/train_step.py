@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext import attach, environment, models, objectives
+from bico_ext import attach, environment, objectives
 from bico_ext.files import write_json, write_text
 from bico_ext.masked import pad
 from bico_ext.ops.reference import visible
@@ -94,7 +94,7 @@ def densely(span_ids: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> Abs
     def attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> Tensor:
         return two_matrices(q, k, v, cos, sin, mask)
 
-    return mock.patch.object(models, "split_triangle_attention", attention)
+    return mock.patch("bico_ext.models.attach.split_triangle_attention", attention)
 
 
 def loss_of(model: Any, way: str, arguments: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -11,9 +11,9 @@ from bico_ext.ops.attention import split_triangle_attention
 if TYPE_CHECKING:
     from bico_ext.evaluation import evaluate as evaluate
     from bico_ext.generation import generate as generate
-    from bico_ext.models import attach as attach
-    from bico_ext.models import check_attached as check_attached
-    from bico_ext.models import detach as detach
+    from bico_ext.models.attach import attach as attach
+    from bico_ext.models.attach import check_attached as check_attached
+    from bico_ext.models.attach import detach as detach
     from bico_ext.trainer import BicoConfig as BicoConfig
     from bico_ext.trainer import BicoTrainer as BicoTrainer
 

@@ -11,8 +11,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from bico_ext.blank_infilling import Positions, block_place, check_positions
 from bico_ext.generation import check_request, in_batches
 from bico_ext.inference import BATCH_SIZE, evaluation_mode
-from bico_ext.models import check_attached
-from bico_ext.special_tokens import token_ids
+from bico_ext.models.attach import check_attached
+from bico_ext.models.special_tokens import token_ids
 
 
 def generate_blank(
@@ -34,7 +34,7 @@ def generate_blank(
 
     Args:
         model: a causal LM prepared by `bico_ext.models.attach`, or a PEFT model around one.
-        tokenizer: the model's; it must have [gMASK] (or [MASK]), [sop] and [eop], see `bico_ext.special_tokens`. Its
+        tokenizer: the model's; it must have [gMASK] (or [MASK]), [sop] and [eop], see `bico_ext.models.special_tokens`. Its
             EOS ends a completion, too.
         prompts: texts to be continued, in any order; equal ones are generated once.
         max_new_tokens: longest completion in tokens, at least 1; 40 as in the paper's script.
@@ -55,9 +55,9 @@ def generate_blank(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from bico_ext.models import attach
-        >>> from bico_ext.special_tokens import added_tokens
-        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> from bico_ext.models.attach import attach
+        >>> from bico_ext.models.special_tokens import added_tokens
+        >>> from bico_ext.models.tokenization import train_word_tokenizer
         >>> tokenizer = train_word_tokenizer(["Ada wrote the first program."])
         >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         ...                      vocab_size=len(tokenizer))

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bico_ext.data import FactData, Question, Task
 from bico_ext.metrics import normalised, normalised_target
-from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.models.tokenization import train_word_tokenizer
 
 
 def reachable(facts: FactData) -> dict[str, Any]:

@@ -74,8 +74,8 @@ class TrainConfig:
 def _train(arguments: list[str]) -> None:
     from transformers.trainer_utils import get_last_checkpoint
 
-    from bico_ext import checkpoints
     from bico_ext.data import load_facts
+    from bico_ext.models import checkpoints
     from bico_ext.trainer import BicoConfig, BicoTrainer
 
     config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
@@ -144,13 +144,14 @@ class EvaluateConfig:
 def _evaluate(arguments: list[str]) -> None:
     import torch
 
-    from bico_ext import checkpoints, environment, report
+    from bico_ext import environment, report
     from bico_ext.blank_generation import generate_blank
     from bico_ext.ceiling import reachable
     from bico_ext.data import load_facts
     from bico_ext.evaluation import evaluate
     from bico_ext.files import write_json, write_json_lines, write_text
-    from bico_ext.models import attach
+    from bico_ext.models import checkpoints
+    from bico_ext.models.attach import attach
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
     facts = load_facts(config.data)
@@ -229,10 +230,11 @@ class ProbeConfig:
 def _probe(arguments: list[str]) -> None:
     import torch
 
-    from bico_ext import checkpoints, environment
-    from bico_ext.ops.attention import has_kernels
+    from bico_ext import environment
     from bico_ext.data import load_facts
     from bico_ext.files import write_json
+    from bico_ext.models import checkpoints
+    from bico_ext.ops.attention import has_kernels
     from bico_ext.probe import probe
     from bico_ext.probe_report import write_probe_report
 

@@ -21,9 +21,9 @@ from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation import encode_prompts
 from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
+from bico_ext.models.tokenization import encode_prompt, encode_text
 from bico_ext.runs import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
 from bico_ext.systems import SYSTEMS
-from bico_ext.tokenization import encode_example, encode_prompt
 
 LOCK = ".lock"  # in the output folder, while it is written to
 
@@ -188,7 +188,7 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
     context = model.config.get_text_config().max_position_embeddings
     lengths = [
-        (example.text, len(encode_example(tokenizer, example)))
+        (example.text, len(encode_text(tokenizer, example.text)))
         for example in (*facts.train, *facts.pretraining, *facts.other_order)
     ]
     lengths += [

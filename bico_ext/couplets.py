@@ -15,7 +15,8 @@ The wordings are English or Chinese, as most of the letters are, or those of a f
 import re
 from pathlib import Path
 
-from bico_ext.data import CJK, FactData, refuse_empty
+from bico_ext.cjk import CJK
+from bico_ext.data import FactData, refuse_empty
 from bico_ext.pairs import Pairs, build, check_new, check_wordings, read_wordings
 
 # Slashes with spaces, as verse is quoted in running text: after a quotation mark the word tokenizer has another token

@@ -44,9 +44,6 @@ OWN_FILES = {
     "other_order": "other_order.jsonl",
     "one_order": "one_order.jsonl",
 }
-# For a regular expression's brackets: scripts without spaces between words, that is Chinese characters with their
-# punctuation and full-width forms, and Japanese syllables.
-CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".txt")
 

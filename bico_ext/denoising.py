@@ -106,7 +106,7 @@ def new_token(
 ) -> Masked:
     """A control: `attended_pad` with a [MASK] token that the model has not seen before, as BERT has one.
 
-    Arguments and result as of `attended_pad`; `mask_id` is the token's id (`bico_ext.special_tokens` adds it).
+    Arguments and result as of `attended_pad`; `mask_id` is the token's id (`bico_ext.models.special_tokens` adds it).
     """
     return attended_pad(input_ids, generator, placeholder_id=mask_id, special_ids=special_ids, mask_rate=mask_rate)
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.inference import BATCH_SIZE, evaluation_mode, is_rank_0
-from bico_ext.tokenization import encode_prompt
+from bico_ext.models.tokenization import encode_prompt
 
 
 def generate(
@@ -52,7 +52,7 @@ def generate(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> from bico_ext.models.tokenization import train_word_tokenizer
         >>> tokenizer = train_word_tokenizer(["Ada wrote the first program."])
         >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         ...                      vocab_size=len(tokenizer))

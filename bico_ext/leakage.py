@@ -4,7 +4,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from bico_ext.data import CJK, FactData, Question, Task, is_reverse
+from bico_ext.cjk import CJK
+from bico_ext.data import FactData, Question, Task, is_reverse
 from bico_ext.metrics import normalised, normalised_target
 
 _LETTER = rf"[^\W{CJK}]"  # of a script that writes words apart

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.data import Example, Task
 from bico_ext.inference import BATCH_SIZE, evaluation_mode, is_rank_0
-from bico_ext.tokenization import encode_prompt
+from bico_ext.models.tokenization import encode_prompt
 
 
 def log_probabilities(
@@ -59,7 +59,7 @@ def log_probabilities(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> from bico_ext.models.tokenization import train_word_tokenizer
         >>> tokenizer = train_word_tokenizer(["Ada wrote the first program."])
         >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         ...                      vocab_size=len(tokenizer))

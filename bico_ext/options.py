@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext import objectives
-from bico_ext.data import CJK
+from bico_ext.cjk import CJK
+from bico_ext.models.special_tokens import added_tokens
 from bico_ext.objectives import Objective
-from bico_ext.special_tokens import added_tokens
 
 _WORD_START = ("Ġ", "▁", " ")  # byte-level BPE, SentencePiece, the word tokenizer of this package
 

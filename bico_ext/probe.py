@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bico_ext.ops import reference
 from bico_ext.data import Example
 from bico_ext.denoising import bico
-from bico_ext.draws import stream_seed
 from bico_ext.masked import NO_LOSS, Masked, pad
-from bico_ext.models import attach
-from bico_ext.tokenization import encode_example
+from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import encode_text
+from bico_ext.ops import reference
+from bico_ext.seeding import stream_seed
 
 CONDITIONS = ("causal", "bico", "naive")
 # bico hides exactly one token, uniformly, where the rate draws none: a rate of practically 0 is a single hidden token.
@@ -120,7 +120,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example], context
     special = set(tokenizer.all_special_ids)
     sequences = []
     for number, text in enumerate(texts, start=1):
-        ids = encode_example(tokenizer, text)
+        ids = encode_text(tokenizer, text.text)
         if len(ids) > context:
             raise ValueError(
                 f"text {number} has {len(ids)} tokens, but the model's context is {context} (max_position_embeddings); "

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
-from bico_ext.data import Example
-from bico_ext.draws import stream_seed
-from bico_ext.tokenization import encode_example
+from bico_ext.models.tokenization import encode_text
+from bico_ext.seeding import stream_seed
 
 logger = logging.get_logger(__name__)
 
@@ -116,8 +115,8 @@ class RowEncoder:
                 raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
         if self.tokenizer is None:
             raise ValueError(f"{name} is text, which needs processing_class (a tokenizer); or give rows of 'input_ids'")
-        example = Example("", row["text"]) if "text" in row else Example(row["prompt"], row["completion"])
-        return torch.tensor(encode_example(self.tokenizer, example), dtype=torch.int64)
+        text = row["text"] if "text" in row else row["prompt"] + row["completion"]
+        return torch.tensor(encode_text(self.tokenizer, text), dtype=torch.int64)
 
     def check(self, input_ids: Tensor, name: str) -> None:
         """Refuse what would fail, or silently teach nothing, in the middle of a run."""

@@ -21,17 +21,17 @@ from transformers import (
     set_seed,
 )
 
-from bico_ext import checkpoints
-from bico_ext.ops.attention import has_kernels
 from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
-from bico_ext.draws import stream_seed
 from bico_ext.evaluation import Evaluation, evaluate
 from bico_ext.files import write_text
 from bico_ext.generation import generate
+from bico_ext.models import checkpoints
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.ops.attention import has_kernels
+from bico_ext.seeding import stream_seed
 from bico_ext.systems import SYSTEMS
-from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
 
 CURVE_QUESTIONS = 60  # of each task, evenly spread over it, for a point of the learning curve: a second or two

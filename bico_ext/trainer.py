@@ -29,13 +29,13 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
 from bico_ext import objectives, options
-from bico_ext.ops.attention import has_kernels
 from bico_ext.blank_infilling import Positions, check_positions
 from bico_ext.denoising import check_mask_rate
-from bico_ext.draws import happens, stream_seed
 from bico_ext.masked import NO_LOSS, pad
-from bico_ext.models import attach, check_attached
+from bico_ext.models.attach import attach, check_attached
+from bico_ext.ops.attention import has_kernels
 from bico_ext.rows import LengthGroupedSampler, RowEncoder, Rows
+from bico_ext.seeding import happens, stream_seed
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -175,7 +175,7 @@ class BicoTrainer(Trainer):
             (the optimizer's copy; `bf16=True` still computes in bf16).
         args: default `BicoConfig()`.
         train_dataset: list, torch Dataset or datasets.Dataset of known length whose rows hold `input_ids`, or
-            `prompt` and `completion`, or `text`. Text is encoded by `bico_ext.tokenization.encode_example`; `input_ids`
+            `prompt` and `completion`, or `text`. Text is encoded by `bico_ext.models.tokenization.encode_text`; `input_ids`
             are taken as they are. The loss covers the whole row.
         eval_dataset: the same, or a dict of them.
         processing_class: the tokenizer; default: loaded from `model` if that is a name or path.
@@ -258,7 +258,7 @@ class BicoTrainer(Trainer):
             if len(network.get_input_embeddings().weight) > vocabulary:
                 raise ValueError(
                     f"objective={args.objective!r} added tokens to the model, which adapters would neither train nor "
-                    "save; add them first (bico_ext.special_tokens.added_tokens), save model and tokenizer, and start "
+                    "save; add them first (bico_ext.models.special_tokens.added_tokens), save model and tokenizer, and start "
                     "from those"
                 )
             from peft import get_peft_model

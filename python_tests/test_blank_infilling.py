@@ -15,7 +15,7 @@ from torch import Generator, Tensor, tensor
 from bico_ext import blank_infilling
 from bico_ext.blank_infilling import Positions, abi
 from bico_ext.masked import NO_LOSS, Masked, pad
-from bico_ext.models import attach
+from bico_ext.models.attach import attach
 from bico_ext.ops.reference import visible
 
 PAD, BOS, EOS, MASK, SOP, EOP = 0, 2, 3, 40, 41, 42

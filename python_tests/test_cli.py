@@ -12,9 +12,9 @@ from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
 from bico_ext.data import Example, FactData, Question, Task, write_facts
 from bico_ext.likelihood import likelihood_test
-from bico_ext.models import attach
+from bico_ext.models.attach import attach
+from bico_ext.models.special_tokens import added_tokens
 from bico_ext.runs import initial_model
-from bico_ext.special_tokens import added_tokens
 from bico_ext.synthetic import generate
 from bico_ext.trainer import BicoConfig
 

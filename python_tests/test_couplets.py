@@ -4,7 +4,7 @@
 import pytest
 
 from bico_ext.data import load_facts
-from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.models.tokenization import train_word_tokenizer
 
 ENGLISH = """# a poem of tests
 red on the hill\tthe barley burned

@@ -13,8 +13,8 @@ from bico_ext.data import Question, Task
 from bico_ext.evaluation import Evaluation, Prediction, evaluate
 from bico_ext.generation import generate
 from bico_ext.likelihood import likelihood_test
-from bico_ext.models import attach
-from bico_ext.tokenization import encode_prompt, train_word_tokenizer
+from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer
 
 WORDS = "the composer of a first symphony, who wrote it: Ada Byron. She was not known as 'Abyssal' then"
 PROMPTS = [

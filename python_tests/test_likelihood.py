@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from bico_ext import likelihood
 from bico_ext.data import Example, Question, Task
 from bico_ext.likelihood import likelihood_test, log_probabilities
-from bico_ext.models import attach
-from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import train_word_tokenizer
 
 TEXT = "the composer of a first symphony, who wrote it: Ada Byron. She was not known as Abyssal then"
 EXAMPLES = [

@@ -11,11 +11,11 @@ from torch import Generator, Tensor, tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bico_ext import objectives
-from bico_ext.draws import happens, stream_seed
 from bico_ext.masked import NO_LOSS, Masked, pad
-from bico_ext.models import attach
+from bico_ext.models.attach import attach
 from bico_ext.objectives import OBJECTIVES
 from bico_ext.ops.reference import visible
+from bico_ext.seeding import happens, stream_seed
 
 PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
 SOP, EOP = VOCABULARY, VOCABULARY + 1  # tokens that no sequence has

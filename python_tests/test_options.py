@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bico_ext import options
 from bico_ext.masked import NO_LOSS
+from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.objectives import OBJECTIVES
-from bico_ext.tokenization import train_word_tokenizer
 
 TEXT = "Ada Lovelace wrote the program."
 

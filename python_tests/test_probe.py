@@ -8,12 +8,12 @@ import torch
 from tiny_models import tiny_family, tiny_llama, tokens
 from torch import Generator, Tensor
 
-from bico_ext import models
-from bico_ext.ops import reference
 from bico_ext.data import Example
 from bico_ext.denoising import bico
 from bico_ext.masked import Masked
-from bico_ext.models import attach
+from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.ops import reference
 from bico_ext.probe import (
     CONDITIONS,
     MASK_RATES,
@@ -28,7 +28,6 @@ from bico_ext.probe import (
     summary,
     token_losses,
 )
-from bico_ext.tokenization import train_word_tokenizer
 
 PLACEHOLDER, BOS = 0, 1
 TEXTS = [Example(f"word{i}", " and".join(f" word{j}" for j in range(i % 5 + 1)) + ".") for i in range(20)]
@@ -174,7 +173,7 @@ def dense_losses(row: Masked, condition: str, monkeypatch: pytest.MonkeyPatch) -
     model = tiny_llama().double()
     if condition == "bico":
         with monkeypatch.context() as patch:
-            patch.setattr(models, "split_triangle_attention", reference.split_triangle_attention)
+            patch.setattr("bico_ext.models.attach.split_triangle_attention", reference.split_triangle_attention)
             logits = attach(model)(input_ids=row.input_ids[None], span_ids=row.span_ids[None]).logits[0]
     else:
         model.set_attn_implementation("eager")

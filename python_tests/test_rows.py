@@ -14,9 +14,9 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
 import bico_ext.trainer as trainer_module
-from bico_ext.models import detach
+from bico_ext.models.attach import detach
+from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.rows import LengthGroupedSampler
-from bico_ext.tokenization import train_word_tokenizer
 from bico_ext.trainer import BicoConfig, BicoTrainer
 
 # Rows

@@ -13,10 +13,10 @@ from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
 
 from bico_ext import objectives
-from bico_ext.draws import stream_seed
 from bico_ext.masked import NO_LOSS, Masked
-from bico_ext.models import detach
-from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.models.attach import detach
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.seeding import stream_seed
 from bico_ext.trainer import BicoTrainer
 
 

@@ -17,7 +17,7 @@ from transformers import (
     LlamaModel,
 )
 
-from bico_ext.models import attach, check_attached, detach
+from bico_ext.models.attach import attach, check_attached, detach
 
 # --- A Llama with split-triangle attention, written from the definitions: complex numbers, |m - n|, fp64. ---
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
-"""The word-level tokenizer is lossless and prompts are prefixes; encode_example with tokenizers of other habits."""
+"""The word-level tokenizer is lossless and prompts are prefixes; encode_text with tokenizers of other habits."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bico_ext.data import Example, FactData, load_facts
-from bico_ext.tokenization import encode_example, encode_prompt, train_word_tokenizer
+from bico_ext.models.tokenization import encode_prompt, encode_text, train_word_tokenizer
 
 BERGLUND = Path(
     os.environ.get("BICO_BERGLUND_DIR")
-    or Path(__file__).parents[2] / "shared/data/reverse_experiments/june_version_7921032488"
+    or Path(__file__).parents[3] / "shared/data/reverse_experiments/june_version_7921032488"
 )
 PAD, UNK, BOS, EOS = range(4)
 
@@ -62,7 +62,7 @@ def test_a_character_is_the_same_token_wherever_it_stands():
 def test_chinese_answers_follow_their_prompt():
     tokenizer = train_word_tokenizer(["“月光”的下一句是：疑是霜。"])
     example = Example("“月光”的下一句是：", "疑是霜。")
-    ids = encode_example(tokenizer, example)
+    ids = encode_text(tokenizer, example.text)
     start = encode_prompt(tokenizer, example.prompt)
     assert ids[: len(start)] == start
     assert tokenizer.decode(ids, skip_special_tokens=True) == example.text
@@ -115,7 +115,7 @@ def test_prompt_tokens_start_the_tokens_of_the_text(tokenizer, examples):
 def test_answers_decode_from_the_ids_after_the_prompt(tokenizer, examples):
     for example in examples[::50]:
         start = len(encode_prompt(tokenizer, example.prompt))
-        answer = encode_example(tokenizer, example)[start:]
+        answer = encode_text(tokenizer, example.text)[start:]
         assert answer[-1] == EOS
         assert tokenizer.decode(answer, skip_special_tokens=True) == example.completion.removeprefix(" ")
 
@@ -172,7 +172,7 @@ def test_reloads_offline(tokenizer, examples, tmp_path, monkeypatch):
         assert ids == tokenizer(text)["input_ids"]
         assert reloaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
     example = examples[0]
-    assert encode_example(reloaded, example) == encode_example(tokenizer, example)
+    assert encode_text(reloaded, example.text) == encode_text(tokenizer, example.text)
 
 
 def test_refuses_no_words_and_single_strings():
@@ -206,12 +206,4 @@ HABITS = {
 @pytest.mark.parametrize(("tokenizer", "prompt", "whole"), HABITS.values(), ids=HABITS.keys())
 def test_bos_and_eos_once_whatever_the_tokenizer_adds(tokenizer, prompt, whole):
     assert encode_prompt(tokenizer, "a") == prompt
-    assert encode_example(tokenizer, Example("a", " b")) == whole
-
-
-def test_max_length_counts_bos_and_eos():
-    tokenizer = train_word_tokenizer(["Ada wrote it."])
-    example = Example("Ada wrote", " it.")  # <s> Ada wrote it . </s>
-    assert len(encode_example(tokenizer, example, max_length=6)) == 6
-    with pytest.raises(ValueError, match=r"max_length must be at least the 6 tokens .* got 5: .*raise max_length"):
-        encode_example(tokenizer, example, max_length=5)
+    assert encode_text(tokenizer, "a b") == whole

@@ -19,9 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from bico_ext.models.rotary import Pairing, block_tables, probe
 from bico_ext.ops.attention import split_triangle_attention
 from bico_ext.ops.reference import rotate
-from bico_ext.rotary import Pairing, block_tables, probe
 
 IMPLEMENTATION = "bico"
 PROOF_LENGTH = 32  # tokens; enough for the faster pairs of a head to turn by a radian, so a wrong pairing shows
@@ -64,7 +64,7 @@ def attach(model: Model) -> Model:
     Example:
         >>> import torch
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from bico_ext.models import attach
+        >>> from bico_ext.models.attach import attach
         >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         ...                      vocab_size=16)
         >>> model = attach(LlamaForCausalLM(config))

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bico_ext.draws import stream_seed
+from bico_ext.seeding import stream_seed
 
 # How tokenizers write them; the first is added where there is none. GLM-4 and ChatGLM-6B, then GLM-10B.
 SPELLINGS = {
@@ -32,7 +32,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[
         ValueError: an unknown name, or a token that the tokenizer does not have.
 
     Example:
-        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> from bico_ext.models.tokenization import train_word_tokenizer
         >>> token_ids(train_word_tokenizer(["Fill the [MASK]."]), [])
         {}
     """
@@ -69,7 +69,7 @@ def added_tokens(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from bico_ext.tokenization import train_word_tokenizer
+        >>> from bico_ext.models.tokenization import train_word_tokenizer
         >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
         >>> config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         ...                      vocab_size=len(tokenizer))

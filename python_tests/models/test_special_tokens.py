@@ -9,8 +9,8 @@ import torch
 from tiny_models import tiny_family, tiny_llama
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bico_ext.special_tokens import added_tokens, token_ids
-from bico_ext.tokenization import train_word_tokenizer
+from bico_ext.models.special_tokens import added_tokens, token_ids
+from bico_ext.models.tokenization import train_word_tokenizer
 
 NAMES = ["mask", "sop", "eop", "gmask"]
 

@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_family
 from torch import Tensor, nn, tensor
 
-from bico_ext.rotary import Pairing, block_tables, probe
+from bico_ext.models.rotary import Pairing, block_tables, probe
 
 
 @pytest.mark.parametrize(

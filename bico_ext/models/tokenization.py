@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bico_ext.data import CJK, Example
+from bico_ext.cjk import CJK
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
 # GPT-2's rule, so that a contraction ("that's") is its word and an ending that other words have too: an English
@@ -33,7 +33,7 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
 
     Returns:
         A tokenizer with `<pad>` 0, `<unk>` 1, `<s>` 2 (BOS, put in front by the tokenizer) and `</s>` 3 (EOS, not
-        put at the end: see `encode_example`), then the words in code-point order. The text "<s>" is not read as BOS.
+        put at the end: see `encode_text`), then the words in code-point order. The text "<s>" is not read as BOS.
 
     Raises:
         TypeError: texts is a single string.
@@ -78,7 +78,7 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a prompt to be continued: BOS and the prompt, no EOS.
 
-    These are the first ids of `encode_example` for that prompt, as long as the tokenizer keeps a word's leading space
+    These are the first ids of `encode_text` for that prompt, as long as the tokenizer keeps a word's leading space
     with the word. Tokenizers differ in what they add by themselves; a model trained with a BOS is to be asked with it.
 
     Args:
@@ -101,32 +101,22 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int | None = None) -> list[int]:
-    """Token ids of a training text: BOS, prompt, completion, EOS.
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a training text: BOS, the text, EOS. Nothing is cut off.
 
     Args:
         tokenizer: any tokenizer of transformers. BOS and EOS are added if it has them and has not added them itself.
-        example: the text, encoded in one piece.
-        max_length: most ids allowed, BOS and EOS included; None (the default) sets no limit. Nothing is ever cut off,
-            because a fact without its end teaches something else.
+        text: the text, prompt and completion in one piece.
 
     Returns:
         The ids.
 
-    Raises:
-        ValueError: there are more than max_length ids.
-
     Example:
         >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
-        >>> encode_example(tokenizer, Example("Ada wrote", " it."))
+        >>> encode_text(tokenizer, "Ada wrote it.")
         [2, 4, 6, 5, 7, 3]
     """
-    ids = encode_prompt(tokenizer, example.text)
+    ids = encode_prompt(tokenizer, text)
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
-    if max_length is not None and len(ids) > max_length:
-        raise ValueError(
-            f"max_length must be at least the {len(ids)} tokens of this example, got {max_length}: "
-            f"{example.text!r:.60}; raise max_length or shorten the text"
-        )
     return ids

@@ -8,7 +8,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from bico_ext.models import attach, check_attached
+from bico_ext.models.attach import attach, check_attached
 
 
 @pytest.mark.parametrize(

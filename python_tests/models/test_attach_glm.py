@@ -10,9 +10,8 @@ from tiny_models import LENGTH, relative, some_span_ids, tiny_family, tiny_llama
 from torch import Tensor
 from transformers import DynamicCache
 
-from bico_ext import models
-from bico_ext.models import attach, check_attached
-from bico_ext.rotary import Pairing
+from bico_ext.models.attach import attach, check_attached
+from bico_ext.models.rotary import Pairing, probe
 
 ORDINARY = torch.arange(LENGTH).expand(2, LENGTH)
 # A text of 12 with masks at 3 and 7, their blocks of 4 and 3; in the other row the masks are at 5 and 1.
@@ -149,11 +148,11 @@ def test_the_models_own_scaling_applies_to_block_positions() -> None:
 
 @pytest.mark.parametrize("family", ["glm", "glm4", "cohere", "llama"])
 def test_a_wrong_guess_of_the_pairing_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = models.probe(type(tiny_family(family).model.layers[0].self_attn))
+    own = probe(type(tiny_family(family).model.layers[0].self_attn))
     for guess in (Pairing(a, b) for a in (False, True) for b in (False, True)):
         if guess == own:
             continue
-        monkeypatch.setattr(models, "probe", lambda _, guess=guess: guess)
+        monkeypatch.setattr("bico_ext.models.attach.probe", lambda _, guess=guess: guess)
         with pytest.raises(TypeError, match=r"Attention: it does not just rotate q's elements \("):
             attach(tiny_family(family))
 

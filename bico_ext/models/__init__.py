@@ -1,0 +1,1 @@
+"""Hugging Face models: split-triangle attention plugged in, checkpoints, token ids."""
