@@ -28,9 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext import attach, environment, objectives
+from bico_ext import attach, environment
 from bico_ext.files import write_json, write_text
-from bico_ext.masked import pad
+from bico_ext.objectives import registry
+from bico_ext.objectives.training_sequence import pad
 from bico_ext.ops.reference import visible
 
 MODEL: dict[str, Any] = {
@@ -63,7 +64,7 @@ def sequences(length: int, places: int, packed: bool) -> list[Tensor]:
 def batch(way: str, tokens: list[Tensor], packed: bool) -> dict[str, Tensor]:
     """The model's keyword arguments."""
     generator = torch.Generator().manual_seed(SEED)
-    objective = objectives.bind("ntp" if way.startswith("NTP") else "bico", placeholder_id=0, special_ids=())
+    objective = registry.bind("ntp" if way.startswith("NTP") else "bico", placeholder_id=0, special_ids=())
     rows = [objective(sequence, generator) for sequence in tokens]
     if packed:
         lengths = [len(sequence) for sequence in tokens]

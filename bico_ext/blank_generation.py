@@ -1,4 +1,4 @@
-"""Asks a model that was trained by blank infilling (`bico_ext.blank_infilling`) in its own way: it fills a blank."""
+"""Asks a model that was trained by blank infilling (`bico_ext.objectives.blank_infilling`) in its own way: it fills a blank."""
 
 import inspect
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bico_ext.blank_infilling import Positions, block_place, check_positions
 from bico_ext.generation import check_request, in_batches
 from bico_ext.inference import BATCH_SIZE, evaluation_mode
 from bico_ext.models.attach import check_attached
 from bico_ext.models.special_tokens import token_ids
+from bico_ext.objectives.blank_infilling import Positions, block_place, check_positions
 
 
 def generate_blank(
@@ -40,7 +40,7 @@ def generate_blank(
         max_new_tokens: longest completion in tokens, at least 1; 40 as in the paper's script.
         batch_size: prompts generated at a time, at least 1, sorted by length.
         progress: whether to show a progress bar.
-        positions: those the model was trained with, as in `bico_ext.blank_infilling.abi`.
+        positions: those the model was trained with, as in `bico_ext.objectives.blank_infilling.abi`.
         mask: the token of the blank: "gmask" (the default), [gMASK], as GLM's generation has it, or "mask", [MASK]: the
             only one that a model trained by `abi` alone has seen.
 

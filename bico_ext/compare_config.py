@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from bico_ext import systems
-from bico_ext.denoising import check_mask_rate
+from bico_ext.objectives.denoising import check_mask_rate
 from bico_ext.systems import SYSTEMS
 
 HEADS = 4  # of the tiny model

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext.data import Example
-from bico_ext.denoising import bico
-from bico_ext.masked import NO_LOSS, Masked, pad
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import encode_text
+from bico_ext.objectives.denoising import bico
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pad
 from bico_ext.ops import reference
 from bico_ext.seeding import stream_seed
 
@@ -323,7 +323,7 @@ def denoising(
 
 
 def token_losses(
-    model: Any, rows: Sequence[Masked], condition: str, pad_id: int, batch_size: int = 16, bar: Any = None
+    model: Any, rows: Sequence[TrainingSequence], condition: str, pad_id: int, batch_size: int = 16, bar: Any = None
 ) -> list[Tensor]:
     """The cross-entropy of each hidden token (nats), float64 [hidden tokens] for each row."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place].input_ids))  # little padding
@@ -352,7 +352,7 @@ def _logits(model: Any, input_ids: Tensor, span_ids: Tensor, condition: str) -> 
     return model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
 
 
-def by_right_context(rows: Sequence[Masked], losses: dict[str, list[Tensor]]) -> dict[str, Any]:
+def by_right_context(rows: Sequence[TrainingSequence], losses: dict[str, list[Tensor]]) -> dict[str, Any]:
     """`summary` of all hidden tokens, and by the number of tokens on their right: 0, 1, 2-3, 4-7, 8-15, ..."""
     hidden = [(row.labels != NO_LOSS).nonzero()[:, 0] for row in rows]
     right = torch.cat([len(row.labels) - 1 - places for row, places in zip(rows, hidden, strict=True)])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bico_ext.objectives import check_objective, options
+from bico_ext.objectives.registry import check_objective, option_names
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class System:
     """A row of the comparison.
 
     Attributes:
-        objective: a key of `bico_ext.objectives.OBJECTIVES`.
+        objective: a key of `bico_ext.objectives.registry.OBJECTIVES`.
         family: of the tiny model: "llama" or "glm".
         mixing_probability: of the objective, at each optimizer step, where the comparison names no other; 1: always.
         entities: whether the objective is told the names that the questions are about, to keep them whole.
@@ -29,7 +29,7 @@ class System:
 
     def __post_init__(self) -> None:
         check_objective(self.objective)
-        if self.entities and "entities" not in options(self.objective):
+        if self.entities and "entities" not in option_names(self.objective):
             raise ValueError(f"entities must be False, as objective {self.objective!r} has no use for them, got True")
 
 

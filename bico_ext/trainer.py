@@ -28,11 +28,12 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
-from bico_ext import objectives, options
-from bico_ext.blank_infilling import Positions, check_positions
-from bico_ext.denoising import check_mask_rate
-from bico_ext.masked import NO_LOSS, pad
 from bico_ext.models.attach import attach, check_attached
+from bico_ext.objectives import registry
+from bico_ext.objectives.blank_infilling import Positions, check_positions
+from bico_ext.objectives.build import build_objective, special_ids
+from bico_ext.objectives.denoising import check_mask_rate
+from bico_ext.objectives.training_sequence import NO_LOSS, pad
 from bico_ext.ops.attention import has_kernels
 from bico_ext.rows import LengthGroupedSampler, RowEncoder, Rows
 from bico_ext.seeding import happens, stream_seed
@@ -50,7 +51,7 @@ class BicoConfig(TrainingArguments):
     `logging_steps` 10, and `dataloader_pin_memory` False (the data loader hands out rows, not the batch).
 
     Attributes:
-        objective: a key of `bico_ext.objectives.OBJECTIVES`; default "bico".
+        objective: a key of `bico_ext.objectives.registry.OBJECTIVES`; default "bico".
         mixing_probability: of the objective rather than next-token prediction, per optimizer step; default 0.5
             (the paper's).
         mask_rate: share of the tokens that "bico" and its controls hide, in (0, 1], default 0.15 (the paper's); or
@@ -96,7 +97,7 @@ class BicoConfig(TrainingArguments):
             "tokens, the paper's), 'infill' (a span written with both sides in view), 'permute' (pieces of the text in "
             "another order), 'ntp' (nothing else), or another one of "
             "docs/objectives.md.",
-            "choices": list(objectives.OBJECTIVES),
+            "choices": list(registry.OBJECTIVES),
         },
     )
     mixing_probability: float = field(
@@ -139,7 +140,7 @@ class BicoConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        objectives.check_objective(self.objective)
+        registry.check_objective(self.objective)
         self.mask_rate = check_mask_rate(self.mask_rate)
         check_positions(self.abi_positions)
         for name, least in (("infill_spans", 1), ("permute_segments", 2)):
@@ -237,8 +238,8 @@ class BicoTrainer(Trainer):
         self._row_losses: dict[str, dict[int, tuple[float, int]]] = {}
 
         # Data
-        has_specials = "special_ids" in objectives.options(args.objective)
-        never_predicted = options.special_ids(network, processing_class) if has_specials else frozenset()
+        has_specials = "special_ids" in registry.option_names(args.objective)
+        never_predicted = special_ids(network, processing_class) if has_specials else frozenset()
         self._encode = RowEncoder(
             network, processing_class, args.max_length, never_predicted, last_predicted=args.objective != "bert"
         )
@@ -252,7 +253,7 @@ class BicoTrainer(Trainer):
         # The model changes only now that everything else has been checked; some objectives add a token
         vocabulary = len(network.get_input_embeddings().weight)
         self._objectives = {
-            name: options.fill_in(name, args, network, processing_class) for name in ("ntp", args.objective)
+            name: build_objective(name, args, network, processing_class) for name in ("ntp", args.objective)
         }
         if peft_config is not None:
             if len(network.get_input_embeddings().weight) > vocabulary:

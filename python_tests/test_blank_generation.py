@@ -8,10 +8,10 @@ from tiny_models import tiny_family, tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from bico_ext.blank_generation import generate_blank
-from bico_ext.blank_infilling import Positions
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer
+from bico_ext.objectives.blank_infilling import Positions
 
 WORDS = [f"w{i}" for i in range(46)]
 PROMPTS = ["w1", "w2 w3 w4 w5 w6", "w7 w8", "w2 w3 w4 w5 w6", "w9 w10 w11 w12 w13 w14 w15 w16 w17"]

@@ -9,10 +9,10 @@ from tiny_models import tiny_family, tiny_llama, tokens
 from torch import Generator, Tensor
 
 from bico_ext.data import Example
-from bico_ext.denoising import bico
-from bico_ext.masked import Masked
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.objectives.denoising import bico
+from bico_ext.objectives.training_sequence import TrainingSequence
 from bico_ext.ops import reference
 from bico_ext.probe import (
     CONDITIONS,
@@ -46,7 +46,7 @@ def spans(length: int, condition: str) -> Tensor:
     return torch.full((1, length), int(condition == "causal"), dtype=torch.int32)
 
 
-def hide(ids: Tensor, seed: int, mask_rate: float = 0.3) -> Masked:
+def hide(ids: Tensor, seed: int, mask_rate: float = 0.3) -> TrainingSequence:
     generator = Generator().manual_seed(seed)
     return bico(ids, generator, placeholder_id=PLACEHOLDER, special_ids=(BOS,), mask_rate=mask_rate)
 
@@ -167,7 +167,7 @@ def test_the_rotary_distance_is_what_the_attention_rotates_by(condition):
             assert rotary_distance(n - m, condition) == pytest.approx(met, abs=1e-6)
 
 
-def dense_losses(row: Masked, condition: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def dense_losses(row: TrainingSequence, condition: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """In fp64: by transformers' eager code on a stock model with a mask, or, flipped, by the dense reference."""
     hidden = (row.span_ids == -1).nonzero()[:, 0].tolist()
     model = tiny_llama().double()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bico_ext.objectives import OBJECTIVES
+from bico_ext.objectives.registry import OBJECTIVES
 from bico_ext.systems import SYSTEMS, System, named
 
 

@@ -12,10 +12,10 @@ from torch import Generator, tensor
 from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
 
-from bico_ext import objectives
-from bico_ext.masked import NO_LOSS, Masked
 from bico_ext.models.attach import detach
 from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.objectives import registry
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 from bico_ext.seeding import stream_seed
 from bico_ext.trainer import BicoTrainer
 
@@ -30,10 +30,10 @@ def negative_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> tuple
     return -sum(log_softmax(logits[i - 1].double(), -1)[labels[i]].item() for i in scored), len(scored)
 
 
-def masked_row(objective: str, input_ids: list[int], mask_rate: float, *key: int | str) -> Masked:
+def masked_row(objective: str, input_ids: list[int], mask_rate: float, *key: int | str) -> TrainingSequence:
     generator = Generator().manual_seed(stream_seed(*key))
     options = {"placeholder_id": PAD, "special_ids": SPECIAL, "mask_rate": mask_rate}
-    return objectives.bind(objective, **options)(tensor(input_ids), generator)
+    return registry.bind(objective, **options)(tensor(input_ids), generator)
 
 
 def expected_loss(trainer: BicoTrainer, objective: str, rows: list[dict], *key: int | str) -> float:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext import objectives
-from bico_ext.masked import NO_LOSS, Masked, pad
 from bico_ext.models.attach import attach
-from bico_ext.objectives import OBJECTIVES
+from bico_ext.objectives import registry
+from bico_ext.objectives.registry import OBJECTIVES
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pad
 from bico_ext.ops.reference import visible
 from bico_ext.seeding import happens, stream_seed
 
@@ -26,7 +26,7 @@ sequences = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12).ma
 seeds = st.integers(0, 2**32 - 1)
 
 
-def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3, **options: object) -> Masked:
+def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3, **options: object) -> TrainingSequence:
     available = {
         "placeholder_id": PAD,
         "mask_id": MASK,
@@ -37,10 +37,10 @@ def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3,
         "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
         "word_parts": torch.zeros(VOCABULARY, dtype=torch.bool),
     }
-    return objectives.bind(name, **available | options)(input_ids, Generator().manual_seed(seed))
+    return registry.bind(name, **available | options)(input_ids, Generator().manual_seed(seed))
 
 
-def leaks(input_ids: Tensor, masked: Masked, shift: int = 0) -> list[int]:
+def leaks(input_ids: Tensor, masked: TrainingSequence, shift: int = 0) -> list[int]:
     """Predicted positions whose token can reach the output that predicts it, through any number of layers."""
     length = len(masked.input_ids)
     reaches = visible(masked.span_ids[None])[0] | torch.eye(length, dtype=torch.bool)  # a layer, with its residual
@@ -203,9 +203,9 @@ def test_no_label_reaches_the_output_that_predicts_it(name: str, input_ids: Tens
 
 def test_the_leak_check_sees_leaks():
     input_ids = tensor(SEQUENCE)
-    in_context = Masked(input_ids, input_ids, torch.zeros(5, dtype=torch.int32))
+    in_context = TrainingSequence(input_ids, input_ids, torch.zeros(5, dtype=torch.int32))
     assert leaks(input_ids, in_context) == [1, 2, 3, 4]
-    not_replaced = Masked(input_ids, input_ids, tensor([0, 0, -1, 0, 0]))
+    not_replaced = TrainingSequence(input_ids, input_ids, tensor([0, 0, -1, 0, 0]))
     assert leaks(input_ids, not_replaced) == [1, 3, 4]  # position 2 is nobody's key: its token stays with itself
 
 
@@ -297,7 +297,7 @@ def test_happens_as_often_as_asked():
 
 
 def test_options_by_objective():
-    assert {name: objectives.options(name) for name in OBJECTIVES} == {
+    assert {name: registry.option_names(name) for name in OBJECTIVES} == {
         "ntp": (),
         "bico": ("placeholder_id", "special_ids", "mask_rate"),
         "infill": ("spans",),
@@ -319,7 +319,7 @@ def test_mask_rate_out_of_range(mask_rate: float | str):
 
 def test_unknown_objective_lists_the_known():
     with pytest.raises(ValueError, match=r"one of 'ntp', 'bico', 'infill', .*, got 'mlm'"):
-        objectives.bind("mlm")
+        registry.bind("mlm")
 
 
 def test_too_few_pieces_and_spans():

@@ -7,10 +7,10 @@ import torch
 from torch import Generator, tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext import options
-from bico_ext.masked import NO_LOSS
 from bico_ext.models.tokenization import train_word_tokenizer
-from bico_ext.objectives import OBJECTIVES
+from bico_ext.objectives.build import build_objective
+from bico_ext.objectives.registry import OBJECTIVES
+from bico_ext.objectives.training_sequence import NO_LOSS
 
 TEXT = "Ada Lovelace wrote the program."
 
@@ -42,7 +42,7 @@ def model(tokenizer):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_gets_all_it_needs(name, model, tokenizer):
-    objective = options.fill_in(name, settings(), model, tokenizer)
+    objective = build_objective(name, settings(), model, tokenizer)
     masked = objective(tensor(tokenizer(TEXT)["input_ids"]), Generator().manual_seed(0))
     assert (masked.labels != NO_LOSS).any()
     assert masked.input_ids.max() < len(model.get_input_embeddings().weight)
@@ -50,15 +50,15 @@ def test_every_objective_gets_all_it_needs(name, model, tokenizer):
 
 def test_bico_hides_behind_the_padding_token_and_spares_special_ones(model, tokenizer):
     ids = tensor([*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id])
-    masked = options.fill_in("bico", settings(), model, tokenizer)(ids, Generator())
+    masked = build_objective("bico", settings(), model, tokenizer)(ids, Generator())
     assert masked.input_ids.tolist() == [2, *[0] * (len(ids) - 2), 3]
-    given = options.fill_in("bico", settings(placeholder_id=5), model, tokenizer)(ids, Generator())
+    given = build_objective("bico", settings(placeholder_id=5), model, tokenizer)(ids, Generator())
     assert given.input_ids.tolist() == [2, *[5] * (len(ids) - 2), 3]
 
 
 def test_a_new_token_is_new(model, tokenizer):
     before = len(tokenizer)
-    masked = options.fill_in("new-token", settings(), model, tokenizer)(tensor([2, 5, 6]), Generator())
+    masked = build_objective("new-token", settings(), model, tokenizer)(tensor([2, 5, 6]), Generator())
     assert masked.input_ids.tolist() == [2, before, before]
     assert len(model.get_input_embeddings().weight) == before + 1
 
@@ -69,7 +69,7 @@ def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
     ids = tensor(tokenizer(TEXT)["input_ids"])
 
     def turned(**changes):
-        masked = options.fill_in("reverse", settings(**changes), model, tokenizer)(ids, Generator())
+        masked = build_objective("reverse", settings(**changes), model, tokenizer)(ids, Generator())
         return tokenizer.decode(masked.input_ids, skip_special_tokens=True)
 
     assert turned() == "program. the wrote Lovelace Ada"  # the full stop begins no word
@@ -85,7 +85,7 @@ def test_reverse_turns_text_without_spaces():
     tokenizer = train_word_tokenizer(["\u6708\u5149\u767d"])
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     ids = tensor(tokenizer("\u6708\u5149\u767d")["input_ids"])
-    masked = options.fill_in("reverse", settings(), LlamaForCausalLM(config), tokenizer)(ids, Generator())
+    masked = build_objective("reverse", settings(), LlamaForCausalLM(config), tokenizer)(ids, Generator())
     assert "\u767d\u5149\u6708" in tokenizer.decode(masked.input_ids, skip_special_tokens=True)
 
 
@@ -100,17 +100,17 @@ def test_reverse_turns_text_without_spaces():
 )
 def test_what_cannot_be_had_without_a_tokenizer(name, message, model):
     with pytest.raises(ValueError, match=message):
-        options.fill_in(name, settings(), model, None)
+        build_objective(name, settings(), model, None)
 
 
 def test_a_placeholder_that_the_model_lacks(model, tokenizer):
     with pytest.raises(ValueError, match=r"placeholder_id must be in \[0, \d+\), the model's ids, got 999"):
-        options.fill_in("naive", settings(placeholder_id=999), model, tokenizer)
+        build_objective("naive", settings(placeholder_id=999), model, tokenizer)
 
 
 def test_a_vocabulary_that_marks_no_word_has_a_word_a_token(model):
     tokenizer = train_word_tokenizer(["a"])
     tokenizer.convert_ids_to_tokens = lambda ids: ["x" for _ in ids]
-    reversed_ids = options.fill_in("reverse", settings(), model, tokenizer)(tensor([2, 4, 5, 6]), Generator())
+    reversed_ids = build_objective("reverse", settings(), model, tokenizer)(tensor([2, 4, 5, 6]), Generator())
     assert reversed_ids.input_ids.tolist() == [2, 6, 5, 4]
     assert reversed_ids.span_ids.equal(torch.ones(4, dtype=torch.int32))

@@ -16,7 +16,7 @@ NO_LOSS = -100  # the label that torch's cross entropy and transformers leave ou
 
 
 @dataclass(frozen=True)
-class Masked:
+class TrainingSequence:
     """One sequence as an objective presents it to the model.
 
     Attributes:
@@ -37,7 +37,7 @@ class Masked:
     mirror: bool = True
 
 
-def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Any]:
+def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
     """One batch for the model from rows of different lengths, padded on the right.
 
     Args:
@@ -54,7 +54,7 @@ def pad(rows: Sequence[Masked], pad_id: int) -> dict[str, Any]:
 
     Example:
         >>> import torch
-        >>> from bico_ext.causal import ntp
+        >>> from bico_ext.objectives.causal import ntp
         >>> rows = [ntp(torch.tensor(row), torch.Generator()) for row in ([2, 7], [2])]
         >>> pad(rows, pad_id=0)["span_ids"]
         tensor([[ 1,  1],

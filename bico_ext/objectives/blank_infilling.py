@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Generator, Tensor
 
-from bico_ext.masked import NO_LOSS, Masked
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 Positions = Literal["2d", "in-place"]
 Place = TypeVar("Place", int, Tensor)
@@ -29,7 +29,7 @@ def abi(
     eop_id: int,
     special_ids: Collection[int],
     positions: Positions = "2d",
-) -> Masked:
+) -> TrainingSequence:
     """Autoregressive blank infilling.
 
     Spans are drawn until they cover at least 15 % of the eligible tokens, so that every sequence with an eligible token
@@ -85,7 +85,7 @@ def abi(
         span_ids += [number] * len(block)
         places += [block_place(mask_place[start], step, positions) for step in range(len(block))]
     both = torch.tensor(places).view(-1, 2).T  # [2, S]
-    return Masked(
+    return TrainingSequence(
         torch.tensor(inputs),
         torch.tensor(labels),
         torch.tensor(span_ids, dtype=torch.int32),

@@ -12,10 +12,10 @@ from scipy import stats
 from tiny_models import tiny_llama
 from torch import Generator, Tensor, tensor
 
-from bico_ext import blank_infilling
-from bico_ext.blank_infilling import Positions, abi
-from bico_ext.masked import NO_LOSS, Masked, pad
 from bico_ext.models.attach import attach
+from bico_ext.objectives import blank_infilling
+from bico_ext.objectives.blank_infilling import Positions, abi
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pad
 from bico_ext.ops.reference import visible
 
 PAD, BOS, EOS, MASK, SOP, EOP = 0, 2, 3, 40, 41, 42
@@ -26,11 +26,11 @@ seeds = st.integers(0, 2**32 - 1)
 masking: Any = partial(abi, mask_id=MASK, sop_id=SOP, eop_id=EOP, special_ids=SPECIAL)
 
 
-def drawn(input_ids: Tensor, seed: int, positions: Positions = "2d") -> Masked:
+def drawn(input_ids: Tensor, seed: int, positions: Positions = "2d") -> TrainingSequence:
     return masking(input_ids, Generator().manual_seed(seed), positions=positions)
 
 
-def blocks(masked: Masked) -> list[list[int]]:
+def blocks(masked: TrainingSequence) -> list[list[int]]:
     """The spans in the order of part B, read from the input: what stands between a [sop] and the block's end."""
     count = int(masked.span_ids.max())
     rows = [masked.input_ids[masked.span_ids == number].tolist() for number in range(1, count + 1)]

@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Generator, Tensor
 
-from bico_ext.masked import NO_LOSS, Masked
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 
-def ntp(input_ids: Tensor, generator: Generator) -> Masked:
+def ntp(input_ids: Tensor, generator: Generator) -> TrainingSequence:
     """Next-token prediction: every token sees its past, every token but the first is predicted.
 
     Args:
@@ -24,10 +24,12 @@ def ntp(input_ids: Tensor, generator: Generator) -> Masked:
     """
     labels = input_ids.clone()
     labels[:1] = NO_LOSS
-    return Masked(input_ids, labels, torch.ones_like(input_ids, dtype=torch.int32))
+    return TrainingSequence(input_ids, labels, torch.ones_like(input_ids, dtype=torch.int32))
 
 
-def permute(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 4) -> Masked:
+def permute(
+    input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 4
+) -> TrainingSequence:
     """Segment permutation: the text is cut at random places, its pieces are put in another order and predicted.
 
     The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
@@ -81,7 +83,7 @@ def reverse(
     word_starts: Tensor,
     word_parts: Tensor,
     entities: Sequence[Sequence[int]] = (),
-) -> Masked:
+) -> TrainingSequence:
     """Reverse training (arXiv 2403.13799): next-token prediction of the text with its words in the opposite order.
 
     The tokens of a word keep their order, and so do the words of an entity, where entities are given.

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bico_ext import objectives
 from bico_ext.cjk import CJK
 from bico_ext.models.special_tokens import added_tokens
-from bico_ext.objectives import Objective
+from bico_ext.objectives import registry
+from bico_ext.objectives.registry import Objective
 
 _WORD_START = ("Ġ", "▁", " ")  # byte-level BPE, SentencePiece, the word tokenizer of this package
 
 
-def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Objective:
+def build_objective(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Objective:
     """The objective `name`, ready for token sequences.
 
     Args:
-        name: a key of `objectives.OBJECTIVES`.
+        name: a key of `registry.OBJECTIVES`.
         settings: a `BicoConfig`: `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`, `abi_positions`,
             `entities_file`.
         model: a causal LM of transformers. An objective with tokens of its own adds those that it lacks, in place.
@@ -53,7 +53,7 @@ def fill_in(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizer
         "word_parts": lambda: word_tables()[1],
         "entities": lambda: _entities(settings.entities_file, tokenizer),
     }
-    return objectives.bind(name, **{option: sources[option]() for option in objectives.options(name)})
+    return registry.bind(name, **{option: sources[option]() for option in registry.option_names(name)})
 
 
 def special_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from bico_ext.masked import NO_LOSS, Masked
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 MaskRate = float | Literal["uniform"]
 
@@ -28,7 +28,7 @@ def bico(
     placeholder_id: int,
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
-) -> Masked:
+) -> TrainingSequence:
     """Autoregressive mask denoising (arXiv 2311.07468): output i predicts the token that was hidden at i + 1.
 
     Each eligible token is masked on its own with probability `mask_rate`. Where that draws nothing, one eligible token
@@ -57,7 +57,7 @@ def bico(
         (tensor([2, 0, 3]), tensor([-100,    7, -100]), tensor([ 0, -1,  0], dtype=torch.int32))
     """
     hidden = _hidden(input_ids, generator, special_ids, mask_rate)
-    return Masked(
+    return TrainingSequence(
         input_ids.masked_fill(hidden, placeholder_id),
         input_ids.masked_fill(~hidden, NO_LOSS),
         hidden.to(torch.int32).neg_(),
@@ -71,7 +71,7 @@ def naive(
     placeholder_id: int,
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
-) -> Masked:
+) -> TrainingSequence:
     """The paper's out-of-distribution control: `bico` without the sine flip, so that later keys are at distances > 0.
 
     Arguments and result as of `bico`, but for `mirror`, which is False.
@@ -87,7 +87,7 @@ def attended_pad(
     placeholder_id: int,
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
-) -> Masked:
+) -> TrainingSequence:
     """A control: `bico` whose placeholder, an existing token, is visible as a key.
 
     Arguments and result as of `bico`, but for the span ids, which are 0 everywhere.
@@ -103,7 +103,7 @@ def new_token(
     mask_id: int,
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
-) -> Masked:
+) -> TrainingSequence:
     """A control: `attended_pad` with a [MASK] token that the model has not seen before, as BERT has one.
 
     Arguments and result as of `attended_pad`; `mask_id` is the token's id (`bico_ext.models.special_tokens` adds it).
@@ -118,7 +118,7 @@ def bert(
     placeholder_id: int,
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
-) -> Masked:
+) -> TrainingSequence:
     """A control: masked language modelling as BERT does it: output i, not i - 1, predicts the token hidden at i.
 
     Arguments as of `bico`; the last position is not eligible either, as a causal LM's loss leaves its output out.
@@ -129,7 +129,7 @@ def bert(
     hidden = _hidden(input_ids, generator, special_ids, mask_rate, last_eligible=False)
     labels = torch.full_like(input_ids, NO_LOSS)
     labels[1:] = input_ids[:-1].masked_fill(~hidden[:-1], NO_LOSS)
-    return Masked(input_ids.masked_fill(hidden, placeholder_id), labels, hidden.to(torch.int32).neg_())
+    return TrainingSequence(input_ids.masked_fill(hidden, placeholder_id), labels, hidden.to(torch.int32).neg_())
 
 
 def check_mask_rate(mask_rate: object) -> MaskRate:

@@ -1,8 +1,8 @@
 """The objectives by name: what a training step asks of the model.
 
-An objective turns one token sequence into inputs, labels and span ids (`bico_ext.masked.Masked`). It draws from the
-generator that it is given and from nothing else. A new one is a function beside its kin (`causal`, `denoising`,
-`infilling`, `blank_infilling`) and a line in `OBJECTIVES`.
+An objective turns one token sequence into a `TrainingSequence`: inputs, labels and span ids. Its only source of
+randomness is the generator that it is given. To add one, write a function in the file of its family (`causal`,
+`denoising`, `infilling`, `blank_infilling`), or in a new file, and add a line to `OBJECTIVES`.
 """
 
 import inspect
@@ -11,15 +11,15 @@ from functools import partial
 
 from torch import Generator, Tensor
 
-from bico_ext.blank_infilling import abi
-from bico_ext.causal import ntp, permute, reverse
-from bico_ext.denoising import attended_pad, bert, bico, naive, new_token
-from bico_ext.infilling import infill
-from bico_ext.masked import Masked
+from bico_ext.objectives.blank_infilling import abi
+from bico_ext.objectives.causal import ntp, permute, reverse
+from bico_ext.objectives.denoising import attended_pad, bert, bico, naive, new_token
+from bico_ext.objectives.infilling import infill
+from bico_ext.objectives.training_sequence import TrainingSequence
 
-Objective = Callable[[Tensor, Generator], Masked]
+Objective = Callable[[Tensor, Generator], TrainingSequence]
 
-OBJECTIVES: dict[str, Callable[..., Masked]] = {
+OBJECTIVES: dict[str, Callable[..., TrainingSequence]] = {
     "ntp": ntp,
     "bico": bico,
     "infill": infill,
@@ -39,11 +39,11 @@ def check_objective(name: str) -> None:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, got {name!r}")
 
 
-def options(name: str) -> tuple[str, ...]:
+def option_names(name: str) -> tuple[str, ...]:
     """The keyword-only options of the objective `name`, in the order of its signature.
 
     Example:
-        >>> options("bico")
+        >>> option_names("bico")
         ('placeholder_id', 'special_ids', 'mask_rate')
     """
     check_objective(name)
@@ -66,5 +66,5 @@ def bind(name: str, **available: object) -> Objective:
         >>> bind("infill", mask_rate=0.3)(torch.tensor([2, 7]), torch.Generator()).labels
         tensor([-100,    7])
     """
-    taken = {option: available[option] for option in options(name) if option in available}
+    taken = {option: available[option] for option in option_names(name) if option in available}
     return partial(OBJECTIVES[name], **taken)

@@ -3,10 +3,10 @@
 import torch
 from torch import Generator, Tensor
 
-from bico_ext.masked import NO_LOSS, Masked
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 
-def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> Masked:
+def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> TrainingSequence:
     """In-place span infilling: a span is written left to right while everything else, on both sides, is read.
 
     The span has a length uniform in [1, n] and a start uniform among those that fit, n = S - 1: positions 1 to S - 1,
@@ -42,4 +42,4 @@ def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> Masked
         start = first + int(torch.randint(0, room - length + 1, (), generator=generator))
         span_ids[start : start + length] = span + 1
         labels[start : start + length] = input_ids[start : start + length]
-    return Masked(input_ids, labels, span_ids)
+    return TrainingSequence(input_ids, labels, span_ids)
