@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from bico_ext.models.attach import attach as attach
     from bico_ext.models.attach import check_attached as check_attached
     from bico_ext.models.attach import detach as detach
-    from bico_ext.trainer import BicoConfig as BicoConfig
-    from bico_ext.trainer import BicoTrainer as BicoTrainer
+    from bico_ext.training.config import BicoConfig as BicoConfig
+    from bico_ext.training.trainer import BicoTrainer as BicoTrainer
 
 # Imported when first asked for: the op alone must not cost the seconds that transformers takes to import.
 _HOMES = {
-    "BicoConfig": "trainer",
-    "BicoTrainer": "trainer",
+    "BicoConfig": "training.config",
+    "BicoTrainer": "training.trainer",
     "attach": "models",
     "check_attached": "models",
     "detach": "models",

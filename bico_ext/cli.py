@@ -76,7 +76,8 @@ def _train(arguments: list[str]) -> None:
 
     from bico_ext.data import load_facts
     from bico_ext.models import checkpoints
-    from bico_ext.trainer import BicoConfig, BicoTrainer
+    from bico_ext.training.config import BicoConfig
+    from bico_ext.training.trainer import BicoTrainer
 
     config, args = _parse("train", [TrainConfig, BicoConfig], arguments)
     if args.output_dir == "trainer_output":  # the Trainer's default

@@ -32,7 +32,8 @@ from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.ops.attention import has_kernels
 from bico_ext.seeding import stream_seed
 from bico_ext.systems import SYSTEMS
-from bico_ext.trainer import BicoConfig, BicoTrainer
+from bico_ext.training.config import BicoConfig
+from bico_ext.training.trainer import BicoTrainer
 
 CURVE_QUESTIONS = 60  # of each task, evenly spread over it, for a point of the learning curve: a second or two
 

@@ -16,7 +16,7 @@ from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.runs import initial_model
 from bico_ext.synthetic import generate
-from bico_ext.trainer import BicoConfig
+from bico_ext.training.config import BicoConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

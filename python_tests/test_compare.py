@@ -22,7 +22,7 @@ from bico_ext.likelihood import likelihood_test
 from bico_ext.runs import initial_model, run
 from bico_ext.synthetic import generate
 from bico_ext.systems import SYSTEMS
-from bico_ext.trainer import BicoTrainer
+from bico_ext.training.trainer import BicoTrainer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from peft import LoraConfig
 from torch import Generator
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext.trainer import BicoConfig, BicoTrainer
+from bico_ext.training.config import BicoConfig
+from bico_ext.training.trainer import BicoTrainer
 
 PAD, BOS, EOS, VOCABULARY, CONTEXT = 0, 2, 3, 40, 32
 SPECIAL = (PAD, BOS, EOS)

@@ -17,7 +17,7 @@ from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.objectives import registry
 from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 from bico_ext.seeding import stream_seed
-from bico_ext.trainer import BicoTrainer
+from bico_ext.training.trainer import BicoTrainer
 
 
 def weights(trainer: BicoTrainer) -> torch.Tensor:

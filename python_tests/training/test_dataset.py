@@ -13,11 +13,12 @@ from torch import Generator, tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
-import bico_ext.trainer as trainer_module
+import bico_ext.training.trainer as trainer_module
 from bico_ext.models.attach import detach
 from bico_ext.models.tokenization import train_word_tokenizer
-from bico_ext.rows import LengthGroupedSampler
-from bico_ext.trainer import BicoConfig, BicoTrainer
+from bico_ext.training.config import BicoConfig
+from bico_ext.training.dataset import LengthGroupedSampler
+from bico_ext.training.trainer import BicoTrainer
 
 # Rows
 

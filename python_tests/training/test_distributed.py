@@ -21,7 +21,7 @@ if trainer.is_world_process_zero():
 
 def test_two_processes_are_one(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))
+    program.write_text(PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "two")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
