@@ -1,38 +1,54 @@
 """bico-ext: split-triangle RoPE attention and mask denoising against the reversal curse.
 
 `split_triangle_attention` is the op, `attach` plugs it into a Hugging Face Llama, `BicoTrainer` trains with it,
-`evaluate` asks in both directions.
+`load_facts` reads facts and `evaluate` asks for them in both directions.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from bico_ext.ops.attention import split_triangle_attention
-
 if TYPE_CHECKING:
-    from bico_ext.evaluation import evaluate as evaluate
-    from bico_ext.generation import generate as generate
+    from bico_ext.evaluation.evaluate import evaluate as evaluate
+    from bico_ext.facts.loader import load_facts as load_facts
+    from bico_ext.generation.greedy import generate as generate
     from bico_ext.models.attach import attach as attach
     from bico_ext.models.attach import check_attached as check_attached
     from bico_ext.models.attach import detach as detach
+    from bico_ext.ops.attention import split_triangle_attention as split_triangle_attention
     from bico_ext.training.config import BicoConfig as BicoConfig
     from bico_ext.training.trainer import BicoTrainer as BicoTrainer
 
-# Imported when first asked for: the op alone must not cost the seconds that transformers takes to import.
+    __version__: str
+
+# Loaded when first asked for (PEP 562): torch and transformers take seconds to import, and the readers, the reports and
+# the reference must work where the compiled part is missing.
 _HOMES = {
     "BicoConfig": "training.config",
     "BicoTrainer": "training.trainer",
-    "attach": "models",
-    "check_attached": "models",
-    "detach": "models",
-    "evaluate": "evaluation",
-    "generate": "generation",
+    "attach": "models.attach",
+    "check_attached": "models.attach",
+    "detach": "models.attach",
+    "evaluate": "evaluation.evaluate",
+    "generate": "generation.greedy",
+    "load_facts": "facts.loader",
+    "split_triangle_attention": "ops.attention",
 }
-__all__ = ["split_triangle_attention", *_HOMES]
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("bico-ext")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -146,11 +146,11 @@ def _evaluate(arguments: list[str]) -> None:
     import torch
 
     from bico_ext import environment, report
-    from bico_ext.blank_generation import generate_blank
     from bico_ext.ceiling import reachable
     from bico_ext.data import load_facts
     from bico_ext.evaluation import evaluate
     from bico_ext.files import write_json, write_json_lines, write_text
+    from bico_ext.generation.blanks import generate_blank
     from bico_ext.models import checkpoints
     from bico_ext.models.attach import attach
 

@@ -18,7 +18,7 @@ from bico_ext.ceiling import reachable
 from bico_ext.compare_config import CompareConfig
 from bico_ext.data import FactData, load_facts
 from bico_ext.files import make_folder, write_json, write_json_lines
-from bico_ext.generation import encode_prompts
+from bico_ext.generation.greedy import encode_prompts
 from bico_ext.jobs import cores, run_all
 from bico_ext.leakage import leakage
 from bico_ext.models.tokenization import encode_prompt, encode_text

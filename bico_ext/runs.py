@@ -21,12 +21,12 @@ from transformers import (
     set_seed,
 )
 
-from bico_ext.blank_generation import generate_blank
 from bico_ext.compare_config import HEADS, CompareConfig
 from bico_ext.data import Example, FactData, Task, load_facts
 from bico_ext.evaluation import Evaluation, evaluate
 from bico_ext.files import write_text
-from bico_ext.generation import generate
+from bico_ext.generation.blanks import generate_blank
+from bico_ext.generation.greedy import generate
 from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.ops.attention import has_kernels

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from bico_ext.blank_generation import generate_blank
 from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
 from bico_ext.data import Example, FactData, Question, Task, write_facts
+from bico_ext.generation.blanks import generate_blank
 from bico_ext.likelihood import likelihood_test
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bico_ext.generation import check_request, in_batches
-from bico_ext.inference import BATCH_SIZE, evaluation_mode
+from bico_ext.generation.greedy import check_request, in_batches
+from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode
 from bico_ext.models.attach import check_attached
 from bico_ext.models.special_tokens import token_ids
 from bico_ext.objectives.blank_infilling import Positions, block_place, check_positions
@@ -29,7 +29,7 @@ def generate_blank(
     """Fills a blank at the end of each prompt greedily, with a KV cache.
 
     The prompt and a [gMASK] are read in both directions, with plain rotary attention; then the model writes after a
-    [sop], seeing them and what it has written, until [eop]. Completions are cut out as `bico_ext.generation.generate`
+    [sop], seeing them and what it has written, until [eop]. Completions are cut out as `bico_ext.generation.greedy.generate`
     does, and the model's training mode is put back.
 
     Args:

@@ -9,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bico_ext.inference import BATCH_SIZE, evaluation_mode, is_rank_0
+from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
 from bico_ext.models.tokenization import encode_prompt
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_family, tiny_llama
 from transformers import PreTrainedTokenizerFast
 
-from bico_ext.blank_generation import generate_blank
+from bico_ext.generation.blanks import generate_blank
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer

@@ -1,0 +1,1 @@
+"""Asking a model: greedy causal generation, and the filling of blanks."""
