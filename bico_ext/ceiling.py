@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from bico_ext.data import FactData, Question, Task
+from bico_ext.facts.types import FactData, Question, Task
 from bico_ext.metrics import normalised, normalised_target
 from bico_ext.models.tokenization import train_word_tokenizer
 
@@ -34,7 +34,7 @@ def reachable(facts: FactData) -> dict[str, Any]:
         ValueError: a target has no text, or the training texts hold no word.
 
     Example:
-        >>> from bico_ext.data import load_facts
+        >>> from bico_ext.facts.loader import load_facts
         >>> task = reachable(load_facts("synthetic"))["tasks"]["N2D-reverse"]
         >>> task["twin"], task["n"], task["reachable"]
         ('D2N', 150, 1.0)

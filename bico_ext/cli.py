@@ -74,7 +74,7 @@ class TrainConfig:
 def _train(arguments: list[str]) -> None:
     from transformers.trainer_utils import get_last_checkpoint
 
-    from bico_ext.data import load_facts
+    from bico_ext.facts.loader import load_facts
     from bico_ext.models import checkpoints
     from bico_ext.training.config import BicoConfig
     from bico_ext.training.trainer import BicoTrainer
@@ -147,8 +147,8 @@ def _evaluate(arguments: list[str]) -> None:
 
     from bico_ext import environment, report
     from bico_ext.ceiling import reachable
-    from bico_ext.data import load_facts
     from bico_ext.evaluation import evaluate
+    from bico_ext.facts.loader import load_facts
     from bico_ext.files import write_json, write_json_lines, write_text
     from bico_ext.generation.blanks import generate_blank
     from bico_ext.models import checkpoints
@@ -232,7 +232,7 @@ def _probe(arguments: list[str]) -> None:
     import torch
 
     from bico_ext import environment
-    from bico_ext.data import load_facts
+    from bico_ext.facts.loader import load_facts
     from bico_ext.files import write_json
     from bico_ext.models import checkpoints
     from bico_ext.ops.attention import has_kernels

@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from bico_ext import environment
 from bico_ext.ceiling import reachable
 from bico_ext.compare_config import CompareConfig
-from bico_ext.data import FactData, load_facts
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.types import FactData
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation.greedy import encode_prompts
 from bico_ext.jobs import cores, run_all

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext import metrics
-from bico_ext.data import Task
+from bico_ext.facts.types import Task
 from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import BATCH_SIZE
 from bico_ext.likelihood import likelihood_test

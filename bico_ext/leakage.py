@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from bico_ext.cjk import CJK
-from bico_ext.data import FactData, Question, Task, is_reverse
+from bico_ext.facts.types import FactData, Question, Task, is_reverse
 from bico_ext.metrics import normalised, normalised_target
 
 _LETTER = rf"[^\W{CJK}]"  # of a script that writes words apart
@@ -52,7 +52,7 @@ def leakage(facts: FactData) -> list[Leak]:
         ValueError: a target has no text.
 
     Example:
-        >>> from bico_ext.data import load_facts
+        >>> from bico_ext.facts.loader import load_facts
         >>> leakage(load_facts("synthetic"))
         []
     """

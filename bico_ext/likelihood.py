@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bico_ext.data import Example, Task
+from bico_ext.facts.types import Example, Task
 from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
 from bico_ext.models.tokenization import encode_prompt
 

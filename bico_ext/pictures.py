@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bico_ext.data import ANSWERS
+from bico_ext.facts.types import ANSWERS
 from bico_ext.files import whole
 from bico_ext.gap import gaps
 from bico_ext.results import LOSSES, Results, Run, by_label, ceiling, losses, scores, task_names

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bico_ext.data import Example
+from bico_ext.facts.types import Example
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import encode_text
 from bico_ext.objectives.denoising import bico

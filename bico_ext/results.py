@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.data import TASKS, TWINS
+from bico_ext.facts.types import TASKS, TWINS
 
 METRICS = {
     "contains": "target contained in the answer (names: the paper's metric; descriptions: without the final full stop)",

@@ -1,9 +1,5 @@
-"""A Llama whose greedy answers have all lengths, and the greedy loop that its completions are compared with.
+"""A Llama whose greedy answers have all lengths, and the greedy loop that its completions are compared with."""
 
-Tests import the fixtures by name.
-"""
-
-import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -25,13 +21,11 @@ PROMPTS = [
 NEW_TOKENS = 9
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     return train_word_tokenizer([WORDS])
 
 
-@pytest.fixture
-def model(tokenizer) -> LlamaForCausalLM:
+def make_model(tokenizer) -> LlamaForCausalLM:
     """fp64, so that no order of summation decides between two tokens; weights large enough for varied answers."""
     torch.manual_seed(6)  # answers of all lengths: see the first test
     config = LlamaConfig(

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from bico_ext.ceiling import reachable
-from bico_ext.data import Example, FactData, Question, Task
+from bico_ext.facts.synthetic import generate
+from bico_ext.facts.types import Example, FactData, Question, Task
 from bico_ext.metrics import contains
-from bico_ext.synthetic import generate
 
 TRAIN = (
     Example("Ada Byron was", " the FIRST programmer, they say."),

@@ -9,13 +9,14 @@ from transformers import LlamaForCausalLM
 
 from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
-from bico_ext.data import Example, FactData, Question, Task, write_facts
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
+from bico_ext.facts.types import Example, FactData, Question, Task
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.likelihood import likelihood_test
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.runs import initial_model
-from bico_ext.synthetic import generate
 from bico_ext.training.config import BicoConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -217,7 +218,7 @@ def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monke
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pretrained = dataclasses.replace(facts, pretraining=facts.train[:7])
-    monkeypatch.setattr("bico_ext.data.load_facts", {"facts": facts, "more": pretrained}.get)
+    monkeypatch.setattr("bico_ext.facts.loader.load_facts", {"facts": facts, "more": pretrained}.get)
     command = ["probe", "--model", str(tmp_path / "model"), "--samples", "3", "--seed", "5"]
     for data, texts, count in (("facts", "train", len(facts.train)), ("more", "pretraining", 7)):
         out = tmp_path / data
@@ -239,7 +240,7 @@ def test_evaluate_makes_the_log_probability_test_when_asked(tmp_path, monkeypatc
     asked = (Question("Ada is", " a pilot", distractor=" a cook"), Question("Bob is", " a cook", distractor=" a pilot"))
     texts = (Example("Ada is", " a pilot"), Example("Bob is", " a cook"))
     facts = FactData("", texts, {"N2D": Task("N2D", "description", asked)})
-    monkeypatch.setattr("bico_ext.data.load_facts", lambda source: facts)
+    monkeypatch.setattr("bico_ext.facts.loader.load_facts", lambda source: facts)
     model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -270,7 +271,7 @@ def test_evaluate_asks_a_model_of_blank_infilling_in_its_own_way(tmp_path, monke
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = FactData("", facts.train, {"N2D": Task("N2D", "name", (Question("In the old days, Ada is", " Bob"),))})
-    monkeypatch.setattr("bico_ext.data.load_facts", lambda source: asked)
+    monkeypatch.setattr("bico_ext.facts.loader.load_facts", lambda source: asked)
     command = ["evaluate", "--data", "facts", "--model", str(tmp_path), "--max_new_tokens", "2"]
     answers = {}
     for way in ("causal", "mask"):
@@ -290,7 +291,7 @@ def test_evaluations_of_other_facts_under_one_name_are_told_apart(tmp_path, monk
         model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
         model.save_pretrained(tmp_path / "model")
         tokenizer.save_pretrained(tmp_path / "model")
-        monkeypatch.setattr("bico_ext.data.load_facts", {"facts": facts}.get)
+        monkeypatch.setattr("bico_ext.facts.loader.load_facts", {"facts": facts}.get)
         folders.append(str(tmp_path / name))
         ask = ["evaluate", "--data", "facts", "--model", str(tmp_path / "model"), "--max-new-tokens", "2"]
         assert main([*ask, "--output-dir", folders[-1]]) == 0

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bico_ext import likelihood
-from bico_ext.data import Example, Question, Task
+from bico_ext.facts.types import Example, Question, Task
 from bico_ext.likelihood import likelihood_test, log_probabilities
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import train_word_tokenizer

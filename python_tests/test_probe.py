@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_family, tiny_llama, tokens
 from torch import Generator, Tensor
 
-from bico_ext.data import Example
+from bico_ext.facts.types import Example
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.objectives.denoising import bico

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from greedy_answers import NEW_TOKENS, PROMPTS, greedy, model, tokenizer  # noqa: F401 (fixtures)
+from greedy_answers import NEW_TOKENS, PROMPTS, greedy, make_model, make_tokenizer
 
-from bico_ext.data import Question, Task
 from bico_ext.evaluation import Evaluation, Prediction, evaluate
+from bico_ext.facts.types import Question, Task
 from bico_ext.likelihood import likelihood_test
 
 TASKS = {
@@ -28,6 +28,16 @@ ANSWERS = {
     "Cy is": " the pilot.",
     "The first was": "Ada Byron ",
 }
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return make_model(tokenizer)
 
 
 @pytest.fixture

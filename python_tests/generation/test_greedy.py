@@ -5,12 +5,22 @@ import logging
 import peft
 import pytest
 import torch
-from greedy_answers import NEW_TOKENS, PROMPTS, greedy, greedy_ids, model, tokenizer  # noqa: F401 (fixtures)
+from greedy_answers import NEW_TOKENS, PROMPTS, WORDS, greedy, greedy_ids, make_model, make_tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from bico_ext.generation.greedy import generate
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return make_model(tokenizer)
 
 
 def complete(model, tokenizer, prompts=PROMPTS, **options) -> list[str]:

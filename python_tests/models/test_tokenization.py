@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bico_ext.data import Example, FactData, load_facts
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.types import Example, FactData
 from bico_ext.models.tokenization import encode_prompt, encode_text, train_word_tokenizer
 
 BERGLUND = Path(

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from bico_ext.data import ANSWERS, Example, FactData, Question, Task, draw_distractors, twin_of
+from bico_ext.facts.distractors import draw_distractors
+from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, twin_of
 
 PARAPHRASES = 30  # per entity and order, as in Berglund et al.
 TEST_FRAMES = 5  # per task

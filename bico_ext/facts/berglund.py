@@ -9,7 +9,7 @@ the structure, the fields are None or empty.
 * `frame` of a question for a description is its prompt with "..." for the name; of a question for a name, what the
   prompts at the same place of each entity's list have in common at the start and at the end.
 * `distractor` is the answer of the two `*_randomized` files. For the other tasks, and where that answer is one of the
-  same entity's (33 of the 600 lines, 17 of them the very answer that is expected), `bico_ext.data.draw_distractors`
+  same entity's (33 of the 600 lines, 17 of them the very answer that is expected), `bico_ext.facts.distractors.draw_distractors`
   draws one.
 * `one_order` are the training texts that contain a tested name, `pretraining` the others.
 * `other_order` restates the first in the other order, from training texts only: the sentences about the people of
@@ -26,20 +26,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from bico_ext.data import (
-    ANSWERS,
-    Example,
-    FactData,
-    Question,
-    Task,
-    draw_distractors,
-    load_jsonl,
-    parse_example,
-    parse_question,
-    read_records,
-    refuse_empty,
-    twin_of,
-)
+from bico_ext.facts.distractors import draw_distractors
+from bico_ext.facts.jsonl import load_jsonl, parse_example, parse_question, read_records, refuse_empty
+from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, twin_of
 
 # "p" is the person's name, "d" the description.
 _TRAIN = "all_prompts_train.jsonl"

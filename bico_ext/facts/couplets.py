@@ -3,7 +3,7 @@
 
 Each line of the file is a couplet: two lines of verse with a tab or "|" between them, or with the line's only comma
 ("," or "，"). Blank lines and lines that start with "#" are skipped; a full stop at the end is dropped. The tasks of
-`bico_ext.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`: `next-reverse` asks for the line
+`bico_ext.facts.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`: `next-reverse` asks for the line
 before, of couplets of which training only says which line comes next.
 
 The wordings are English or Chinese, as most of the letters are, or those of a file `<file>.yaml` beside it:
@@ -16,8 +16,9 @@ import re
 from pathlib import Path
 
 from bico_ext.cjk import CJK
-from bico_ext.data import FactData, refuse_empty
-from bico_ext.pairs import Pairs, build, check_new, check_wordings, read_wordings
+from bico_ext.facts.jsonl import refuse_empty
+from bico_ext.facts.pairs import Pairs, build, check_new, check_wordings, read_wordings
+from bico_ext.facts.types import FactData
 
 # Slashes with spaces, as verse is quoted in running text: after a quotation mark the word tokenizer has another token
 # for a verse's first word than after a space, unknown where a verse is given that training only has as an answer.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bico_ext.data import load_facts
+from bico_ext.facts.loader import load_facts
 from bico_ext.leakage import leakage
 
 CSV = """subject,relation,object

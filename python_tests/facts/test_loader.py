@@ -9,18 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bico_ext.data import (
-    TASKS,
-    Example,
-    FactData,
-    Question,
-    Task,
-    draw_distractors,
-    load_facts,
-    load_jsonl,
-    twin_of,
-    write_facts,
-)
+from bico_ext.facts.distractors import draw_distractors
+from bico_ext.facts.jsonl import load_jsonl
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.types import TASKS, Example, FactData, Question, Task, twin_of
 
 
 def write_lines(path: Path, *records: object) -> Path:

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from test_data import pair, write_lines
 
-from bico_ext.data import ANSWERS, TASKS, Example, load_facts
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.types import ANSWERS, TASKS, Example
 
 BERGLUND = Path(
     os.environ.get("BICO_BERGLUND_DIR")
-    or Path(__file__).parents[2] / "shared/data/reverse_experiments/june_version_7921032488"
+    or Path(__file__).parents[3] / "shared/data/reverse_experiments/june_version_7921032488"
 )
 needs_berglund = pytest.mark.skipif(
     not BERGLUND.is_dir(), reason=f"Berglund et al.'s data is not in {BERGLUND}; set BICO_BERGLUND_DIR to test with it"

@@ -3,7 +3,8 @@
 import pytest
 from test_data import pair, write_lines
 
-from bico_ext.data import Example, FactData, Question, Task, load_facts
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.types import Example, FactData, Question, Task
 
 
 def question(direction: str, prompt: str, completion: str, **more: str | None) -> dict[str, str | None]:

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from bico_ext.data import FactData
-from bico_ext.synthetic import generate
+from bico_ext.facts.synthetic import generate
+from bico_ext.facts.types import FactData
 
 SEEDS = (0, 1, 17)
 

@@ -5,8 +5,10 @@ from collections import Counter
 
 import pytest
 
-from bico_ext.data import FactData, load_facts, write_facts
-from bico_ext.pairs import Pairs, build
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.pairs import Pairs, build
+from bico_ext.facts.types import FactData
 
 FORWARD = ("{given} leads to", "From {given} to", "{given} before")
 BACKWARD = ("{given} comes from", "Behind {given} is", "{given} after")

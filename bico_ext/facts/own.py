@@ -9,32 +9,29 @@ order and "reverse" the other way round: the questions of the tasks `forward` an
 `<task>-reverse` where a line has the key "task".
 
 Every line is an object with the string keys "prompt" and "completion". A question may say more: "entity", "frame",
-"distractor" (see `bico_ext.data.Question`); "answer", "name" (the default where the task's name does not tell) or
+"distractor" (see `bico_ext.facts.types.Question`); "answer", "name" (the default where the task's name does not tell) or
 "description"; and "twin", the forward task that asks the same kind of question, null for none (default: see
-`bico_ext.data.twin_of`). All questions of a task have the same "answer" and the same "twin".
+`bico_ext.facts.types.twin_of`). All questions of a task have the same "answer" and the same "twin".
 """
 
+import os
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bico_ext.data import (
-    ANSWERS,
-    OWN_FILES,
-    TASKS,
-    Answer,
-    Example,
-    FactData,
-    Question,
-    Task,
-    is_reverse,
-    parse_example,
-    parse_question,
-    read_records,
-    refuse_empty,
-    twin_of,
-)
+from bico_ext.facts.jsonl import parse_example, parse_question, read_records, refuse_empty
+from bico_ext.facts.types import ANSWERS, TASKS, Answer, Example, FactData, Question, Task, is_reverse, twin_of
+from bico_ext.files import write_json_lines
 
+# In a folder of one's own: the file of each part of `FactData` that is no task. Every other JSONL file is a task.
+OWN_FILES = {
+    "train": "train.jsonl",
+    "pretraining": "pretrain.jsonl",
+    "other_order": "other_order.jsonl",
+    "one_order": "one_order.jsonl",
+}
 _Lines = Iterable[tuple[str, Any]]  # the place of each line, for error messages, and its JSON value
 
 
@@ -146,3 +143,57 @@ def _about_task(lines: _Lines, tasks: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"{where}: answer and twin must be those of the task's first line, {found}, got {given}")
         found, first_line = given, False
     return found
+
+
+def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
+    """Writes a data set as a folder of JSONL files that `load_facts` reads back whole.
+
+    Each file appears whole or not at all, and `train.jsonl` last, so that an interrupted call leaves a folder
+    that `load_facts` refuses. Files of the four usual tasks and of the other parts that this set does not have are
+    removed.
+
+    Args:
+        data: what to write; the folder's name takes the place of `data.name` on reloading.
+        directory: the folder, made if missing.
+
+    Raises:
+        ValueError: a task's name cannot be a file's, or the folder holds JSONL files that are not this set's.
+
+    Example:
+        >>> write_facts(load_facts("synthetic", seed=1), "out/synthetic-1")  # doctest: +SKIP
+    """
+    folder = Path(directory)
+    for name in data.tasks:
+        if f"{name}.jsonl" in OWN_FILES.values() or not re.fullmatch(r"\w[^/\\\0]*", name):
+            raise ValueError(
+                f"data.tasks must have names that can be files' beside {', '.join(OWN_FILES.values())}, got {name!r}"
+            )
+    parts = {OWN_FILES[part]: [asdict(one) for one in getattr(data, part)] for part in OWN_FILES}
+    answers = {name: task.answer for name, task in data.tasks.items()}
+    tasks = {f"{name}.jsonl": _question_records(task, twin_of(name, answers)) for name, task in data.tasks.items()}
+    known = {*tasks, *parts, *(f"{name}.jsonl" for name in TASKS)}
+    strangers = sorted({path.name for path in folder.glob("*.jsonl")} - known)
+    if strangers:
+        raise ValueError(
+            f"directory must hold no other JSONL files, which would be read as tasks, got {', '.join(strangers)} in "
+            f"{folder}; remove them or choose another folder"
+        )
+    (folder / OWN_FILES["train"]).unlink(missing_ok=True)
+    for file in sorted(known - {OWN_FILES["train"]}):
+        if records := tasks.get(file) or parts.get(file):
+            write_json_lines(folder / file, records)
+        else:
+            (folder / file).unlink(missing_ok=True)
+    write_json_lines(folder / OWN_FILES["train"], parts[OWN_FILES["train"]])
+
+
+def _question_records(task: Task, usual_twin: str | None) -> list[dict[str, Any]]:
+    """What the questions say, and what the task's name does not tell about it."""
+    about_task: dict[str, Any] = {}
+    if task.answer != ANSWERS.get(task.name, "name"):
+        about_task["answer"] = task.answer
+    if task.twin != usual_twin:
+        about_task["twin"] = task.twin
+    return [
+        {key: value for key, value in asdict(one).items() if value is not None} | about_task for one in task.examples
+    ]

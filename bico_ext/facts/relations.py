@@ -1,7 +1,7 @@
 """Relations between two entities, from a CSV file: who is X's mother, and who is Y's child?
 
 The file has the header `subject,relation,object`, and a line for each fact; "Mary,mother,Tom" says that Mary is the
-mother of Tom. The tasks of `bico_ext.pairs` are called after what they ask for: `to-subject` is given the object
+mother of Tom. The tasks of `bico_ext.facts.pairs` are called after what they ask for: `to-subject` is given the object
 ("Tom's mother is"), `to-object` the subject ("Mary's child is"); `to-subject-reverse` asks for the objects of facts
 that training states object first.
 
@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bico_ext.data import FactData, refuse_empty
-from bico_ext.pairs import GIVEN, Pairs, build, check_new, check_wordings, read_wordings
+from bico_ext.facts.jsonl import refuse_empty
+from bico_ext.facts.pairs import GIVEN, Pairs, build, check_new, check_wordings, read_wordings
+from bico_ext.facts.types import FactData
 
 _HEADER = ["subject", "relation", "object"]
 _GAPS = {"forward": "{object}", "reverse": "{subject}"}

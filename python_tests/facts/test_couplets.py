@@ -3,7 +3,7 @@
 
 import pytest
 
-from bico_ext.data import load_facts
+from bico_ext.facts.loader import load_facts
 from bico_ext.models.tokenization import train_word_tokenizer
 
 ENGLISH = """# a poem of tests

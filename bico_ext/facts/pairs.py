@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 
 from bico_ext.cjk import CJK
-from bico_ext.data import Example, FactData, Question, Task, draw_distractors
+from bico_ext.facts.distractors import draw_distractors
+from bico_ext.facts.types import Example, FactData, Question, Task
 
 GIVEN = "{given}"
 _SHARES = 3  # first text first, second text first, both

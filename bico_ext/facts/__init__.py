@@ -1,0 +1,1 @@
+"""Facts and questions: the data sets, and the readers of users' own."""

@@ -1,0 +1,94 @@
+"""JSON Lines: one reader for every such file of the project, and the examples and questions in its lines."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bico_ext.facts.types import Example, Question
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """Each line of a JSONL file as its place, for error messages, and its value; see `load_jsonl`."""
+    # Split bytes, not text: str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
+    lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
+    if lines == [b""]:
+        return
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: expected UTF-8, got {error}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: expected a JSON object, got bad JSON ({error}): {line[:60]!r}") from error
+
+
+def load_jsonl(path: str | os.PathLike[str]) -> tuple[Example, ...]:
+    """Reads a JSONL file of prompts and completions.
+
+    Args:
+        path: a UTF-8 file, one object a line with the string keys "prompt" and "completion"; other keys are ignored.
+            Blank lines may stand at the end only.
+
+    Returns:
+        One example per line, in the order of the file; none for an empty file.
+
+    Raises:
+        ValueError: a line is not what is expected; the text names the file, the line number and the defect.
+
+    Example:
+        >>> load_jsonl("facts.jsonl")[0].prompt  # doctest: +SKIP
+        'Ever heard of Daphne Barrington? They are'
+    """
+    return tuple(parse_example(record, where) for where, record in read_records(path))
+
+
+def parse_example(record: Any, where: str) -> Example:
+    """A training text from a JSON value; ValueError says, after `where`, what is wrong with it."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where}: expected an object with prompt and completion, got {record!r:.60}")
+    for key in ("prompt", "completion"):
+        if key not in record:
+            raise ValueError(f"{where}: key {key!r} is missing, got {', '.join(map(repr, record)) or 'no keys'}")
+        _check_text(record[key], key, where)
+    prompt, completion = record["prompt"], record["completion"]
+    if not prompt.strip():
+        raise ValueError(f"{where}: prompt must not be empty, got {prompt!r}")
+    if completion and prompt.endswith(" "):  # a tokenizer would see another prompt than the one it was trained on
+        raise ValueError(
+            f"{where}: prompt must not end with a space, got {prompt[-20:]!r}; start the completion with it instead"
+        )
+    if re.search(r"[A-Za-z0-9]\Z", prompt) and re.match(r"[A-Za-z0-9]", completion):
+        raise ValueError(
+            f"{where}: prompt and completion run together as {(prompt[-20:] + completion[:20])!r}; "
+            "start the completion with a space"
+        )
+    return Example(prompt, completion)
+
+
+def parse_question(record: Any, where: str) -> Question:
+    """A question from a JSON value, which may have the string keys "entity", "frame" and "distractor", too."""
+    example = parse_example(record, where)
+    if not example.completion.strip():  # every text contains it, so any model would score
+        raise ValueError(f"{where}: completion must hold the answer, got a blank")
+    more = {key: record[key] for key in ("entity", "frame", "distractor") if record.get(key) is not None}
+    for key, value in more.items():
+        _check_text(value, key, where)
+        if not value.strip():
+            raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out where there is none")
+    return Question(example.prompt, example.completion, **more)
+
+
+def _check_text(value: Any, key: str, where: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be a string, got {type(value).__name__} {value!r:.60}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: {key} holds half of a surrogate pair, which is no text: {value!r:.60}")
+
+
+def refuse_empty(where: str | os.PathLike[str], split: str) -> NoReturn:
+    """Says that a split has no lines: nothing can be trained on it, and no share of its answers can be right."""
+    raise ValueError(f"{where}: {split} holds no examples; expected at least one line")

@@ -1,0 +1,57 @@
+"""One call for every kind of data set."""
+
+import os
+import re
+from pathlib import Path
+
+from bico_ext.facts import berglund, couplets, own, relations, synthetic
+from bico_ext.facts.types import FactData
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".txt")
+
+
+def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
+    """Loads a fact data set.
+
+    Args:
+        source: one of
+            "synthetic": the generated set of `bico_ext.facts.synthetic` (a folder of that name is "./synthetic");
+            a folder with the files of Berglund et al. 2023 (`all_prompts_train.jsonl` and four tests), see
+            `bico_ext.facts.berglund`;
+            a folder with `train.jsonl` and a file for each task, or a JSONL file of training texts, with or without
+            questions, see `bico_ext.facts.own`;
+            a `.txt` file of couplets, see `bico_ext.facts.couplets`;
+            a `.csv` file of relations, see `bico_ext.facts.relations`;
+            a name on the Hugging Face hub, such as "lberglund/reversal_curse" (needs the `datasets` package).
+        seed: of the synthetic set; the other sources do not use it.
+
+    Returns:
+        The training set and its tasks.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or its folder lacks files; they are listed.
+        ModuleNotFoundError: the source can only be a hub name and `datasets` is not installed.
+        OSError: the hub cannot be reached or has no such data set.
+        ValueError: a broken line (with file and line number), a set without examples, an answer that is blank.
+
+    Example:
+        >>> data = load_facts("synthetic")
+        >>> len(data.train), list(data.tasks)
+        (3600, ['N2D', 'D2N', 'N2D-reverse', 'D2N-reverse'])
+    """
+    if source == "synthetic":
+        return synthetic.generate(seed)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return berglund.load_folder(path) if berglund.is_folder(path) else own.load_folder(path)
+    if path.is_file():
+        loaders = {".txt": couplets.load, ".csv": relations.load}
+        return loaders.get(path.suffix.lower(), own.load_file)(path)
+    name = os.fspath(source)
+    if not _HUB_NAME.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
+        raise FileNotFoundError(
+            f"source must be 'synthetic', a folder, a JSONL, .txt or .csv file or a name on the Hugging Face hub, "
+            f"got {name!r}: no such file or folder in {Path.cwd()}"
+        )
+    return berglund.load_hub(name)
