@@ -146,8 +146,8 @@ def _evaluate(arguments: list[str]) -> None:
     import torch
 
     from bico_ext import environment, report
-    from bico_ext.ceiling import reachable
-    from bico_ext.evaluation import evaluate
+    from bico_ext.evaluation.ceiling import reachable
+    from bico_ext.evaluation.evaluate import evaluate
     from bico_ext.facts.loader import load_facts
     from bico_ext.files import write_json, write_json_lines, write_text
     from bico_ext.generation.blanks import generate_blank

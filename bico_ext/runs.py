@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from bico_ext.compare_config import HEADS, CompareConfig
-from bico_ext.evaluation import Evaluation, evaluate
+from bico_ext.evaluation.evaluate import Evaluation, evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Example, FactData, Task
 from bico_ext.files import write_text

@@ -9,11 +9,11 @@ from transformers import LlamaForCausalLM
 
 from bico_ext.cli import TrainConfig, _parse, main
 from bico_ext.compare_config import PRESETS, CompareConfig
+from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.facts.types import Example, FactData, Question, Task
 from bico_ext.generation.blanks import generate_blank
-from bico_ext.likelihood import likelihood_test
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.runs import initial_model
@@ -202,7 +202,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     assert main(ask) == 1
     assert "already holds files; name another folder" in capsys.readouterr().err
     ask[ask.index(str(tmp_path / "scores"))] = str(weights)
-    monkeypatch.setattr("bico_ext.evaluation.evaluate", None)  # refused before anything is asked
+    monkeypatch.setattr("bico_ext.evaluation.evaluate.evaluate", None)  # refused before anything is asked
     assert main(ask) == 1
     assert f"output_dir {weights} cannot be made (File exists)" in capsys.readouterr().err
     weights.write_bytes(trained[:100])

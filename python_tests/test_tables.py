@@ -3,7 +3,7 @@
 import made_up
 import pytest
 
-from bico_ext.metrics import wilson_interval
+from bico_ext.evaluation.metrics import wilson_interval
 from bico_ext.tables import (
     Table,
     entity_tables,

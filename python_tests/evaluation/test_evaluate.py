@@ -5,9 +5,9 @@ import json
 import pytest
 from greedy_answers import NEW_TOKENS, PROMPTS, greedy, make_model, make_tokenizer
 
-from bico_ext.evaluation import Evaluation, Prediction, evaluate
+from bico_ext.evaluation.evaluate import Evaluation, Prediction, evaluate
+from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.types import Question, Task
-from bico_ext.likelihood import likelihood_test
 
 TASKS = {
     "N2D": Task(

@@ -2,8 +2,8 @@
 
 import pytest
 
+from bico_ext.evaluation.leakage import leakage
 from bico_ext.facts.loader import load_facts
-from bico_ext.leakage import leakage
 
 CSV = """subject,relation,object
 Mary,mother,Tom

@@ -11,9 +11,9 @@ from tiny_models import tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bico_ext import likelihood
+from bico_ext.evaluation import likelihood
+from bico_ext.evaluation.likelihood import likelihood_test, log_probabilities
 from bico_ext.facts.types import Example, Question, Task
-from bico_ext.likelihood import likelihood_test, log_probabilities
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import train_word_tokenizer
 

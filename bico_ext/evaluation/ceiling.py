@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from bico_ext.evaluation.metrics import normalised, normalised_target
 from bico_ext.facts.types import FactData, Question, Task
-from bico_ext.metrics import normalised, normalised_target
 from bico_ext.models.tokenization import train_word_tokenizer
 
 

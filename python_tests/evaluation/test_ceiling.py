@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from bico_ext.ceiling import reachable
+from bico_ext.evaluation.ceiling import reachable
+from bico_ext.evaluation.metrics import contains
 from bico_ext.facts.synthetic import generate
 from bico_ext.facts.types import Example, FactData, Question, Task
-from bico_ext.metrics import contains
 
 TRAIN = (
     Example("Ada Byron was", " the FIRST programmer, they say."),

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from bico_ext.evaluation.leakage import Leak, leakage
 from bico_ext.facts.synthetic import generate
 from bico_ext.facts.types import Example, FactData, Question, Task
-from bico_ext.leakage import Leak, leakage
 
 NAME_FIRST = Question("Who is Ada Byron? She is", " the first programmer.", "Ada Byron")
 NAME_FIRST_AGAIN = Question("Ada Byron was known for", " writing the first program.", "Ada Byron")

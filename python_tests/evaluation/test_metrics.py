@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import sentence_bleu
 
-from bico_ext.metrics import (
+from bico_ext.evaluation.metrics import (
     bleu,
     bleu_char,
     contains,

@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from bico_ext.cjk import CJK
+from bico_ext.evaluation.metrics import normalised, normalised_target
 from bico_ext.facts.types import FactData, Question, Task, is_reverse
-from bico_ext.metrics import normalised, normalised_target
 
 _LETTER = rf"[^\W{CJK}]"  # of a script that writes words apart
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bico_ext import metrics
+from bico_ext.evaluation import metrics
+from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.types import Task
 from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import BATCH_SIZE
-from bico_ext.likelihood import likelihood_test
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question, what the model wrote, and its scores (defined in `bico_ext.metrics`).
+    """One question, what the model wrote, and its scores (defined in `bico_ext.evaluation.metrics`).
 
     Attributes:
         task: the task's key in the mapping given to `evaluate`.
@@ -52,7 +52,7 @@ class Evaluation:
 
     Attributes:
         predictions: all of them, task after task, each in the order of its examples.
-        likelihood: the log-probability tests by task (`bico_ext.likelihood.likelihood_test`), as far as asked for.
+        likelihood: the log-probability tests by task (`bico_ext.evaluation.likelihood.likelihood_test`), as far as asked for.
     """
 
     predictions: tuple[Prediction, ...]

@@ -1,0 +1,1 @@
+"""Scores: what a model answers, by which metrics, and what can be reached at all."""
