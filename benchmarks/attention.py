@@ -157,7 +157,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    from bico_ext import environment  # imports transformers, which the processes that measure memory do without
+    from bico_ext.reports import environment  # imports transformers, which the processes that measure memory do without
 
     print(f"seed {SEED}, {torch.get_num_threads()} threads")
     record: dict[str, Any] = {"environment": environment.describe(), "seed": SEED, "cases": [], "sweep": []}

@@ -28,11 +28,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext import attach, environment
+from bico_ext import attach
 from bico_ext.files import write_json, write_text
 from bico_ext.objectives import registry
 from bico_ext.objectives.training_sequence import pad
 from bico_ext.ops.reference import visible
+from bico_ext.reports import environment
 
 MODEL: dict[str, Any] = {
     "vocab_size": 1000,

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(arguments: list[str]) -> None:
     from bico_ext.compare import compare
     from bico_ext.compare_config import CompareConfig
-    from bico_ext.report import FILES, write_report
+    from bico_ext.reports.report import FILES, write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
     results = compare(config)
@@ -145,7 +145,6 @@ class EvaluateConfig:
 def _evaluate(arguments: list[str]) -> None:
     import torch
 
-    from bico_ext import environment, report
     from bico_ext.evaluation.ceiling import reachable
     from bico_ext.evaluation.evaluate import evaluate
     from bico_ext.facts.loader import load_facts
@@ -153,6 +152,7 @@ def _evaluate(arguments: list[str]) -> None:
     from bico_ext.generation.blanks import generate_blank
     from bico_ext.models import checkpoints
     from bico_ext.models.attach import attach
+    from bico_ext.reports import environment, report
 
     (config,) = _parse("evaluate", [EvaluateConfig], arguments)
     facts = load_facts(config.data)
@@ -192,7 +192,7 @@ def _empty_folder(path: str) -> Path:
 def _report(arguments: list[str]) -> None:
     import argparse
 
-    from bico_ext.report import FILES, merged_report
+    from bico_ext.reports.report import FILES, merged_report
 
     parser = argparse.ArgumentParser(
         "bico report", description="One report on the results of one or more folders, which are only read."
@@ -231,13 +231,13 @@ class ProbeConfig:
 def _probe(arguments: list[str]) -> None:
     import torch
 
-    from bico_ext import environment
     from bico_ext.facts.loader import load_facts
     from bico_ext.files import write_json
     from bico_ext.models import checkpoints
     from bico_ext.ops.attention import has_kernels
     from bico_ext.probe import probe
-    from bico_ext.probe_report import write_probe_report
+    from bico_ext.reports import environment
+    from bico_ext.reports.probe_report import write_probe_report
 
     (config,) = _parse("probe", [ProbeConfig], arguments)
     facts = load_facts(config.data)
@@ -258,7 +258,7 @@ def _probe(arguments: list[str]) -> None:
 def _info(arguments: list[str]) -> None:
     import argparse
 
-    from bico_ext import environment
+    from bico_ext.reports import environment
 
     argparse.ArgumentParser("bico info", description="Versions and machine, as JSON.").parse_args(arguments)
     print(json.dumps(environment.describe(), indent=1))

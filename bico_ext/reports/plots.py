@@ -9,8 +9,8 @@ from typing import Any
 
 from bico_ext.facts.types import ANSWERS
 from bico_ext.files import whole
-from bico_ext.gap import gaps
-from bico_ext.results import LOSSES, Results, Run, by_label, ceiling, losses, scores, task_names
+from bico_ext.reports.gap import gaps
+from bico_ext.reports.records import LOSSES, Results, Run, by_label, ceiling, losses, scores, task_names
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, with a grey in place of their black.
 COLOURS = {

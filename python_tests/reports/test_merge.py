@@ -5,9 +5,9 @@ import json
 import made_up
 import pytest
 
-from bico_ext.gap import gaps
-from bico_ext.merge import merge
-from bico_ext.results import by_label
+from bico_ext.reports.gap import gaps
+from bico_ext.reports.merge import merge
+from bico_ext.reports.records import by_label
 
 
 def only(made, objective=None, seed=None):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bico_ext.results import Results, by_label, ceiling, task_names, twin
+from bico_ext.reports.records import Results, by_label, ceiling, task_names, twin
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bico_ext import pictures
 from bico_ext.files import make_folder, write_text
-from bico_ext.merge import merge
-from bico_ext.page import page
-from bico_ext.results import Predictions, Results, read_predictions
-from bico_ext.tables import detail_tables, gap_tables, heading, score_tables
+from bico_ext.reports import plots
+from bico_ext.reports.html import page
+from bico_ext.reports.merge import merge
+from bico_ext.reports.records import Predictions, Results, read_predictions
+from bico_ext.reports.tables import detail_tables, gap_tables, heading, score_tables
 
 PICTURES = {  # by file, its title and what draws it, which says whether there was anything to draw
-    "accuracy.png": ("Accuracy", pictures.draw_accuracy),
-    "gap.png": ("Forward and reverse", pictures.draw_gaps),
-    "curves.png": ("Learning curves", pictures.draw_curves),
-    "loss.png": ("Losses", pictures.draw_losses),
+    "accuracy.png": ("Accuracy", plots.draw_accuracy),
+    "gap.png": ("Forward and reverse", plots.draw_gaps),
+    "curves.png": ("Learning curves", plots.draw_curves),
+    "loss.png": ("Losses", plots.draw_losses),
 }
 FILES = ("report.html", "table.md", "details.md", *PICTURES)
 
@@ -65,7 +65,7 @@ def write_report(results: Results, folder: str | os.PathLike[str]) -> str:
 def merged_report(folders: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]) -> str:
     """Write one report on several folders' results; return the scores in Markdown.
 
-    What is put together and what is kept apart: `bico_ext.merge.merge`. The folders are only read.
+    What is put together and what is kept apart: `bico_ext.reports.merge.merge`. The folders are only read.
 
     Args:
         folders: one or more, as `bico compare` or `bico evaluate` wrote them.

@@ -6,7 +6,7 @@ import made_up
 import pytest
 
 from bico_ext.cli import main
-from bico_ext.report import FILES, merged_report, write_report
+from bico_ext.reports.report import FILES, merged_report, write_report
 
 
 def names(folder):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.results import Predictions, Results, by_label, task_names
-from bico_ext.tables import NOTHING, Table, detail_tables, gap_tables, heading, score_tables
+from bico_ext.reports.records import Predictions, Results, by_label, task_names
+from bico_ext.reports.tables import NOTHING, Table, detail_tables, gap_tables, heading, score_tables
 
 SAMPLES = 5  # right answers, and as many wrong ones, of each objective and task
 STYLE = """

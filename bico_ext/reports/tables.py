@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
-from bico_ext.gap import gaps
-from bico_ext.published import PUBLISHED
-from bico_ext.results import (
+from bico_ext.reports.gap import gaps
+from bico_ext.reports.published import PUBLISHED
+from bico_ext.reports.records import (
     ANY_WORDING,
     LOSSES,
     METRICS,

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext import pictures
 from bico_ext.files import write_text
+from bico_ext.reports import plots
 
-COLOURS = {"causal": pictures.COLOURS["ntp"], "bico": pictures.COLOURS["bico"], "naive": pictures.COLOURS["naive"]}
+COLOURS = {"causal": plots.COLOURS["ntp"], "bico": plots.COLOURS["bico"], "naive": plots.COLOURS["naive"]}
 STYLES = {"causal": "-", "bico": "--", "naive": ":"}  # causal and bico coincide for earlier keys
 GROUPS = "by_right_context"
 DIFFERENCES = ("bico - naive", "bico - causal")
@@ -88,7 +88,7 @@ def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("key n - query m (tokens)")
     rotation.legend(frameon=False)
-    pictures.save(figure, path)
+    plots.save(figure, path)
 
 
 def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -131,7 +131,7 @@ def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike
         axes.set_xlabel(label)
     for axes in (grid[0][0], grid[0][3]):
         axes.legend(frameon=False, fontsize=7)
-    pictures.save(figure, path)
+    plots.save(figure, path)
 
 
 def _draw_estimates(

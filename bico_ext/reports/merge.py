@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.results import read_predictions, read_results
+from bico_ext.reports.records import read_predictions, read_results
 
 
 def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

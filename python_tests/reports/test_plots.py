@@ -4,7 +4,7 @@ import made_up
 import pytest
 from matplotlib.image import imread
 
-from bico_ext.pictures import COLOURS, draw_accuracy, draw_curves, draw_gaps, draw_losses, styles
+from bico_ext.reports.plots import COLOURS, draw_accuracy, draw_curves, draw_gaps, draw_losses, styles
 
 PICTURES = [draw_accuracy, draw_gaps, draw_curves, draw_losses]
 TWELVE = [*COLOURS, "w", "x", "y", "z"]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import made_up
 import pytest
 
-from bico_ext.page import page, sample
+from bico_ext.reports.html import page, sample
 
 VOID = {"meta", "img"}
 

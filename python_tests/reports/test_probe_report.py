@@ -3,7 +3,7 @@
 import matplotlib.image
 import pytest
 
-from bico_ext.probe_report import tables, write_probe_report
+from bico_ext.reports.probe_report import tables, write_probe_report
 
 
 def attention(logits: list, mass: float, rotary: list) -> dict:

@@ -4,7 +4,7 @@ import made_up
 import pytest
 
 from bico_ext.evaluation.metrics import wilson_interval
-from bico_ext.tables import (
+from bico_ext.reports.tables import (
     Table,
     entity_tables,
     frame_tables,

@@ -5,7 +5,7 @@ import json
 import made_up
 import pytest
 
-from bico_ext.results import read_predictions, read_results, task_names
+from bico_ext.reports.records import read_predictions, read_results, task_names
 
 
 def test_reads_back_what_was_written(tmp_path):

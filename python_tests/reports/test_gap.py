@@ -3,7 +3,7 @@
 import made_up
 import pytest
 
-from bico_ext.gap import gaps
+from bico_ext.reports.gap import gaps
 
 
 def test_a_reverse_task_stands_beside_its_twin_seed_by_seed():

@@ -1,0 +1,1 @@
+"""Results as a person reads them: records, tables, plots, one HTML page."""
