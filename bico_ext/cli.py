@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: list[str]) -> None:
-    from bico_ext.compare import compare
-    from bico_ext.compare_config import CompareConfig
+    from bico_ext.comparison.compare import compare
+    from bico_ext.comparison.config import CompareConfig
     from bico_ext.reports.report import FILES, write_report
 
     (config,) = _parse("compare", [CompareConfig], arguments)
@@ -231,11 +231,11 @@ class ProbeConfig:
 def _probe(arguments: list[str]) -> None:
     import torch
 
+    from bico_ext.comparison.probe import probe
     from bico_ext.facts.loader import load_facts
     from bico_ext.files import write_json
     from bico_ext.models import checkpoints
     from bico_ext.ops.attention import has_kernels
-    from bico_ext.probe import probe
     from bico_ext.reports import environment
     from bico_ext.reports.probe_report import write_probe_report
 

@@ -8,7 +8,8 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from bico_ext.cli import TrainConfig, _parse, main
-from bico_ext.compare_config import PRESETS, CompareConfig
+from bico_ext.comparison.config import PRESETS, CompareConfig
+from bico_ext.comparison.run import initial_model
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
@@ -16,7 +17,6 @@ from bico_ext.facts.types import Example, FactData, Question, Task
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
-from bico_ext.runs import initial_model
 from bico_ext.training.config import BicoConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -13,18 +13,18 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
-from bico_ext.compare_config import CompareConfig
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.processes import cores, run_all
+from bico_ext.comparison.run import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
+from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.leakage import leakage
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import FactData
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation.greedy import encode_prompts
-from bico_ext.jobs import cores, run_all
 from bico_ext.models.tokenization import encode_prompt, encode_text
 from bico_ext.reports import environment
-from bico_ext.runs import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
-from bico_ext.systems import SYSTEMS
 
 LOCK = ".lock"  # in the output folder, while it is written to
 

@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from bico_ext import systems
+from bico_ext.comparison import systems
+from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.objectives.denoising import check_mask_rate
-from bico_ext.systems import SYSTEMS
 
 HEADS = 4  # of the tiny model
 

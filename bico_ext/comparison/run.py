@@ -21,7 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from bico_ext.compare_config import HEADS, CompareConfig
+from bico_ext.comparison.config import HEADS, CompareConfig
+from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.evaluate import Evaluation, evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Example, FactData, Task
@@ -32,7 +33,6 @@ from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.ops.attention import has_kernels
 from bico_ext.seeding import stream_seed
-from bico_ext.systems import SYSTEMS
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.trainer import BicoTrainer
 

@@ -8,13 +8,7 @@ import torch
 from tiny_models import tiny_family, tiny_llama, tokens
 from torch import Generator, Tensor
 
-from bico_ext.facts.types import Example
-from bico_ext.models.attach import attach
-from bico_ext.models.tokenization import train_word_tokenizer
-from bico_ext.objectives.denoising import bico
-from bico_ext.objectives.training_sequence import TrainingSequence
-from bico_ext.ops import reference
-from bico_ext.probe import (
+from bico_ext.comparison.probe import (
     CONDITIONS,
     MASK_RATES,
     attention_by_distance,
@@ -28,6 +22,12 @@ from bico_ext.probe import (
     summary,
     token_losses,
 )
+from bico_ext.facts.types import Example
+from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.objectives.denoising import bico
+from bico_ext.objectives.training_sequence import TrainingSequence
+from bico_ext.ops import reference
 
 PLACEHOLDER, BOS = 0, 1
 TEXTS = [Example(f"word{i}", " and".join(f" word{j}" for j in range(i % 5 + 1)) + ".") for i in range(20)]

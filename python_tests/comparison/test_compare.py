@@ -14,16 +14,16 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import bico_ext.runs as runs_module
-from bico_ext.compare import compare
-from bico_ext.compare_config import CompareConfig
+import bico_ext.comparison.run as runs_module
+from bico_ext.comparison.compare import compare
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.run import initial_model, run
+from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.facts.types import TASKS, Example
-from bico_ext.runs import initial_model, run
-from bico_ext.systems import SYSTEMS
 from bico_ext.training.trainer import BicoTrainer
 
 

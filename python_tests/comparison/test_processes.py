@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bico_ext.jobs import cores, run_all
+from bico_ext.comparison.processes import cores, run_all
 
 
 class Odd(Exception):
@@ -39,7 +39,9 @@ def ask_for_ever(folder, callback):
 
 
 def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
-    call = f"import test_jobs as t; t.run_all(t.ask_for_ever, [({str(tmp_path)!r},)], steps=1, jobs=1, label='one')"
+    call = (
+        f"import test_processes as t; t.run_all(t.ask_for_ever, [({str(tmp_path)!r},)], steps=1, jobs=1, label='one')"
+    )
     folder = Path(__file__).parent
     parent = subprocess.Popen([sys.executable, "-c", call], cwd=folder, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

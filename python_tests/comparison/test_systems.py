@@ -2,8 +2,8 @@
 
 import pytest
 
+from bico_ext.comparison.systems import SYSTEMS, System, named
 from bico_ext.objectives.registry import OBJECTIVES
-from bico_ext.systems import SYSTEMS, System, named
 
 
 def test_all_is_every_system_and_every_objective_is_one():
