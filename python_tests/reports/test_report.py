@@ -5,7 +5,7 @@ import json
 import made_up
 import pytest
 
-from bico_ext.cli import main
+from bico_ext.cli.main import main
 from bico_ext.reports.report import FILES, merged_report, write_report
 
 

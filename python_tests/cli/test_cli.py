@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from bico_ext.cli import TrainConfig, _parse, main
+from bico_ext.cli.arguments import parse
+from bico_ext.cli.main import main
+from bico_ext.cli.train import TrainConfig
 from bico_ext.comparison.config import PRESETS, CompareConfig
 from bico_ext.comparison.run import initial_model
 from bico_ext.evaluation.likelihood import likelihood_test
@@ -19,7 +21,7 @@ from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.training.config import BicoConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_usage_names_every_command(capsys):
@@ -57,7 +59,7 @@ def test_the_shipped_comparison_is_the_default(setting, data):
     path = CONFIGS / f"compare_{'synthetic' if data == 'synthetic' else 'berglund'}.yaml"
     if setting != "scratch":
         path = path.with_stem(f"{path.stem}_{setting}")
-    (config,) = _parse("compare", [CompareConfig], ["--config", str(path), "--output-dir", "o"])
+    (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--output-dir", "o"])
     assert config == CompareConfig(output_dir="o", data=config.data, setting=setting)
     written = path.read_text().splitlines()
     assert config.settings.keys() <= {line.split(":")[0] for line in written}, "every setting is written out"
@@ -65,7 +67,7 @@ def test_the_shipped_comparison_is_the_default(setting, data):
 
 def test_the_shipped_training_is_the_official_recipe():
     path = f"{CONFIGS}/train_llama_lora.yaml"
-    train, args = _parse(
+    train, args = parse(
         "train", [TrainConfig, BicoConfig], ["--config", path, "--data", "d", "--model", "m", "--use_cpu"]
     )
     assert (train.lora_r, train.lora_alpha, train.lora_dropout) == (32, 16, 0.01)
@@ -81,7 +83,7 @@ def test_every_config_starts_with_its_command():
 def test_flags_win_over_yaml(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("output_dir: from-yaml\nseeds: [3, 4]\nsteps: 7\nbf16: false\n")
-    (config,) = _parse("compare", [CompareConfig], ["--config", str(path), "--steps", "9", "--objectives", "ntp"])
+    (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--steps", "9", "--objectives", "ntp"])
     expected = CompareConfig(output_dir="from-yaml", seeds=[3, 4], steps=9, objectives=["ntp"], bf16=False)
     assert dataclasses.asdict(config) == dataclasses.asdict(expected)
 
@@ -112,7 +114,7 @@ def test_a_missing_yaml_is_named(capsys):
 def test_config_is_read_however_it_is_spelt(spelling, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("output-dir: o\nsteps: 7\nseeds: 5\n")
-    (config,) = _parse("compare", [CompareConfig], spelling.format(path).split())
+    (config,) = parse("compare", [CompareConfig], spelling.format(path).split())
     assert (config.output_dir, config.steps, config.seeds) == ("o", 7, [5])
 
 

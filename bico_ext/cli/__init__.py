@@ -1,0 +1,1 @@
+"""The `bico` command: one short module per subcommand."""

@@ -1,0 +1,73 @@
+"""`bico evaluate`: ask one model facts in both directions."""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from bico_ext.cli.arguments import parse
+from bico_ext.cli.output import empty_folder
+from bico_ext.evaluation.ceiling import reachable
+from bico_ext.evaluation.evaluate import evaluate
+from bico_ext.facts.loader import load_facts
+from bico_ext.files import write_json, write_json_lines, write_text
+from bico_ext.generation.blanks import generate_blank
+from bico_ext.models import checkpoints
+from bico_ext.models.attach import attach
+from bico_ext.reports import environment, report
+
+
+@dataclass
+class EvaluateConfig:
+    """Which model to ask what."""
+
+    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."})
+    model: str = field(metadata={"help": "A path or a hub name."})
+    output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
+    max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
+    batch_size: int | None = field(default=None, metadata={"help": "Prompts at once."})
+    generation: str = field(
+        default="causal",
+        metadata={
+            "help": "How answers are written: continuing the prompt, or filling a [MASK] or [gMASK] after it, for "
+            "models of blank infilling with two-dimensional positions ('abi').",
+            "choices": ["causal", "mask", "gmask"],
+        },
+    )
+    likelihood: bool = field(
+        default=False, metadata={"help": "Also test whether right answers are likelier than the data's wrong ones."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights; half precision flips near-ties.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
+
+
+def run(arguments: list[str]) -> None:
+    (config,) = parse("evaluate", [EvaluateConfig], arguments)
+    facts = load_facts(config.data)
+    model, tokenizer = checkpoints.load(config.model, config.dtype)
+    folder = empty_folder(config.output_dir)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
+    if config.generation != "causal":
+        attach(model)
+        extra["generator"] = partial(generate_blank, mask=config.generation)
+    evaluation = evaluate(
+        model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, likelihood=config.likelihood, **extra
+    )
+    run = {"objective": config.model, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
+    results = {
+        "environment": environment.describe(),
+        "settings": vars(config),
+        "data": {**reachable(facts), "digest": facts.digest()},
+        "runs": [run],
+    }
+    write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
+    write_text(folder / "table.md", report.table(results))
+    write_json(folder / "results.json", results)
+    print(report.table(results))

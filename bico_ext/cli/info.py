@@ -1,0 +1,11 @@
+"""`bico info`: versions and machine, as JSON."""
+
+import argparse
+import json
+
+from bico_ext.reports import environment
+
+
+def run(arguments: list[str]) -> None:
+    argparse.ArgumentParser("bico info", description="Versions and machine, as JSON.").parse_args(arguments)
+    print(json.dumps(environment.describe(), indent=1))

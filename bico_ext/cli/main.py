@@ -1,0 +1,43 @@
+"""The `bico` command: finds the subcommand, runs it, turns errors into exit codes."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {  # each is a module of this package with a function `run(arguments)`, imported when it is asked for
+    "compare": "train the same initial models with several systems and evaluate all of them on the same questions",
+    "train": "fine-tune a model on facts in both directions",
+    "evaluate": "ask a model facts in both directions",
+    "report": "one report on the results of one or more folders",
+    "probe": "measure what a frozen model's attention and denoising loss gain from the flipped sines",
+    "info": "versions, instruction sets, threads, CUDA",
+}
+USAGE = "\n".join(
+    [
+        "usage: bico COMMAND [OPTIONS]     bico COMMAND --help lists the options of a command",
+        "",
+        *(f"  {name:<10} {summary}" for name, summary in COMMANDS.items()),
+        "",
+    ]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("--help", "-h"):
+        print(USAGE, end="")
+        return 0
+    if command not in COMMANDS:
+        print(f"{USAGE}\nbico: {command!r} is not a command", file=sys.stderr)
+        return 2
+    try:
+        import_module(f"bico_ext.cli.{command}").run(rest)
+    except KeyboardInterrupt:
+        kept = "; what was finished is kept, --resume goes on from it" if command in ("compare", "train") else ""
+        print(f"bico {command}: interrupted{kept}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"bico {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
