@@ -46,9 +46,9 @@ test: setup
 # AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software and the
 # CUDA kernels under the emulator. Then the CUDA kernels' machine code.
 test-kernels: setup build/sanitized/installed $(VENV)/cuda-checks
-	$(BIN)/python python_tests/every_instruction_set.py
-	$(BIN)/python python_tests/every_instruction_set.py --package build/sanitized -k 'not memory'
-	$(BIN)/python python_tests/cuda_static_checks.py
+	$(BIN)/python python_tests/csrc/every_instruction_set.py
+	$(BIN)/python python_tests/csrc/every_instruction_set.py --package build/sanitized -k 'not memory'
+	$(BIN)/python python_tests/csrc/cuda_static_checks.py
 	@if command -v nvcc >/dev/null; then $(MAKE) build/with-cuda/installed; \
 	  else echo "== no build with CUDA: nvcc is not on PATH"; fi
 
@@ -69,7 +69,7 @@ build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
 	rm -rf build/with-cuda
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/with-cuda \
 	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_EMULATOR=ON .
-	$(BIN)/python python_tests/import_with_cuda.py build/with-cuda
+	$(BIN)/python python_tests/csrc/import_with_cuda.py build/with-cuda
 	@touch $@
 
 lint: setup

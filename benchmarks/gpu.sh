@@ -118,7 +118,7 @@ command_of() {
     info) command=("${built[@]}" "$python" -S -m bico_ext.cli info) ;;
     tests)
       command=("${built[@]}" "$python" -S -m pytest -q --device cuda -p no:cacheprovider
-        test_attention.py test_attention_contract.py test_cuda.py)
+        ops/test_attention.py ops/test_attention_contract.py csrc/test_cuda.py)
       ;;
     benchmark)
       command=("${built[@]}" "$python" -S "$root/benchmarks/gpu.py" --budget "$benchmark_budget" --output "$base")

@@ -204,7 +204,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     assert main(ask) == 1
     assert "already holds files; name another folder" in capsys.readouterr().err
     ask[ask.index(str(tmp_path / "scores"))] = str(weights)
-    monkeypatch.setattr("bico_ext.evaluation.evaluate.evaluate", None)  # refused before anything is asked
+    monkeypatch.setattr("bico_ext.cli.evaluate.evaluate", None)  # refused before anything is asked
     assert main(ask) == 1
     assert f"output_dir {weights} cannot be made (File exists)" in capsys.readouterr().err
     weights.write_bytes(trained[:100])
@@ -220,7 +220,7 @@ def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monke
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pretrained = dataclasses.replace(facts, pretraining=facts.train[:7])
-    monkeypatch.setattr("bico_ext.facts.loader.load_facts", {"facts": facts, "more": pretrained}.get)
+    monkeypatch.setattr("bico_ext.cli.probe.load_facts", {"facts": facts, "more": pretrained}.get)
     command = ["probe", "--model", str(tmp_path / "model"), "--samples", "3", "--seed", "5"]
     for data, texts, count in (("facts", "train", len(facts.train)), ("more", "pretraining", 7)):
         out = tmp_path / data
@@ -242,7 +242,7 @@ def test_evaluate_makes_the_log_probability_test_when_asked(tmp_path, monkeypatc
     asked = (Question("Ada is", " a pilot", distractor=" a cook"), Question("Bob is", " a cook", distractor=" a pilot"))
     texts = (Example("Ada is", " a pilot"), Example("Bob is", " a cook"))
     facts = FactData("", texts, {"N2D": Task("N2D", "description", asked)})
-    monkeypatch.setattr("bico_ext.facts.loader.load_facts", lambda source: facts)
+    monkeypatch.setattr("bico_ext.cli.evaluate.load_facts", lambda source: facts)
     model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -273,7 +273,7 @@ def test_evaluate_asks_a_model_of_blank_infilling_in_its_own_way(tmp_path, monke
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = FactData("", facts.train, {"N2D": Task("N2D", "name", (Question("In the old days, Ada is", " Bob"),))})
-    monkeypatch.setattr("bico_ext.facts.loader.load_facts", lambda source: asked)
+    monkeypatch.setattr("bico_ext.cli.evaluate.load_facts", lambda source: asked)
     command = ["evaluate", "--data", "facts", "--model", str(tmp_path), "--max_new_tokens", "2"]
     answers = {}
     for way in ("causal", "mask"):
@@ -293,7 +293,7 @@ def test_evaluations_of_other_facts_under_one_name_are_told_apart(tmp_path, monk
         model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
         model.save_pretrained(tmp_path / "model")
         tokenizer.save_pretrained(tmp_path / "model")
-        monkeypatch.setattr("bico_ext.facts.loader.load_facts", {"facts": facts}.get)
+        monkeypatch.setattr("bico_ext.cli.evaluate.load_facts", {"facts": facts}.get)
         folders.append(str(tmp_path / name))
         ask = ["evaluate", "--data", "facts", "--model", str(tmp_path / "model"), "--max-new-tokens", "2"]
         assert main([*ask, "--output-dir", folders[-1]]) == 0

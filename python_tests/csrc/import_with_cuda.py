@@ -1,4 +1,4 @@
-"""Imports a build with CUDA kernels and runs the op on the CPU: python python_tests/import_with_cuda.py FOLDER
+"""Imports a build with CUDA kernels and runs the op on the CPU: python python_tests/csrc/import_with_cuda.py FOLDER
 
 FOLDER is that of `pip install --target FOLDER -C cmake.define.BICO_CUDA=ON .`
 """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import bico_ext._C as _C
 from bico_ext.reports import environment
@@ -60,7 +61,7 @@ def objects() -> dict[str, Path]:
     """The object files of the kernels by instruction set; other than the library, they have names for all functions."""
     if shutil.which("objdump") is None or shutil.which("nm") is None:
         pytest.skip("needs nm and objdump (binutils)")
-    builds = (Path(__file__).parent.parent / "build").glob("cp3*/CMakeFiles")
+    builds = (ROOT / "build").glob("cp3*/CMakeFiles")
     newest = max(builds, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         pytest.skip("needs the build folder of an editable installation")

@@ -2,8 +2,8 @@
 
 Of a sanitized build it also runs those of the CUDA kernels under the emulator.
 
-python python_tests/every_instruction_set.py                  # the installed build
-python python_tests/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE and BICO_EMULATOR
+python python_tests/csrc/every_instruction_set.py                  # the installed build
+python python_tests/csrc/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE and BICO_EMULATOR
 """
 
 import argparse
@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-TESTS = ["test_attention.py", "test_attention_contract.py"]
-EMULATED = ["test_attention.py", "test_cuda_kernels.py", "test_emulator.py"]
+TESTS_FOLDER = Path(__file__).parents[1]  # not the root, where Python would import the sources
+TESTS = ["ops/test_attention.py", "ops/test_attention_contract.py"]
+EMULATED = ["ops/test_attention.py", "csrc/test_cuda_kernels.py", "emulator/test_emulator.py"]
 QUICK = "bfloat16 and not 257 or nan or offset or strided or test_emulator"  # of the emulated ones
 ASK = "import json, bico_ext._C as c; print(json.dumps([c.instruction_sets(), c.sanitized, c.__file__]))"
 
@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("--package", type=Path, help="folder of the package of a sanitized build")
     options, pytest_arguments = parser.parse_known_args()
     command, environment = python(options.package)
-    asked = subprocess.run([*command, "-c", ASK], cwd=HERE, env=environment, capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        [*command, "-c", ASK], cwd=TESTS_FOLDER, env=environment, capture_output=True, text=True, check=True
+    )
     sets, sanitized, where = json.loads(asked.stdout)
     if options.package and (not sanitized or options.package.resolve() not in Path(where).resolve().parents):
         parser.error(f"--package must hold a build with BICO_SANITIZE; imported {where}, sanitized: {sanitized}")
@@ -60,7 +62,7 @@ def main() -> int:
         print(f"== {name}{', sanitized' if sanitized else ''}", flush=True)
         # --capture=sys leaves the sanitizers' reports, which end the process, on the terminal.
         arguments = ["-m", "pytest", "-q", "--capture=sys", *pytest_arguments, *tests]
-        failed = subprocess.run([*command, *arguments], cwd=HERE, env={**environment, **variables}, check=False)
+        failed = subprocess.run([*command, *arguments], cwd=TESTS_FOLDER, env={**environment, **variables}, check=False)
         if failed.returncode != 0:
             return failed.returncode
     lacking = [isa for isa, supported in sets.items() if not supported]

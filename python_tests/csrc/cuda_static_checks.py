@@ -1,6 +1,6 @@
 """Compiles the CUDA kernels for each architecture and looks at the machine code. Needs no GPU.
 
-python python_tests/cuda_static_checks.py --architectures 80 90 100 120
+python python_tests/csrc/cuda_static_checks.py --architectures 80 90 100 120
 
 Each source must compile without a spilled register and without a stack, which local memory would serve; the tensor-core
 kernels must hold the instructions that they are written for. Shared memory is within every architecture's limit by a
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
+CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 SOURCES = ("bfloat16.cu", "float16.cu", "exact.cu")
 ARCHITECTURES = (80, 90, 100, 120)
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v,-warn-spills"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import gpu_small_cases
 import pytest
 import torch
+from paths import ROOT
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 STEPS = ["device", "build", "info", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "benchmark"]
 TOOLS = (
     "bash",
@@ -101,7 +102,7 @@ def test_every_step_runs_on_the_build_and_outside_the_sources(machine):
         assert calls[step].startswith(place), step
     assert calls["build"].startswith("PYTHONPATH=/more in python_tests: -m pip install ")
     assert calls["build"].endswith(f"-C cmake.define.BICO_CUDA_ARCHITECTURES=native {machine.folder}")
-    assert "-m pytest -q --device cuda -p no:cacheprovider test_attention.py" in calls["tests"]
+    assert "-m pytest -q --device cuda -p no:cacheprovider ops/test_attention.py" in calls["tests"]
     base = calls["benchmark"].split("--output ")[1]
     assert re.fullmatch(rf"{machine.folder}/benchmarks/results/nvidia-h200-\d{{4}}-\d\d-\d\d", base)
     assert {path.name for path in (machine.folder / "out" / "gpu").iterdir()} == {f"{step}.log" for step in STEPS}
