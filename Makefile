@@ -31,8 +31,9 @@ $(VENV)/requirements: pyproject.toml $(VENV)/created
 	$(BIN)/pip install --progress-bar off --quiet 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' 'ninja>=1.11'
 	@touch $@
 
-# Editable: changes to Python files take effect at once, changes to csrc/ recompile what they touch.
-$(VENV)/installed: $(NATIVE) $(VENV)/requirements
+# Editable: changes to Python files take effect at once, new folders are found after another installation, and changes to
+# C++ files recompile what they touch.
+$(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirements
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint]'
 	@touch $@
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_data import pair, write_lines
+from test_loader import pair, write_lines
 
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import ANSWERS, TASKS, Example

@@ -1,7 +1,7 @@
 """Users' own facts, as a folder or as one file: which line goes where, and what a broken one is told."""
 
 import pytest
-from test_data import pair, write_lines
+from test_loader import pair, write_lines
 
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Example, FactData, Question, Task
