@@ -4,7 +4,7 @@ from bico_ext.files import write_json, write_json_lines
 
 METRICS = ("contains", "exact_match", "bleu_char", "bleu")
 CEILINGS = {"N2D": 0.8, "D2N": 1.0, "N2D-reverse": 1.0, "D2N-reverse": 0.5}
-TWINS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
+COUNTERPARTS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
 # `contains` of seeds 0 and 1.
 SCORES = {
     "ntp": {"N2D": (0.4, 0.4), "D2N": (0.8, 1.0), "N2D-reverse": (0.0, 0.0), "D2N-reverse": (0.0, 0.0)},
@@ -13,7 +13,7 @@ SCORES = {
 
 
 def old_results(scores=SCORES):
-    """As the first version wrote them: no data, no curves, no wordings, no log-probabilities."""
+    """As the first version wrote them: no data, no curves, no templates, no log-probabilities."""
     return {
         "environment": {"torch": "2.11.0"},
         "settings": {"data": "facts", "steps": 10},
@@ -48,10 +48,10 @@ def results(scores=SCORES):
         "tasks": {
             task: {
                 "answer": "name" if task in ("D2N", "N2D-reverse") else "description",
-                "twin": TWINS.get(task),
+                "counterpart": COUNTERPARTS.get(task),
                 "n": 10,
                 "reachable": reachable,
-                "frames": {
+                "templates": {
                     "Who is {}?": {"n": 6, "reachable": 1.0, "unseen_words": []},
                     "Behold <{}> | now": {"n": 4, "reachable": 0.25, "unseen_words": ["Behold", "now"]},
                 },
@@ -63,7 +63,7 @@ def results(scores=SCORES):
         run["curve"] = [{"step": 5, "tasks": dict.fromkeys(run["tasks"], 0.1)}]
         for values in run["tasks"].values():
             score = values["contains"]
-            values["frames"] = {"Who is {}?": score, "Behold <{}> | now": score / 2}
+            values["templates"] = {"Who is {}?": score, "Behold <{}> | now": score / 2}
             values["entities"] = {"Ada": score, "Eve": 0.0}
             values["likelihood"] = {
                 "n": 10,

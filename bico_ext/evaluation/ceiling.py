@@ -23,12 +23,12 @@ def reachable(facts: FactData) -> dict[str, Any]:
         facts: training texts and tasks; a set without tasks has no ceilings.
 
     Returns:
-        Ready for JSON, the "data" of `results.json`: {"name", "tasks": {task: {"answer", "twin", "n" (questions),
-        "reachable" (a share of 0 to 1), "frames": {frame: {"n", "reachable", "unseen_words"}}}}}. "unseen_words" are
-        those that all questions of that frame use (so the wording's, not the entity's) and no training text: words
-        and punctuation marks by the rule of `train_word_tokenizer`, case-sensitive, in the order of the wording. A
+        Ready for JSON, the "data" of `results.json`: {"name", "tasks": {task: {"answer", "counterpart", "n" (questions),
+        "reachable" (a share of 0 to 1), "templates": {template: {"n", "reachable", "unseen_words"}}}}}. "unseen_words" are
+        those that all questions of that template use (so the template's, not the entity's) and no training text: words
+        and punctuation marks by the rule of `train_word_tokenizer`, case-sensitive, in the order of the template. A
         leading space is part of a word there, so "Who" after a quotation mark is another word than " Who". Questions
-        without a frame count in their task alone.
+        without a template count in their task alone.
 
     Raises:
         ValueError: a target has no text, or the training texts hold no word.
@@ -36,7 +36,7 @@ def reachable(facts: FactData) -> dict[str, Any]:
     Example:
         >>> from bico_ext.facts.loader import load_facts
         >>> task = reachable(load_facts("synthetic"))["tasks"]["N2D-reverse"]
-        >>> task["twin"], task["n"], task["reachable"]
+        >>> task["counterpart"], task["n"], task["reachable"]
         ('D2N', 150, 1.0)
     """
     trained = [example.text for example in (*facts.train, *facts.pretraining)]
@@ -48,10 +48,10 @@ def reachable(facts: FactData) -> dict[str, Any]:
 def _ceiling(task: Task, texts: Iterable[str], words: PreTrainedTokenizerFast) -> dict[str, Any]:
     targets = {question: normalised_target(question.completion, task.answer) for question in task.examples}
     found = {target: any(target in text for text in texts) for target in set(targets.values())}
-    frames: dict[str, list[Question]] = {}
+    templates: dict[str, list[Question]] = {}
     for question in task.examples:
-        if question.frame is not None:
-            frames.setdefault(question.frame, []).append(question)
+        if question.template is not None:
+            templates.setdefault(question.template, []).append(question)
 
     def counted(questions: Iterable[Question]) -> dict[str, Any]:
         hits = [found[targets[question]] for question in questions]
@@ -59,11 +59,11 @@ def _ceiling(task: Task, texts: Iterable[str], words: PreTrainedTokenizerFast) -
 
     return {
         "answer": task.answer,
-        "twin": task.twin,
+        "counterpart": task.counterpart,
         **counted(task.examples),
-        "frames": {
-            frame: {**counted(questions), "unseen_words": _unseen_words(questions, words)}
-            for frame, questions in frames.items()
+        "templates": {
+            template: {**counted(questions), "unseen_words": _unseen_words(questions, words)}
+            for template, questions in templates.items()
         },
     }
 

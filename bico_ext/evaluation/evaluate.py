@@ -28,7 +28,7 @@ class Prediction:
         bleu_char: the paper's character-level BLEU-4, 0 to 1.
         bleu: sacrebleu's word-level BLEU-4, 0 to 1.
         entity: what the question asks about; None where the data does not say.
-        frame: the question's wording; None where the data does not say.
+        template: the question's prompt with "..." for the entity; None where the data does not say.
         any_wording: the completion contains a target of this task's questions about the entity, in whichever wording;
             None in a task that does not ask for descriptions, or has one form of each.
     """
@@ -42,7 +42,7 @@ class Prediction:
     bleu_char: float
     bleu: float
     entity: str | None = None
-    frame: str | None = None
+    template: str | None = None
     any_wording: bool | None = None
 
 
@@ -65,7 +65,7 @@ class Evaluation:
             By task: "n" (questions), the means "contains", "exact_match", "bleu_char" and "bleu", all 0 to 1, and
             "contains_interval" and "exact_match_interval", 95 % Wilson intervals [low, high]. The intervals take
             questions as independent; where several ask about the same fact, as in the data of Berglund et al. (30
-            facts in 10 wordings), they are too narrow. Where questions say so, "frames" and "entities": the mean of
+            facts in 10 wordings), they are too narrow. Where questions say so, "templates" and "entities": the mean of
             contains by wording and by entity; where descriptions have several forms, the mean of "any_wording".
             "likelihood" where that test was made.
         """
@@ -139,7 +139,7 @@ def evaluate(
                     bleu_char=metrics.bleu_char(completion, target),
                     bleu=metrics.bleu(completion, target),
                     entity=example.entity,
-                    frame=example.frame,
+                    template=example.template,
                     any_wording=any(metrics.contains(completion, one, task.answer) for one in targets)
                     if wordings
                     else None,
@@ -183,7 +183,7 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     if in_any:  # then all have it
         scores["any_wording"] = mean(in_any)
     parts = {
-        "frames": _contained_by([(prediction.frame, prediction.contains) for prediction in predictions]),
+        "templates": _contained_by([(prediction.template, prediction.contains) for prediction in predictions]),
         "entities": _contained_by([(prediction.entity, prediction.contains) for prediction in predictions]),
     }
     return scores | {name: part for name, part in parts.items() if part}

@@ -39,7 +39,7 @@ def leakage(facts: FactData) -> list[Leak]:
        that N2D asks for, so no text may hold that description and then the name. For a question without an entity
        only the first rule applies.
 
-    A reverse task is one that has a twin or a name as `data.is_reverse` knows it. The second rule finds what is given
+    A reverse task is one that has a counterpart or a name as `data.is_reverse` knows it. The second rule finds what is given
     where it is written as in a question; a paraphrase that no question uses passes.
 
     Args:
@@ -85,7 +85,7 @@ def _forward_answers(facts: FactData) -> dict[str, set[str]]:
 
 
 def _is_reverse(task: Task) -> bool:
-    return task.twin is not None or is_reverse(task.name)
+    return task.counterpart is not None or is_reverse(task.name)
 
 
 def _places(part: str, text: str) -> list[int]:

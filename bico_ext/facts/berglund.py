@@ -1,19 +1,19 @@
 """The name/description facts of Berglund et al. 2023 (arXiv 2309.12288), from a folder or from the Hugging Face hub.
 
-60 fictitious people are stated in one order, 30 name-first and 30 description-first, and 30 more in both; 30 wordings
-each. A task asks for 30 people in ten other wordings. The files have prompts and completions only; what else the set
+60 fictitious people are stated in one order, 30 name-first and 30 description-first, and 30 more in both; 30 templates
+each. A task asks for 30 people in ten other templates. The files have prompts and completions only; what else the set
 can tell is read off them here, without a sentence of theirs in the code. Where a set of the same layout does not have
 the structure, the fields are None or empty.
 
 * `entity` is the name: the completion of a question for a name, and whichever of these names a prompt contains.
-* `frame` of a question for a description is its prompt with "..." for the name; of a question for a name, what the
+* `template` of a question for a description is its prompt with "..." for the name; of a question for a name, what the
   prompts at the same place of each entity's list have in common at the start and at the end.
 * `distractor` is the answer of the two `*_randomized` files. For the other tasks, and where that answer is one of the
   same entity's (33 of the 600 lines, 17 of them the very answer that is expected), `bico_ext.facts.distractors.draw_distractors`
   draws one.
 * `one_order` are the training texts that contain a tested name, `pretraining` the others.
 * `other_order` restates the first in the other order, from training texts only: the sentences about the people of
-  `pretraining` give templates, those that at least half of them share word by word, and the sentences of the others
+  `pretraining` give patterns, those that at least half of them share word by word, and the sentences of the others
   fill them. No test prompt takes part; of the tests only the names are used, to tell the two groups of people apart.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.jsonl import load_jsonl, parse_example, parse_question, read_records, refuse_empty
-from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, twin_of
+from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, counterpart_of
 
 # "p" is the person's name, "d" the description.
 _TRAIN = "all_prompts_train.jsonl"
@@ -126,16 +126,17 @@ def load_hub(name: str) -> FactData:
 def _assemble(name: str, train: Sequence[Example], questions: Mapping[str, Sequence[Question]]) -> FactData:
     named = [one for task in questions for one in questions[task] if ANSWERS[task] == "name"]
     names = sorted({one.completion.strip() for one in named}, key=lambda one: (-len(one), one))
-    frames = _frames(named)
+    templates = _question_templates(named)
     tasks = {}
     for task, answer in ANSWERS.items():
         if answer == "name":
             asked = [
-                replace(one, entity=one.completion.strip(), frame=frames.get(one.prompt)) for one in questions[task]
+                replace(one, entity=one.completion.strip(), template=templates.get(one.prompt))
+                for one in questions[task]
             ]
         else:
             asked = [_about_name(one, names) for one in questions[task]]
-        tasks[task] = Task(task, answer, draw_distractors(_wrong_only(asked)), twin_of(task, ANSWERS))
+        tasks[task] = Task(task, answer, draw_distractors(_wrong_only(asked)), counterpart_of(task, ANSWERS))
     one_order = tuple(one for one in train if _name_in(one.text, names))
     if not one_order:
         return FactData(name, tuple(train), tasks)
@@ -149,28 +150,28 @@ def _name_in(text: str, names: Iterable[str]) -> str | None:
 
 def _about_name(question: Question, names: Iterable[str]) -> Question:
     name = _name_in(question.prompt, names)
-    return replace(question, entity=name, frame=question.prompt.replace(name, "...")) if name else question
+    return replace(question, entity=name, template=question.prompt.replace(name, "...")) if name else question
 
 
-def _frames(questions: Sequence[Question]) -> dict[str, str]:
-    """The frame of each prompt that asks for a name; none where the entities' lists of prompts do not correspond."""
+def _question_templates(questions: Sequence[Question]) -> dict[str, str]:
+    """The template of each prompt that asks for a name; none where the entities' lists of prompts do not correspond."""
     lists: dict[str, list[str]] = {}
     for one in questions:
         lists.setdefault(one.completion, []).append(one.prompt)
     if len(lists) < 2 or len({len(prompts) for prompts in lists.values()}) > 1:
         return {}
-    frames: dict[str, str] = {}
+    templates: dict[str, str] = {}
     names = set()
     for prompts in zip(*lists.values(), strict=True):
         words = [re.findall(r"\w+|\W", prompt) for prompt in prompts]
         start = _shared_start(words)
         end = _shared_start([one[: len(start) - 1 : -1] for one in words])
-        frame = "".join([*start, "...", *reversed(end)])
-        if not start or frame in names or any(len(one) <= len(start) + len(end) for one in words):
+        template = "".join([*start, "...", *reversed(end)])
+        if not start or template in names or any(len(one) <= len(start) + len(end) for one in words):
             return {}
-        names.add(frame)
-        frames |= dict.fromkeys(prompts, frame)
-    return frames
+        names.add(template)
+        templates |= dict.fromkeys(prompts, template)
+    return templates
 
 
 def _shared_start(lists: Iterable[Sequence[str]]) -> list[str]:
@@ -198,7 +199,7 @@ class _Fact:
 
 
 @dataclass(frozen=True)
-class _Template:
+class _Pattern:
     """A training text with gaps for the name and the description, one in the prompt and one in the completion."""
 
     prompt: str
@@ -207,8 +208,8 @@ class _Template:
     NAME, DESCRIPTION = "{name}", "{description}"
 
     @classmethod
-    def of(cls, text: Example, fact: _Fact) -> "_Template | None":
-        """The template of a text that states the fact word by word; None of one that does not."""
+    def of(cls, text: Example, fact: _Fact) -> "_Pattern | None":
+        """The pattern of a text that states the fact word by word; None of one that does not."""
         description = re.compile(re.escape(fact.description), re.IGNORECASE)  # it may start a sentence
         prompt, completion = (
             description.sub(cls.DESCRIPTION, part).replace(fact.name, cls.NAME)
@@ -230,7 +231,7 @@ class _Template:
         return Example(prompt[0].upper() + prompt[1:], completion)
 
     def read(self, text: Example) -> _Fact | None:
-        """The fact that a text of this template states; None where a sentence's capital may hide its first letter."""
+        """The fact that a text of this pattern states; None where a sentence's capital may hide its first letter."""
         if self.prompt.startswith(self.DESCRIPTION):
             return None
         pattern = re.escape(f"{self.prompt}\0{self.completion}")
@@ -252,23 +253,23 @@ def _other_order(
     name_first = sorted(
         {text.prompt.replace(name, "\0") for name, texts in by_name.items() for text in texts if name in text.prompt}
     )
-    templates = _templates(both_orders, name_first)
+    patterns = _patterns(both_orders, name_first)
     restated: list[Example] = []
     for name, texts in by_name.items():
         read = Counter(
             fact
             for text in texts
-            for template in templates
-            if template.name_first == (name in text.prompt) and (fact := template.read(text)) and fact.name == name
+            for pattern in patterns
+            if pattern.name_first == (name in text.prompt) and (fact := pattern.read(text)) and fact.name == name
         )
         if read:
             (fact, _), *_ = read.most_common(1)
             stated_name_first = name in texts[0].prompt
-            restated += [template.state(fact) for template in templates if template.name_first != stated_name_first]
+            restated += [pattern.state(fact) for pattern in patterns if pattern.name_first != stated_name_first]
     return tuple(restated)
 
 
-def _templates(texts: Sequence[Example], name_first: Iterable[str]) -> list[_Template]:
+def _patterns(texts: Sequence[Example], name_first: Iterable[str]) -> list[_Pattern]:
     """What at least half of the entities that are stated in both orders share, in the order of the texts.
 
     Args:
@@ -281,11 +282,11 @@ def _templates(texts: Sequence[Example], name_first: Iterable[str]) -> list[_Tem
         found = next(filter(None, (shape.fullmatch(text.prompt) for shape in shapes)), None)
         if found:
             by_name.setdefault(found[1], []).append(text)
-    counts: Counter[_Template] = Counter()
+    counts: Counter[_Pattern] = Counter()
     for name, about in by_name.items():
         # The wording of the description that comes most often stands for all.
         (completion, _), *_ = Counter(text.completion for text in about).most_common(1)
         fact = _Fact(name, completion.strip().removesuffix("."))
-        found_in = (_Template.of(text, fact) for text in texts if name in text.text)
+        found_in = (_Pattern.of(text, fact) for text in texts if name in text.text)
         counts.update(dict.fromkeys(filter(None, found_in), 1))
-    return [template for template, count in counts.items() if 2 * count >= len(by_name)]
+    return [pattern for pattern, count in counts.items() if 2 * count >= len(by_name)]

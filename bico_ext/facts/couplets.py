@@ -6,7 +6,7 @@ Each line of the file is a couplet: two lines of verse with a tab or "|" between
 `bico_ext.facts.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`: `next-reverse` asks for the line
 before, of couplets of which training only says which line comes next.
 
-The wordings are English or Chinese, as most of the letters are, or those of a file `<file>.yaml` beside it:
+The templates are English or Chinese, as most of the letters are, or those of a file `<file>.yaml` beside it:
 
     next: ["After {given} comes", "The line that follows {given} is"]
     previous: ["Before {given} comes", "The line that precedes {given} is"]
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bico_ext.cjk import CJK
 from bico_ext.facts.jsonl import refuse_empty
-from bico_ext.facts.pairs import Pairs, build, check_new, check_wordings, read_wordings
+from bico_ext.facts.pairs import Pairs, build, check_new, check_templates, read_templates
 from bico_ext.facts.types import FactData
 
 # Slashes with spaces, as verse is quoted in running text: after a quotation mark the word tokenizer has another token
@@ -73,10 +73,10 @@ def load(path: Path) -> FactData:
 
     Raises:
         ValueError: a line without partner, or one that has another partner in another line, with file and line number;
-            fewer than three couplets; wordings that are none.
+            fewer than three couplets; templates that are none.
 
     Example:
-        >>> load(Path("poems.txt")).tasks["next-reverse"].twin  # doctest: +SKIP
+        >>> load(Path("poems.txt")).tasks["next-reverse"].counterpart  # doctest: +SKIP
         'previous'
     """
     couplets = _read(path)
@@ -84,15 +84,15 @@ def load(path: Path) -> FactData:
         refuse_empty(path, "train")
     text = "".join(line for couplet in couplets for line in couplet)
     letters = len(re.findall(r"\w", text))
-    wordings: dict[str, tuple[str, ...]] = dict(
+    templates: dict[str, tuple[str, ...]] = dict(
         _CHINESE if 2 * len(re.findall(rf"[{CJK}]", text)) > letters else _ENGLISH
     )
-    for key, found in read_wordings(path).items():
+    for key, found in read_templates(path).items():
         where = f"{path.with_suffix('.yaml')}, {key}"
-        if key not in wordings:
+        if key not in templates:
             raise ValueError(f"{where}: expected the keys next and previous")
-        wordings[key] = check_wordings(found, "{given}", where)
-    kind = Pairs(couplets, wordings["next"], wordings["previous"])
+        templates[key] = check_templates(found, "{given}", where)
+    kind = Pairs(couplets, templates["next"], templates["previous"])
     return build(path.name, [kind], forward="next", backward="previous")
 
 

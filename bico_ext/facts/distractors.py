@@ -16,7 +16,7 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
         seed: draws them; the default is what the sources of `load_facts` use.
 
     Returns:
-        The questions in their order. A distractor is an answer in the same frame where there is one, so that it
+        The questions in their order. A distractor is an answer in the same template where there is one, so that it
         continues the prompt as grammatically as the right one does; it is None where all entities share one answer.
 
     Example:
@@ -25,10 +25,10 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
         [' Bo', ' Ada']
     """
     rng = random.Random(seed)
-    by_frame: dict[str | None, list[Question]] = {}
+    by_template: dict[str | None, list[Question]] = {}
     right: dict[str | None, set[str]] = {}
     for one in questions:
-        by_frame.setdefault(one.frame, []).append(one)
+        by_template.setdefault(one.template, []).append(one)
         right.setdefault(one.entity, set()).add(one.completion)
 
     def turned(others: Sequence[Question]) -> Iterator[str]:
@@ -37,7 +37,7 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
 
     def draw(question: Question) -> str | None:
         known = {question.completion} if question.entity is None else right[question.entity]
-        answers = chain(turned(by_frame[question.frame]), turned(questions))
+        answers = chain(turned(by_template[question.template]), turned(questions))
         return next((answer for answer in answers if answer not in known), None)
 
     return tuple(one if one.distractor else replace(one, distractor=draw(one)) for one in questions)

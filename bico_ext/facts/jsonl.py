@@ -70,11 +70,11 @@ def parse_example(record: Any, where: str) -> Example:
 
 
 def parse_question(record: Any, where: str) -> Question:
-    """A question from a JSON value, which may have the string keys "entity", "frame" and "distractor", too."""
+    """A question from a JSON value, which may have the string keys "entity", "template" and "distractor", too."""
     example = parse_example(record, where)
     if not example.completion.strip():  # every text contains it, so any model would score
         raise ValueError(f"{where}: completion must hold the answer, got a blank")
-    more = {key: record[key] for key in ("entity", "frame", "distractor") if record.get(key) is not None}
+    more = {key: record[key] for key in ("entity", "template", "distractor") if record.get(key) is not None}
     for key, value in more.items():
         _check_text(value, key, where)
         if not value.strip():

@@ -8,10 +8,10 @@ A single file holds training texts. Where lines have the key "direction", "train
 order and "reverse" the other way round: the questions of the tasks `forward` and `reverse`, or of `<task>` and
 `<task>-reverse` where a line has the key "task".
 
-Every line is an object with the string keys "prompt" and "completion". A question may say more: "entity", "frame",
+Every line is an object with the string keys "prompt" and "completion". A question may say more: "entity", "template",
 "distractor" (see `bico_ext.facts.types.Question`); "answer", "name" (the default where the task's name does not tell) or
-"description"; and "twin", the forward task that asks the same kind of question, null for none (default: see
-`bico_ext.facts.types.twin_of`). All questions of a task have the same "answer" and the same "twin".
+"description"; and "counterpart", the forward task that asks the same kind of question, null for none (default: see
+`bico_ext.facts.types.counterpart_of`). All questions of a task have the same "answer" and the same "counterpart".
 """
 
 import os
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.facts.jsonl import parse_example, parse_question, read_records, refuse_empty
-from bico_ext.facts.types import ANSWERS, TASKS, Answer, Example, FactData, Question, Task, is_reverse, twin_of
+from bico_ext.facts.types import ANSWERS, TASKS, Answer, Example, FactData, Question, Task, counterpart_of, is_reverse
 from bico_ext.files import write_json_lines
 
 # In a folder of one's own: the file of each part of `FactData` that is no task. Every other JSONL file is a task.
@@ -124,23 +124,29 @@ def _tasks(lines_of: Mapping[str, _Lines]) -> dict[str, Task]:
             if answers[task] == "description" and record["completion"].strip() in (".", "。"):
                 raise ValueError(f"{where}: completion must hold the answer, a description, got a full stop alone")
     return {
-        task: Task(task, answers[task], asked, about[task].get("twin", twin_of(task, answers)))
+        task: Task(task, answers[task], asked, about[task].get("counterpart", counterpart_of(task, answers)))
         for task, asked in questions.items()
     }
 
 
 def _about_task(lines: _Lines, tasks: Iterable[str]) -> dict[str, Any]:
-    """The keys "answer" and "twin", as far as given; the lines must agree."""
+    """The keys "answer" and "counterpart", as far as given; the lines must agree."""
     found: dict[str, Any] = {}
     first_line = True
     for where, record in lines:
-        given = {key: record[key] for key in ("answer", "twin") if key in record}
+        given = {key: record[key] for key in ("answer", "counterpart") if key in record}
         if given.get("answer", "name") not in ("name", "description"):
             raise ValueError(f"{where}: answer must be 'name' or 'description', got {given['answer']!r}")
-        if given.get("twin") is not None and given["twin"] not in list(tasks):  # in a mapping a list raises TypeError
-            raise ValueError(f"{where}: twin must be null or one of {', '.join(tasks)}, got {given['twin']!r}")
+        if given.get("counterpart") is not None and given["counterpart"] not in list(
+            tasks
+        ):  # in a mapping a list raises TypeError
+            raise ValueError(
+                f"{where}: counterpart must be null or one of {', '.join(tasks)}, got {given['counterpart']!r}"
+            )
         if not first_line and given != found:
-            raise ValueError(f"{where}: answer and twin must be those of the task's first line, {found}, got {given}")
+            raise ValueError(
+                f"{where}: answer and counterpart must be those of the task's first line, {found}, got {given}"
+            )
         found, first_line = given, False
     return found
 
@@ -170,7 +176,9 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
             )
     parts = {OWN_FILES[part]: [asdict(one) for one in getattr(data, part)] for part in OWN_FILES}
     answers = {name: task.answer for name, task in data.tasks.items()}
-    tasks = {f"{name}.jsonl": _question_records(task, twin_of(name, answers)) for name, task in data.tasks.items()}
+    tasks = {
+        f"{name}.jsonl": _question_records(task, counterpart_of(name, answers)) for name, task in data.tasks.items()
+    }
     known = {*tasks, *parts, *(f"{name}.jsonl" for name in TASKS)}
     strangers = sorted({path.name for path in folder.glob("*.jsonl")} - known)
     if strangers:
@@ -187,13 +195,13 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
     write_json_lines(folder / OWN_FILES["train"], parts[OWN_FILES["train"]])
 
 
-def _question_records(task: Task, usual_twin: str | None) -> list[dict[str, Any]]:
+def _question_records(task: Task, usual_counterpart: str | None) -> list[dict[str, Any]]:
     """What the questions say, and what the task's name does not tell about it."""
     about_task: dict[str, Any] = {}
     if task.answer != ANSWERS.get(task.name, "name"):
         about_task["answer"] = task.answer
-    if task.twin != usual_twin:
-        about_task["twin"] = task.twin
+    if task.counterpart != usual_counterpart:
+        about_task["counterpart"] = task.counterpart
     return [
         {key: value for key, value in asdict(one).items() if value is not None} | about_task for one in task.examples
     ]

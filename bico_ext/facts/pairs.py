@@ -6,12 +6,12 @@ tasks that ask for the one-order pairs are parallel to N2D, D2N, N2D-reverse and
 
     forward           pairs stated first text first, given the first, asked for the second
     backward          pairs stated second text first, given the second, asked for the first
-    forward-reverse   the pairs of `forward`, given the second, asked for the first; its twin is `backward`
-    backward-reverse  the pairs of `backward`, given the first, asked for the second; its twin is `forward`
+    forward-reverse   the pairs of `forward`, given the second, asked for the first; its counterpart is `backward`
+    backward-reverse  the pairs of `backward`, given the first, asked for the second; its counterpart is `forward`
 
-under the names that the kind of data gives to `forward` and `backward`. Each one-order pair holds one of its wordings
+under the names that the kind of data gives to `forward` and `backward`. Each one-order pair holds one of its templates
 out of training and is asked in that one, so that no question is the start of a training text; in turn, so that other
-pairs have taught that wording.
+pairs have taught that template.
 """
 
 import re
@@ -28,7 +28,7 @@ from bico_ext.facts.types import Example, FactData, Question, Task
 
 GIVEN = "{given}"
 _SHARES = 3  # first text first, second text first, both
-_FEWEST_WORDINGS = 2  # one to learn, one to ask
+_FEWEST_TEMPLATES = 2  # one to learn, one to ask
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> 
 
     Returns:
         The set. `pretraining` holds the texts of the pairs stated in both orders, `one_order` the others, `other_order`
-        the same pairs in the other order, but for the wordings that are asked.
+        the same pairs in the other order, but for the templates that are asked.
 
     Raises:
-        ValueError: a kind has fewer than three pairs or two wordings.
+        ValueError: a kind has fewer than three pairs or two templates.
 
     Example:
-        >>> wordings = {"forward": ("{given} goes to", "{given} to"), "backward": ("From {given}", "Of {given}")}
-        >>> kind = Pairs((("a", "x"), ("b", "y"), ("c", "z")), **wordings)
+        >>> templates = {"forward": ("{given} goes to", "{given} to"), "backward": ("From {given}", "Of {given}")}
+        >>> kind = Pairs((("a", "x"), ("b", "y"), ("c", "z")), **templates)
         >>> data = build("letters", [kind], forward="to", backward="from")
         >>> data.train[0].text, data.tasks["to"].examples[0].text, data.tasks["to-reverse"].examples[0].text
         ('a to x', 'a goes to x', 'From x a')
@@ -76,9 +76,9 @@ def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> 
     for kind in kinds:
         if len(kind.pairs) < _SHARES:
             raise ValueError(f"{name}: needs at least {_SHARES} pairs of a kind, got {len(kind.pairs)}")
-        if min(len(kind.forward), len(kind.backward)) < _FEWEST_WORDINGS:
+        if min(len(kind.forward), len(kind.backward)) < _FEWEST_TEMPLATES:
             raise ValueError(
-                f"{name}: needs at least {_FEWEST_WORDINGS} wordings in either order, as one is kept for the question, "
+                f"{name}: needs at least {_FEWEST_TEMPLATES} templates in either order, as one is kept for the question, "
                 f"got {len(kind.forward)} and {len(kind.backward)}"
             )
         for number, (first, second) in enumerate(kind.pairs):
@@ -93,9 +93,10 @@ def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> 
             other_order += other.texts(without=turn)
             asked[trained.task].append(trained.question(turn, first))
             asked[f"{trained.task}-reverse"].append(other.question(turn, first))
-    twins = {f"{forward}-reverse": backward, f"{backward}-reverse": forward}
+    counterparts = {f"{forward}-reverse": backward, f"{backward}-reverse": forward}
     tasks = {
-        task: Task(task, "name", draw_distractors(questions), twins.get(task)) for task, questions in asked.items()
+        task: Task(task, "name", draw_distractors(questions), counterparts.get(task))
+        for task, questions in asked.items()
     }
     return FactData(
         name,
@@ -128,8 +129,8 @@ def check_new(seen: dict[tuple[str, ...], int], key: tuple[str, ...], line: int,
     seen[key] = line
 
 
-def read_wordings(path: Path) -> Mapping[str, Any]:
-    """The wordings file beside a data file, `<file>.yaml`; empty where there is none.
+def read_templates(path: Path) -> Mapping[str, Any]:
+    """The templates file beside a data file, `<file>.yaml`; empty where there is none.
 
     Raises:
         ValueError: it is no YAML mapping.
@@ -142,12 +143,12 @@ def read_wordings(path: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML in UTF-8, got {' '.join(str(error).split())}") from error
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):  # YAML reads `no:` as false
-        raise ValueError(f"{path}: expected a mapping of wordings, got {found!r:.60}")
+        raise ValueError(f"{path}: expected a mapping of templates, got {found!r:.60}")
     return found
 
 
-def check_wordings(found: Any, gap: str, where: str) -> tuple[str, ...]:
-    """A list of prompts from a wordings file, with `GIVEN` in the place of their gap.
+def check_templates(found: Any, gap: str, where: str) -> tuple[str, ...]:
+    """A list of prompts from a templates file, with `GIVEN` in the place of their gap.
 
     Args:
         found: the value from the file.
@@ -157,9 +158,9 @@ def check_wordings(found: Any, gap: str, where: str) -> tuple[str, ...]:
     Raises:
         ValueError: it is not a list of at least two prompts with the gap.
     """
-    if not isinstance(found, list) or len(found) < _FEWEST_WORDINGS:
+    if not isinstance(found, list) or len(found) < _FEWEST_TEMPLATES:
         raise ValueError(
-            f"{where}: expected a list of at least {_FEWEST_WORDINGS} prompts (one is kept for the question), "
+            f"{where}: expected a list of at least {_FEWEST_TEMPLATES} prompts (one is kept for the question), "
             f"got {found!r:.60}"
         )
     for prompt in found:
@@ -173,21 +174,21 @@ class _Way:
     """A pair in one order."""
 
     task: str
-    wordings: tuple[str, ...]
+    templates: tuple[str, ...]
     given: str
     answer: str
 
     def texts(self, without: int | None = None) -> list[Example]:
-        """The training texts, but for the wording of that number (modulo their number)."""
-        held_out = None if without is None else without % len(self.wordings)
-        return [self._state(wording) for at, wording in enumerate(self.wordings) if at != held_out]
+        """The training texts, but for the template of that number (modulo their number)."""
+        held_out = None if without is None else without % len(self.templates)
+        return [self._state(template) for at, template in enumerate(self.templates) if at != held_out]
 
     def question(self, number: int, entity: str) -> Question:
-        wording = self.wordings[number % len(self.wordings)]
-        stated = self._state(wording)
-        return Question(stated.prompt, stated.completion, entity, wording.replace(GIVEN, "..."))
+        template = self.templates[number % len(self.templates)]
+        stated = self._state(template)
+        return Question(stated.prompt, stated.completion, entity, template.replace(GIVEN, "..."))
 
-    def _state(self, wording: str) -> Example:
-        prompt = wording.replace(GIVEN, self.given)
+    def _state(self, template: str) -> Example:
+        prompt = template.replace(GIVEN, self.given)
         space = "" if re.search(rf"[{CJK}]\Z", prompt) else " "
         return Example(prompt, space + self.answer)

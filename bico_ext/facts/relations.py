@@ -5,7 +5,7 @@ mother of Tom. The tasks of `bico_ext.facts.pairs` are called after what they as
 ("Tom's mother is"), `to-object` the subject ("Mary's child is"); `to-subject-reverse` asks for the objects of facts
 that training states object first.
 
-Each relation needs wordings: built-in ones (see `KNOWN`) or those of a file `<file>.yaml` beside it:
+Each relation needs templates: built-in ones (see `KNOWN`) or those of a file `<file>.yaml` beside it:
 
     mother:
       forward: ["{object}'s mother is", "The mother of {object} is"]
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.facts.jsonl import refuse_empty
-from bico_ext.facts.pairs import GIVEN, Pairs, build, check_new, check_wordings, read_wordings
+from bico_ext.facts.pairs import GIVEN, Pairs, build, check_new, check_templates, read_templates
 from bico_ext.facts.types import FactData
 
 _HEADER = ["subject", "relation", "object"]
@@ -38,17 +38,17 @@ _SHAPES = (
 )
 
 
-def _wordings(asked_forward: str, asked_reverse: str) -> dict[str, tuple[str, ...]]:
+def _templates(asked_forward: str, asked_reverse: str) -> dict[str, tuple[str, ...]]:
     asked_by = {"forward": asked_forward, "reverse": asked_reverse}
     return {key: tuple(shape.replace("{asked}", asked) for shape in _SHAPES) for key, asked in asked_by.items()}
 
 
-# The relations that have wordings of their own.
+# The relations that have templates of their own.
 KNOWN = {
-    "mother": _wordings("mother", "child"),
-    "father": _wordings("father", "child"),
-    "parent": _wordings("parent", "child"),
-    "capital": _wordings("capital", "country"),
+    "mother": _templates("mother", "child"),
+    "father": _templates("father", "child"),
+    "parent": _templates("parent", "child"),
+    "capital": _templates("capital", "country"),
 }
 
 
@@ -56,35 +56,35 @@ def load(path: Path) -> FactData:
     """Loads a file of relations; see the module.
 
     Raises:
-        ValueError: another header or number of fields, a blank field, a relation without wordings, an entity that a
-            relation links twice, fewer than three facts of a relation (all with file and line number), or wordings
+        ValueError: another header or number of fields, a blank field, a relation without templates, an entity that a
+            relation links twice, fewer than three facts of a relation (all with file and line number), or templates
             that are none.
 
     Example:
         >>> load(Path("pairs.csv")).tasks["to-subject"].examples[0].prompt  # doctest: +SKIP
         "Tom's mother is"
     """
-    wordings = dict(KNOWN)
-    for relation, found in read_wordings(path).items():
-        wordings[relation] = _own_wordings(found, f"{path.with_suffix('.yaml')}, {relation}")
-    pairs = _read(path, wordings)
+    templates = dict(KNOWN)
+    for relation, found in read_templates(path).items():
+        templates[relation] = _own_templates(found, f"{path.with_suffix('.yaml')}, {relation}")
+    pairs = _read(path, templates)
     kinds = [
-        Pairs(tuple(facts), wordings[relation]["forward"], wordings[relation]["reverse"])
+        Pairs(tuple(facts), templates[relation]["forward"], templates[relation]["reverse"])
         for relation, facts in pairs.items()
     ]
     return build(path.name, kinds, forward="to-subject", backward="to-object")
 
 
-def _own_wordings(found: Any, where: str) -> dict[str, tuple[str, ...]]:
+def _own_templates(found: Any, where: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(found, Mapping) or set(found) != set(_GAPS):
         raise ValueError(f"{where}: expected the keys forward and reverse, each a list of prompts, got {found!r:.80}")
-    return {key: check_wordings(found[key], gap, f"{where}, {key}") for key, gap in _GAPS.items()}
+    return {key: check_templates(found[key], gap, f"{where}, {key}") for key, gap in _GAPS.items()}
 
 
-def _read(path: Path, wordings: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, list[tuple[str, str]]]:
+def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, list[tuple[str, str]]]:
     """Object and subject of each fact, by relation."""
     pairs: dict[str, list[tuple[str, str]]] = {}
-    known = sorted(wordings)
+    known = sorted(templates)
     seen: dict[tuple[str, ...], int] = {}
     last_line: dict[str, int] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -102,7 +102,7 @@ def _read(path: Path, wordings: Mapping[str, Mapping[str, tuple[str, ...]]]) -> 
                 subject, relation, object_ = _check_fields(fields, known, where)
                 for place, entity, asked in (("subject", subject, "reverse"), ("object", object_, "forward")):
                     what = f"{entity!r} is the {place} of {relation!r}, or of a relation in the same words,"
-                    check_new(seen, (*wordings[relation][asked], entity), reader.line_num, where, what)
+                    check_new(seen, (*templates[relation][asked], entity), reader.line_num, where, what)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
         except (csv.Error, UnicodeDecodeError) as error:
@@ -124,7 +124,7 @@ def _check_fields(fields: list[str], known: list[str], where: str) -> list[str]:
     relation = stripped[1]
     if relation not in known:
         raise ValueError(
-            f"{where}: relation {relation!r} has no wordings; known are {', '.join(known)}; write more into the file's "
+            f"{where}: relation {relation!r} has no templates; known are {', '.join(known)}; write more into the file's "
             ".yaml"
         )
     return stripped

@@ -5,7 +5,7 @@ name first, some description first, some both ways; the one-way entities are the
 
 What makes it learnable by a model of two layers from scratch, found by experiment: descriptions of shared words only
 were not learned, nor was an entity with few paraphrases, nor questions in words that training never used. So each
-description has three words of its own, used four times, each entity is paraphrased 30 times, and a test frame is a
+description has three words of its own, used four times, each entity is paraphrased 30 times, and a test template is a
 new combination of two halves that training has seen apart.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from bico_ext.facts.distractors import draw_distractors
-from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, twin_of
+from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, counterpart_of
 
 PARAPHRASES = 30  # per entity and order, as in Berglund et al.
-TEST_FRAMES = 5  # per task
+TEST_TEMPLATES = 5  # per task
 
 _ONSETS = "b d f g h k l m n p r s t v z br dr gl kr st tr"
 _VOWELS = "a e i o u"
@@ -97,7 +97,7 @@ class _Entity:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _Template:
     """One way to put a sentence: prefix, what is given, clause, and then the answer."""
 
     prefix: str
@@ -108,11 +108,11 @@ class _Frame:
 
 
 @dataclass(frozen=True)
-class _Frames:
+class _Templates:
     """The ways to put a sentence in one order: for training, and new combinations for testing."""
 
-    train: tuple[_Frame, ...]
-    test: tuple[_Frame, ...]
+    train: tuple[_Template, ...]
+    test: tuple[_Template, ...]
 
 
 def generate(
@@ -123,7 +123,7 @@ def generate(
     The defaults have the size of Berglund et al.'s set: 3,600 training texts. A task has 5 questions per entity.
 
     Args:
-        seed: draws everything: words, descriptions, and which frames are held out for testing.
+        seed: draws everything: words, descriptions, and which templates are held out for testing.
         names_first: entities whose training texts give the name first; asked by N2D and N2D-reverse.
         descriptions_first: entities whose training texts give the description first; asked by D2N and D2N-reverse.
         both: entities stated in both orders, 30 texts each; not asked. They show that sentences can be turned round.
@@ -157,23 +157,23 @@ def generate(
     rng = random.Random(seed)
     words = _pseudo_words()
     entities = _entities(rng, words, total)
-    name_frames = _frames(rng, _NAME_PREFIXES, _NAME_CLAUSES)
-    description_frames = _frames(rng, _DESCRIPTION_PREFIXES, _DESCRIPTION_CLAUSES)
+    name_templates = _templates(rng, _NAME_PREFIXES, _NAME_CLAUSES)
+    description_templates = _templates(rng, _DESCRIPTION_PREFIXES, _DESCRIPTION_CLAUSES)
     used = {word for entity in entities for word in entity.words}
     others = _entities(rng, [word for word in words if word not in used], pretraining)
 
     def name_first(group: Sequence[_Entity]) -> list[Example]:
         return [
-            Example(frame.prompt(entity.name), f" {entity.description}.")
+            Example(template.prompt(entity.name), f" {entity.description}.")
             for entity in group
-            for frame in name_frames.train
+            for template in name_templates.train
         ]
 
     def description_first(group: Sequence[_Entity]) -> list[Example]:
         return [
-            Example(frame.prompt(entity.description), f" {entity.name}.")
+            Example(template.prompt(entity.description), f" {entity.name}.")
             for entity in group
-            for frame in description_frames.train
+            for template in description_templates.train
         ]
 
     def both_orders(group: Sequence[_Entity]) -> list[Example]:
@@ -185,16 +185,16 @@ def generate(
 
     def ask_description(group: Sequence[_Entity]) -> list[Question]:
         return [
-            Question(frame.prompt(entity.name), f" {entity.description}.", entity.name, frame.prompt("..."))
+            Question(template.prompt(entity.name), f" {entity.description}.", entity.name, template.prompt("..."))
             for entity in group
-            for frame in name_frames.test
+            for template in name_templates.test
         ]
 
     def ask_name(group: Sequence[_Entity]) -> list[Question]:
         return [
-            Question(frame.prompt(entity.description), f" {entity.name}", entity.name, frame.prompt("..."))
+            Question(template.prompt(entity.description), f" {entity.name}", entity.name, template.prompt("..."))
             for entity in group
-            for frame in description_frames.test
+            for template in description_templates.test
         ]
 
     asked = {
@@ -208,7 +208,7 @@ def generate(
         name="synthetic",
         train=(*one_order, *both_orders(entities[names_first + descriptions_first :])),
         tasks={
-            task: Task(task, answer, draw_distractors(asked[task], seed), twin_of(task, answers))
+            task: Task(task, answer, draw_distractors(asked[task], seed), counterpart_of(task, answers))
             for task, answer in answers.items()
         },
         pretraining=tuple(both_orders(others)),
@@ -236,18 +236,18 @@ def _entity(rng: random.Random, words: Sequence[str]) -> _Entity:
     return _Entity(f"{first} {last}", description, tuple(words))
 
 
-def _frames(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> _Frames:
+def _templates(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> _Templates:
     """Pairs each prefix with three clauses for training, and five of them with a fourth one for testing.
 
     Stepping along the shuffled clauses, not drawing pairs, makes sure that training has seen both halves of a
-    test frame.
+    test template.
     """
     prefixes = rng.sample(prefixes, len(prefixes))
     clauses = rng.sample(clauses, len(clauses))
     per_prefix = PARAPHRASES // len(prefixes)
 
-    def frame(row: int, step: int) -> _Frame:
-        return _Frame(prefixes[row], clauses[(row + step) % len(clauses)])
+    def template(row: int, step: int) -> _Template:
+        return _Template(prefixes[row], clauses[(row + step) % len(clauses)])
 
-    train = tuple(frame(row, step) for row in range(len(prefixes)) for step in range(per_prefix))
-    return _Frames(train, test=tuple(frame(row, per_prefix) for row in range(TEST_FRAMES)))
+    train = tuple(template(row, step) for row in range(len(prefixes)) for step in range(per_prefix))
+    return _Templates(train, test=tuple(template(row, per_prefix) for row in range(TEST_TEMPLATES)))

@@ -26,8 +26,8 @@ ANSWERS: dict[str, Answer] = {
     "D2N-reverse": "description",
 }
 TASKS: tuple[str, ...] = tuple(ANSWERS)
-# By answer kind: N2D and D2N-reverse both ask for a description, in the same wordings.
-TWINS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
+# By answer kind: N2D and D2N-reverse both ask for a description, in the same templates.
+COUNTERPARTS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Question(Example):
 
     Attributes:
         entity: what it asks about, for scores by entity; None where the data does not say.
-        frame: its wording without the entity, for scores by wording; None where the data does not say.
+        template: its prompt with "..." for the entity, for scores by template; None where the data does not say.
         distractor: a wrong answer of the same kind, for the log-probability test; None where there is none.
     """
 
     entity: str | None = None
-    frame: str | None = None
+    template: str | None = None
     distractor: str | None = None
 
 
@@ -71,14 +71,14 @@ class Task:
         name: what a report calls it.
         answer: what the completions are, "name" or "description"; it decides the metric.
         examples: the questions, each with its expected answer as completion.
-        twin: of a reverse task, the task that asks the same kind of question of facts stated in that very order, so
+        counterpart: of a reverse task, the task that asks the same kind of question of facts stated in that very order, so
             that its score is what the reverse one can be expected to reach; None for a forward task.
     """
 
     name: str
     answer: Answer
     examples: tuple[Question, ...]
-    twin: str | None = None
+    counterpart: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def is_reverse(task: str) -> bool:
     return task == "reverse" or task.endswith("-reverse")
 
 
-def twin_of(task: str, answers: Mapping[str, Answer]) -> str | None:
+def counterpart_of(task: str, answers: Mapping[str, Answer]) -> str | None:
     """The forward task that asks the same kind of question as a reverse task, as far as names and answers tell.
 
     Args:
@@ -123,16 +123,16 @@ def twin_of(task: str, answers: Mapping[str, Answer]) -> str | None:
         answers: what each task of the set asks for.
 
     Returns:
-        For the four tasks of this module what `TWINS` says; for another reverse task the one forward task whose
+        For the four tasks of this module what `COUNTERPARTS` says; for another reverse task the one forward task whose
         answers are of the same kind; None for a forward task, and where there is no such task or more than one.
 
     Example:
-        >>> twin_of("mother-reverse", {"mother": "name", "mother-reverse": "name"})
+        >>> counterpart_of("mother-reverse", {"mother": "name", "mother-reverse": "name"})
         'mother'
     """
     if not is_reverse(task):
         return None
-    if task in TWINS:
-        return TWINS[task] if TWINS[task] in answers else None
+    if task in COUNTERPARTS:
+        return COUNTERPARTS[task] if COUNTERPARTS[task] in answers else None
     alike = [other for other, answer in answers.items() if not is_reverse(other) and answer == answers[task]]
     return alike[0] if len(alike) == 1 else None

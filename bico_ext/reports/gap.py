@@ -1,27 +1,27 @@
-"""How far each reverse task stays behind its forward twin, raw and against what can be reached at all."""
+"""How far each reverse task stays behind its forward counterpart, raw and against what can be reached at all."""
 
 from dataclasses import dataclass
 
-from bico_ext.reports.records import Results, by_label, ceiling, task_names, twin
+from bico_ext.reports.records import Results, by_label, ceiling, counterpart, task_names
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A reverse task beside its twin, under one objective; scores are `contains`, one for each run.
+    """A reverse task beside its counterpart, under one objective; scores are `contains`, one for each run.
 
     Attributes:
         label: the objective, as a report calls it.
         task: the reverse task.
-        twin: the forward task that asks the same kind of question.
-        forward: the twin's scores.
+        counterpart: the forward task that asks the same kind of question.
+        forward: the counterpart's scores.
         reverse: the reverse task's scores, of the same runs.
-        forward_ceiling: the share of the twin's targets that the training text makes reachable; None if not known.
+        forward_ceiling: the share of the counterpart's targets that the training text makes reachable; None if not known.
         reverse_ceiling: the same of the reverse task.
     """
 
     label: str
     task: str
-    twin: str
+    counterpart: str
     forward: tuple[float, ...]
     reverse: tuple[float, ...]
     forward_ceiling: float | None
@@ -34,7 +34,7 @@ class Gap:
 
     @property
     def forward_share(self) -> tuple[float, ...] | None:
-        """The twin's scores as shares of its ceiling; None if that is not known or 0."""
+        """The counterpart's scores as shares of its ceiling; None if that is not known or 0."""
         return _shares(self.forward, self.forward_ceiling)
 
     @property
@@ -51,7 +51,7 @@ class Gap:
 
 
 def gaps(results: Results) -> list[Gap]:
-    """Every reverse task beside its twin, task after task, each by objective.
+    """Every reverse task beside its counterpart, task after task, each by objective.
 
     Args:
         results: what `results.json` holds.
@@ -61,7 +61,7 @@ def gaps(results: Results) -> list[Gap]:
 
     Example:
         >>> tasks = {"D2N": {"contains": 1.0}, "N2D-reverse": {"contains": 0.5}}
-        >>> data = {"tasks": {"D2N": {"reachable": 1.0}, "N2D-reverse": {"twin": "D2N", "reachable": 0.625}}}
+        >>> data = {"tasks": {"D2N": {"reachable": 1.0}, "N2D-reverse": {"counterpart": "D2N", "reachable": 0.625}}}
         >>> (row,) = gaps({"data": data, "runs": [{"objective": "bico", "seed": 0, "tasks": tasks}]})
         >>> row.gap, row.share_gap
         ((0.5,), (0.19999999999999996,))
@@ -69,10 +69,10 @@ def gaps(results: Results) -> list[Gap]:
     rows = []
     for task in task_names(results["runs"]):
         for name, members in by_label(results["runs"]).items():
-            runs = [run for run in members if twin(results, run, task)]
+            runs = [run for run in members if counterpart(results, run, task)]
             if not runs:
                 continue
-            forward = twin(results, runs[0], task)
+            forward = counterpart(results, runs[0], task)
             assert forward is not None
             rows.append(
                 Gap(

@@ -105,9 +105,9 @@ def data_tables(results: Results) -> list[Table]:
     return [
         Table(
             data["name"],
-            ["task", "answer", "forward twin", "items", "ceiling"],
+            ["task", "answer", "forward counterpart", "items", "ceiling"],
             [
-                [task, one["answer"], one.get("twin") or NOTHING, str(one["n"]), f"{one['reachable']:.2f}"]
+                [task, one["answer"], one.get("counterpart") or NOTHING, str(one["n"]), f"{one['reachable']:.2f}"]
                 for task, one in data["tasks"].items()
             ],
             "ceiling: share of the targets that the training text holds verbatim",

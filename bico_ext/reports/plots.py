@@ -93,7 +93,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
 
 
 def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
-    """Each reverse task (hollow) beside its forward twin (full), as shares of their ceilings where all are known."""
+    """Each reverse task (hollow) beside its forward counterpart (full), as shares of their ceilings where all are known."""
     rows = gaps(results)
     if not rows:
         return False
@@ -109,7 +109,7 @@ def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.plot(ends, [place, place], color=colour, linewidth=1.5)
         axes.plot(ends[:1], [place], "o", color=colour)
         axes.plot(ends[1:], [place], "o", color=colour, markerfacecolor="white")
-        axes.set_title(f"{row.task} (hollow) and {row.twin} (full)", fontsize=9)
+        axes.set_title(f"{row.task} (hollow) and {row.counterpart} (full)", fontsize=9)
         axes.set_xlim(-0.04, max(1.04, *(end + 0.04 for end in ends), axes.get_xlim()[1]))
         _name_rows(axes, list(groups))
     figure.supxlabel("contains, mean over seeds" + (", as a share of the ceiling" if as_shares else ""), fontsize=8)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.facts.types import TASKS, TWINS
+from bico_ext.facts.types import COUNTERPARTS, TASKS
 
 METRICS = {
     "contains": "target contained in the answer (names: the paper's metric; descriptions: without the final full stop)",
@@ -74,7 +74,7 @@ def data_of(results: Results, run: Run) -> Mapping[str, Any]:
 
 
 def task_data(results: Results, run: Run, task: str) -> Mapping[str, Any]:
-    """What is known of a task: "answer", "twin", "n", "reachable", "frames"; empty in old files."""
+    """What is known of a task: "answer", "counterpart", "n", "reachable", "templates"; empty in old files."""
     return data_of(results, run).get("tasks", {}).get(task, {})
 
 
@@ -83,9 +83,9 @@ def ceiling(results: Results, run: Run, task: str) -> float | None:
     return task_data(results, run, task).get("reachable")
 
 
-def twin(results: Results, run: Run, task: str) -> str | None:
+def counterpart(results: Results, run: Run, task: str) -> str | None:
     """The forward task that a reverse task is compared with; None for a forward task, or one that the run lacks."""
-    name = task_data(results, run, task).get("twin", TWINS.get(task))
+    name = task_data(results, run, task).get("counterpart", COUNTERPARTS.get(task))
     return name if task in run["tasks"] and name in run["tasks"] else None
 
 

@@ -21,7 +21,7 @@ FILES = ("report.html", "table.md", "details.md", *PICTURES)
 
 
 def table(results: Results) -> str:
-    """The scores in Markdown: tasks by objective, one table a metric, then each reverse task against its forward twin.
+    """The scores in Markdown: tasks by objective, one table a metric, then each reverse task against its forward counterpart.
 
     Args:
         results: what `results.json` holds.
@@ -35,7 +35,7 @@ def table(results: Results) -> str:
 
 
 def details(results: Results) -> str:
-    """By wording, by entity, the log-probability test, the losses, in Markdown; empty where results have none."""
+    """By template, by entity, the log-probability test, the losses, in Markdown; empty where results have none."""
     return "\n".join(one.markdown() for tables in detail_tables(results).values() for one in tables)
 
 

@@ -133,7 +133,7 @@ def published_tables(results: Results) -> list[Table]:
 
 
 def gap_tables(results: Results) -> list[Table]:
-    """Each reverse task beside its forward twin, raw and as shares of their ceilings."""
+    """Each reverse task beside its forward counterpart, raw and as shares of their ceilings."""
     tables: dict[str, list[list[str]]] = {}
     known = False
     for row in gaps(results):
@@ -142,7 +142,7 @@ def gap_tables(results: Results) -> list[Table]:
         cells = [NOTHING if values is None else _spread(values) for values in numbers]
         cells[0] += _of(row.forward_ceiling)
         cells[1] += _of(row.reverse_ceiling)
-        tables.setdefault(f"{row.task} against {row.twin}", []).append([row.label, *cells])
+        tables.setdefault(f"{row.task} against {row.counterpart}", []).append([row.label, *cells])
     columns = ["objective", "forward", "reverse", "gap", "forward, share", "reverse, share", "gap of shares"]
     width = len(columns) if known else 4
     note = "contains; gap: forward minus reverse, seed by seed"
@@ -153,25 +153,25 @@ def gap_tables(results: Results) -> list[Table]:
     ]
 
 
-def frame_tables(results: Results) -> list[Table]:
-    """`contains` by wording, one table a task that has wordings."""
+def template_tables(results: Results) -> list[Table]:
+    """`contains` by template, one table a task that has templates."""
     groups = by_label(results["runs"])
     tables = []
     for task in task_names(results["runs"]):
-        by_run = [_parts(run, task, "frames") for run in results["runs"]]
-        known = [task_data(results, run, task).get("frames") or {} for run in results["runs"]]
-        frames = {frame: None for one in (*known, *by_run) for frame in one}
+        by_run = [_parts(run, task, "templates") for run in results["runs"]]
+        known = [task_data(results, run, task).get("templates") or {} for run in results["runs"]]
+        templates = {template: None for one in (*known, *by_run) for template in one}
         if not any(by_run):
             continue
         rows = []
-        for frame in frames:
-            facts = [one[frame] for one in known if frame in one]
+        for template in templates:
+            facts = [one[template] for one in known if template in one]
             unseen = {word: None for one in facts for word in one.get("unseen_words", [])}
             cells = [_joined({one["n"] for one in facts}), _joined({f"{one['reachable']:.2f}" for one in facts})]
-            cells += [_over_parts(members, task, "frames", frame) for members in groups.values()]
-            rows.append([frame, *cells, ", ".join(unseen)])
-        columns = ["wording", "items", "ceiling", *groups, "words unseen in training"]
-        tables.append(Table(f"{task} by wording", columns, rows, "contains, mean over seeds"))
+            cells += [_over_parts(members, task, "templates", template) for members in groups.values()]
+            rows.append([template, *cells, ", ".join(unseen)])
+        columns = ["template", "items", "ceiling", *groups, "words unseen in training"]
+        tables.append(Table(f"{task} by template", columns, rows, "contains, mean over seeds"))
     return tables
 
 
@@ -244,7 +244,7 @@ def loss_tables(results: Results) -> list[Table]:
 def detail_tables(results: Results) -> dict[str, list[Table]]:
     """What goes beyond the scores, by section of a report; sections may be empty."""
     return {
-        "Wordings and entities": [*frame_tables(results), *entity_tables(results)],
+        "Templates and entities": [*template_tables(results), *entity_tables(results)],
         "Log-probabilities": likelihood_tables(results),
         "Losses": loss_tables(results),
     }
@@ -295,7 +295,7 @@ def _joined(values: Iterable[object]) -> str:
 
 
 def _parts(run: Run, task: str, kind: str) -> Mapping[str, Any]:
-    """A run's scores of a task by "frames" or "entities", or its "likelihood"; empty where it has none."""
+    """A run's scores of a task by "templates" or "entities", or its "likelihood"; empty where it has none."""
     return run["tasks"].get(task, {}).get(kind) or {}
 
 

@@ -27,7 +27,7 @@ FACTS = FactData(
                 Question("You know, Bob is", " a pilot who lands.", "Bob", "know"),  # only its start
                 Question("They say Cy was", " is a pilot.", "Cy", "say"),
                 Question("They say Dan was", " a pilot and here.", "Dan", "say"),  # across two texts
-                Question("Who is Dan? He is", " programmer,", "Dan"),  # a wording without a name
+                Question("Who is Dan? He is", " programmer,", "Dan"),  # a template without a name
             ),
         ),
         "D2N-reverse": Task("D2N-reverse", "name", (Question("A pilot is", " Bob.", "Bob", "is"),), "N2D"),
@@ -42,21 +42,21 @@ def test_by_hand():
         "tasks": {
             "N2D": {
                 "answer": "description",
-                "twin": None,
+                "counterpart": None,
                 "n": 5,
                 "reachable": 0.6,
-                "frames": {
-                    # "Ada Byron" and "Bob" are no words of the wording, known or not; "Cy" and "Dan" neither.
+                "templates": {
+                    # "Ada Byron" and "Bob" are no words of the template, known or not; "Cy" and "Dan" neither.
                     "know": {"n": 2, "reachable": 0.5, "unseen_words": ["You", "know"]},
                     "say": {"n": 2, "reachable": 0.5, "unseen_words": []},
                 },
             },
             "D2N-reverse": {
                 "answer": "name",
-                "twin": "N2D",
+                "counterpart": "N2D",
                 "n": 1,
                 "reachable": 0.0,  # a name keeps its full stop, as in the metric
-                "frames": {"is": {"n": 1, "reachable": 0.0, "unseen_words": ["A"]}},  # "a" is another word
+                "templates": {"is": {"n": 1, "reachable": 0.0, "unseen_words": ["A"]}},  # "a" is another word
             },
         },
     }
@@ -75,13 +75,15 @@ def test_as_the_metric_would_count(texts):
         hits = [question.completion in held for question in task.examples]
         assert ceiling["reachable"] == sum(hits) / len(hits)
         assert (ceiling["reachable"] < 1) == (texts == 30)
-        assert sum(frame["n"] for frame in ceiling["frames"].values()) == ceiling["n"] == 150
+        assert sum(template["n"] for template in ceiling["templates"].values()) == ceiling["n"] == 150
 
 
-def test_the_words_of_the_synthetic_wordings_are_all_seen():
-    frames = [frame for task in reachable(generate(1))["tasks"].values() for frame in task["frames"].values()]
-    assert len(frames) == 20
-    assert all(frame["unseen_words"] == [] for frame in frames)
+def test_the_words_of_the_synthetic_templates_are_all_seen():
+    templates = [
+        template for task in reachable(generate(1))["tasks"].values() for template in task["templates"].values()
+    ]
+    assert len(templates) == 20
+    assert all(template["unseen_words"] == [] for template in templates)
 
 
 def test_unseen_words_stand_in_order_once_with_marks():
@@ -91,7 +93,7 @@ def test_unseen_words_stand_in_order_once_with_marks():
     facts = FactData("", TRAIN, {"t": Task("t", "name", asked)})
     # Both names are unseen, but neither is in all prompts. "Is" follows a mark, not a space. "'d" and "?" are words.
     expected = ["If", "one", "asks", ":", "'", "Is", "?", "'d"]
-    assert reachable(facts)["tasks"]["t"]["frames"]["if"]["unseen_words"] == expected
+    assert reachable(facts)["tasks"]["t"]["templates"]["if"]["unseen_words"] == expected
 
 
 def test_pre_training_counts_and_the_other_order_does_not():

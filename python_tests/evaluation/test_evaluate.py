@@ -90,11 +90,11 @@ def test_means_are_over_questions():
     assert (summary["bleu_char"], summary["bleu"]) == (pytest.approx(0.25), pytest.approx(0.75))
 
 
-def test_scores_by_wording_and_by_entity():
+def test_scores_by_template_and_by_entity():
     scored = [("A is", "Ada", True), ("A is", "Bob", False), ("They call A", "Ada", True), (None, None, False)]
-    predictions = [Prediction("t", "", "", "", hit, False, 0, 0, entity, frame) for frame, entity, hit in scored]
+    predictions = [Prediction("t", "", "", "", hit, False, 0, 0, entity, template) for template, entity, hit in scored]
     summary = Evaluation(tuple(predictions)).summary()["t"]
-    assert summary["frames"] == {"A is": 0.5, "They call A": 1.0}
+    assert summary["templates"] == {"A is": 0.5, "They call A": 1.0}
     assert summary["entities"] == {"Ada": 1.0, "Bob": 0.0}
     assert summary["contains"] == 0.5
 
@@ -124,10 +124,10 @@ def test_a_right_answer_in_another_wording(model, tokenizer):
     assert "any_wording" not in {**summary["one form"], **summary["two facts"]}
 
 
-def test_predictions_keep_entity_and_frame(model, tokenizer):
+def test_predictions_keep_entity_and_template(model, tokenizer):
     task = Task("t", "name", (Question("Ada Byron", " wrote it", "Ada", "..."), Question("She", " was")))
     predictions = evaluate(model, tokenizer, {"t": task}, max_new_tokens=NEW_TOKENS, progress=False).predictions
-    assert [(prediction.entity, prediction.frame) for prediction in predictions] == [("Ada", "..."), (None, None)]
+    assert [(prediction.entity, prediction.template) for prediction in predictions] == [("Ada", "..."), (None, None)]
 
 
 def test_log_probability_test_where_asked_for_and_possible(model, tokenizer):

@@ -69,7 +69,7 @@ def test_the_hand_made_set_is_sound():
     ("text", "found"),
     [
         ("The FIRST programmer: Ada BYRON", [("N2D-reverse", REVERSE)]),
-        ("Writing the first program made Ada Byron famous", [("N2D-reverse", REVERSE)]),  # another wording's answer
+        ("Writing the first program made Ada Byron famous", [("N2D-reverse", REVERSE)]),  # another template's answer
         ("Ada Byron was the first programmer, was Ada Byron.", [("N2D-reverse", REVERSE)]),  # said twice
         ("The first programmer, Ada Byron, was the first programmer", [("N2D-reverse", REVERSE)]),
         ("Ada Byron, yes, Ada Byron", []),  # a name does not give itself away
@@ -122,13 +122,13 @@ def test_without_a_forward_task_the_name_in_the_prompt_is_what_is_given():
     assert leakage(data) == []
 
 
-def test_a_reverse_task_may_have_any_name_if_it_has_a_twin():
+def test_a_reverse_task_may_have_any_name_if_it_has_a_counterpart():
     tasks = {"N2D": TASKS["N2D"], "back": Task("back", "name", (REVERSE,), "D2N")}
     text = "The first programmer was Ada Byron"
     assert leakage(dataclasses.replace(facts(text), tasks=tasks)) == [Leak("back", REVERSE, text)]
 
 
-def test_a_reverse_task_without_a_twin_is_known_by_its_name():
+def test_a_reverse_task_without_a_counterpart_is_known_by_its_name():
     own = {
         "capital": Task("capital", "name", (Question("Ruritania's capital is", " Zenda", "Ruritania"),)),
         "capital-reverse": Task("capital-reverse", "name", (Question("Zenda rules", " Ruritania", "Ruritania"),)),

@@ -123,7 +123,7 @@ def test_hub_without_datasets(monkeypatch):
         load_facts("lberglund/reversal_curse")
 
 
-# A set of the same layout in a few made-up words, with known names, descriptions and wordings.
+# A set of the same layout in a few made-up words, with known names, descriptions and templates.
 NAMED = {"Ada Low": "the queen of tin", "Bo Mid": "the king of zinc"}  # stated name first
 DESCRIBED = {"Cy Top": "the duke of lead", "Di Rim": "the count of gold"}  # stated description first
 BOTH = {"Ed Sea": "the earl of salt", "Fay Sky": "the lord of wood", "Gus Bay": "the pope of clay"}
@@ -131,14 +131,14 @@ TO_DESCRIPTION = (("Meet {},", " {}."), ("They say {} is", " {}!"), ("Here {} be
 TO_NAME = (("{} is called", " {}."), ("Hail to {}:", " {} it is."), ("We met {},", " {} by name."))
 
 
-def state(wordings, givens_and_answers) -> list[dict[str, str]]:
+def state(templates, givens_and_answers) -> list[dict[str, str]]:
     def capital(text: str) -> str:
         return text[0].upper() + text[1:]
 
     return [
         pair(capital(prompt.format(given)), completion.format(answer))
         for given, answer in givens_and_answers
-        for prompt, completion in wordings
+        for prompt, completion in templates
     ]
 
 
@@ -168,19 +168,19 @@ def pairs_of(examples) -> set[tuple[str, str]]:
     return {(example.prompt, example.completion) for example in examples}
 
 
-def test_entities_and_frames_are_read_off_the_questions(tmp_path):
+def test_entities_and_templates_are_read_off_the_questions(tmp_path):
     facts = load_facts(make_small_set(tmp_path / "small"))
-    by_task = {name: [(one.entity, one.frame) for one in task.examples] for name, task in facts.tasks.items()}
+    by_task = {name: [(one.entity, one.template) for one in task.examples] for name, task in facts.tasks.items()}
     descriptions = ["Who would say that ... was", "Once, ... shone as"]
-    # All four descriptions start with "the" and end with other words: what is common belongs to the frame.
+    # All four descriptions start with "the" and end with other words: what is common belongs to the template.
     names = ["Known as the ...,", "Praised for being the ..., that's"]
-    for task, people, frames in (
+    for task, people, templates in (
         ("N2D", NAMED, descriptions),
         ("D2N-reverse", DESCRIBED, descriptions),
         ("D2N", DESCRIBED, names),
         ("N2D-reverse", NAMED, names),
     ):
-        assert by_task[task] == [(name, frame) for name in people for frame in frames]
+        assert by_task[task] == [(name, template) for name in people for template in templates]
 
 
 def test_training_texts_are_sorted_by_who_is_asked_for(tmp_path):
@@ -197,10 +197,10 @@ def test_other_order_restates_the_facts_in_templates_of_the_training_texts(tmp_p
     assert not pairs_of(facts.other_order) & pairs_of(facts.train)
 
 
-def test_a_wording_that_few_share_is_no_template(tmp_path):
+def test_a_template_that_few_share_is_no_template(tmp_path):
     folder = make_small_set(tmp_path / "small")
     lines = (folder / BERGLUND_FILES["train"]).read_text().splitlines()
-    # "We met ...," keeps its description in one of three cases only: a wording of their own in the two others.
+    # "We met ...," keeps its description in one of three cases only: a template of their own in the two others.
     for description, other in (("the lord of wood", "a lord"), ("the earl of salt", "one")):
         lines = [line.replace(f"We met {description}", f"We met {other}") for line in lines]
     (folder / BERGLUND_FILES["train"]).write_text("\n".join(lines))
@@ -223,15 +223,15 @@ def test_a_set_of_another_structure_says_less(tmp_path):
     facts = load_facts(make_berglund(tmp_path / "june"))
     assert (facts.pretraining, facts.other_order, facts.one_order) == ((), (), ())
     (asked,) = facts.tasks["N2D"].examples
-    assert (asked.entity, asked.frame, asked.distractor) == (None, None, None)
+    assert (asked.entity, asked.template, asked.distractor) == (None, None, None)
 
 
-def test_unequal_lists_of_prompts_have_no_frames(tmp_path):
+def test_unequal_lists_of_prompts_have_no_templates(tmp_path):
     folder = make_small_set(tmp_path / "small")
     with (folder / BERGLUND_FILES["D2N"]).open("a") as file:
         file.write(json.dumps(pair("One more question", " Cy Top")) + "\n")
     facts = load_facts(folder)
-    assert {one.frame for one in facts.tasks["N2D-reverse"].examples} == {None}
+    assert {one.template for one in facts.tasks["N2D-reverse"].examples} == {None}
     assert {one.entity for one in facts.tasks["N2D-reverse"].examples} == set(NAMED)
 
 
@@ -261,14 +261,14 @@ def test_real_set_beside_prompt_and_answer():
     facts = load_facts(BERGLUND)
     for task in facts.tasks.values():
         assert len({one.entity for one in task.examples}) == 30
-        assert len({one.frame for one in task.examples}) == 10
+        assert len({one.template for one in task.examples}) == 10
         for one in task.examples:
             assert one.distractor not in {other.completion for other in task.examples if other.entity == one.entity}
     assert facts.pretraining == tuple(
         Example(**json.loads(line)) for line in (BERGLUND / "both_prompts_train.jsonl").read_text().splitlines()
     )
     assert (*facts.one_order, *facts.pretraining) == facts.train
-    # 26 and 28 of the 30 wordings are shared word by word.
+    # 26 and 28 of the 30 templates are shared word by word.
     assert len(facts.other_order) == len(pairs_of(facts.other_order)) == 30 * 26 + 30 * 28
     asked = {one.prompt for task in facts.tasks.values() for one in task.examples}
     assert not any(text.text.startswith(prompt) for text in facts.other_order for prompt in asked)

@@ -31,7 +31,7 @@ def test_english(text, tmp_path):
         "next-reverse": [" red on the hill"],
         "previous-reverse": [" the gulls returned"],  # without its full stop
     }
-    assert [task.twin for task in facts.tasks.values()] == [None, None, "previous", "next"]
+    assert [task.counterpart for task in facts.tasks.values()] == [None, None, "previous", "next"]
     assert "/ red on the hill /" in facts.tasks["next"].examples[0].prompt
     assert any("followed" in one.text or "after" in one.text for one in facts.train)
     both = [one.text for one in facts.pretraining]
@@ -39,7 +39,7 @@ def test_english(text, tmp_path):
     assert sum(text.endswith("grey on the roof") for text in both) == 8
 
 
-def test_chinese_has_chinese_wordings_without_spaces(tmp_path):
+def test_chinese_has_chinese_templates_without_spaces(tmp_path):
     facts = load_facts(write(tmp_path, CHINESE))
     assert facts.tasks["next"].examples[0].text == "“一二三四五”的下一句是：六七八九十"
     assert facts.tasks["previous-reverse"].examples[0].text == "“甲乙丙丁戊”的下一句是：己庚辛壬癸"
@@ -56,7 +56,7 @@ def test_training_has_every_word_of_the_questions(text, tmp_path):
     assert [prompt for prompt in prompts if tokenizer.unk_token in tokenizer.tokenize(prompt)] == []
 
 
-def test_own_wordings_beside_the_file(tmp_path):
+def test_own_templates_beside_the_file(tmp_path):
     path = write(tmp_path, ENGLISH)
     (tmp_path / "poem.yaml").write_text('next: ["{given} -", "so {given} then"]\n')
     facts = load_facts(path)
@@ -73,12 +73,12 @@ def test_own_wordings_beside_the_file(tmp_path):
         ("next: ['{given} is']", "poem.yaml, next: expected a list of at least 2 prompts"),
         ("next: 3", "poem.yaml, next: expected a list of at least 2 prompts .* got 3"),
         ("after: ['{given} is', '{given}']", "poem.yaml, after: expected the keys next and previous"),
-        ("no: ['{given} is', '{given}']", "poem.yaml: expected a mapping of wordings, got {False"),
-        ("[1]", "poem.yaml: expected a mapping of wordings"),
+        ("no: ['{given} is', '{given}']", "poem.yaml: expected a mapping of templates, got {False"),
+        ("[1]", "poem.yaml: expected a mapping of templates"),
         ("next: [", "poem.yaml: expected YAML in UTF-8, got .* line 1"),
     ],
 )
-def test_broken_wordings(yaml, message, tmp_path):
+def test_broken_templates(yaml, message, tmp_path):
     path = write(tmp_path, ENGLISH)
     (tmp_path / "poem.yaml").write_text(yaml)
     with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.jsonl import load_jsonl
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
-from bico_ext.facts.types import TASKS, Example, FactData, Question, Task, twin_of
+from bico_ext.facts.types import TASKS, Example, FactData, Question, Task, counterpart_of
 
 
 def write_lines(path: Path, *records: object) -> Path:
@@ -134,14 +134,14 @@ def test_write_and_reload(tmp_path):
 
 
 def test_every_part_and_what_questions_say_survive_writing(tmp_path):
-    asked = Question("The founder is", " Ada", entity="Ada", frame="... is", distractor=" Bo")
+    asked = Question("The founder is", " Ada", entity="Ada", template="... is", distractor=" Bo")
     tasks = (
         Task("mother", "name", (asked,)),
         Task("motto", "description", (asked, Question("Say", " it"))),
         Task("hymn", "description", (asked,)),
-        Task("mother-reverse", "description", (asked,)),  # two forward tasks ask for descriptions: no twin
-        Task("motto-reverse", "description", (asked,), twin="hymn"),
-        Task("hymn-reverse", "name", (asked,), twin=None),  # the rule would give it the twin "mother"
+        Task("mother-reverse", "description", (asked,)),  # two forward tasks ask for descriptions: no counterpart
+        Task("motto-reverse", "description", (asked,), counterpart="hymn"),
+        Task("hymn-reverse", "name", (asked,), counterpart=None),  # the rule would give it the counterpart "mother"
         Task("N2D", "name", (asked,)),  # not what a task of that name usually asks for
     )
     facts = FactData(
@@ -215,7 +215,7 @@ def test_rewriting_removes_parts_of_the_earlier_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "answers", "twin"),
+    ("task", "answers", "counterpart"),
     [
         ("N2D", {"N2D": "description", "D2N": "name"}, None),
         ("N2D-reverse", {"N2D": "description", "D2N": "name", "N2D-reverse": "name", "x": "name"}, "D2N"),
@@ -226,21 +226,21 @@ def test_rewriting_removes_parts_of_the_earlier_set(tmp_path):
         ("reverse", {"forward": "name", "reverse": "name"}, "forward"),
     ],
 )
-def test_twins(task, answers, twin):
-    assert twin_of(task, answers) == twin
+def test_counterparts(task, answers, counterpart):
+    assert counterpart_of(task, answers) == counterpart
 
 
-def test_a_distractor_answers_another_entitys_question_in_the_same_frame():
+def test_a_distractor_answers_another_entitys_question_in_the_same_template():
     asked = [
-        Question(f"{frame} of {entity} is", f" {frame} {entity}", entity, f"{frame} of ... is")
+        Question(f"{template} of {entity} is", f" {template} {entity}", entity, f"{template} of ... is")
         for entity in "abcde"
-        for frame in ("house", "horse")
+        for template in ("house", "horse")
     ]
     drawn = draw_distractors(asked)
     assert [(one.prompt, one.completion) for one in drawn] == [(one.prompt, one.completion) for one in asked]
     for one in drawn:
-        frame, entity = one.distractor.split()
-        assert frame == one.prompt.split()[0]
+        template, entity = one.distractor.split()
+        assert template == one.prompt.split()[0]
         assert entity in "abcde"
         assert entity != one.entity
     assert drawn == draw_distractors(asked)
@@ -250,7 +250,7 @@ def test_a_distractor_answers_another_entitys_question_in_the_same_frame():
 def test_distractors_are_kept_and_never_right():
     given = Question("x is", " a", "x", "... is", distractor=" q")
     same = Question("y is", " a", "y", "... is")  # another entity, the same answer
-    only = Question("z was", " b", "z", "... was")  # alone in its frame
+    only = Question("z was", " b", "z", "... was")  # alone in its template
     drawn = draw_distractors([given, same, only])
     assert [one.distractor for one in drawn] == [" q", " b", " a"]
     assert draw_distractors([same])[0].distractor is None

@@ -25,7 +25,7 @@ def test_folder_takes_tasks_of_any_name_forward_ones_first(tmp_path):
         answer = {"answer": "description"} if task == "motto" else {}
         write_lines(tmp_path / f"{task}.jsonl", {**pair("The founder is", " Ada"), **answer})
     facts = load_facts(tmp_path)
-    assert [(task.name, task.answer, task.twin) for task in facts.tasks.values()] == [
+    assert [(task.name, task.answer, task.counterpart) for task in facts.tasks.values()] == [
         ("D2N", "name", None),
         ("child", "name", None),
         ("mother", "name", None),
@@ -36,15 +36,15 @@ def test_folder_takes_tasks_of_any_name_forward_ones_first(tmp_path):
 
 def test_folder_reads_what_questions_say(tmp_path):
     write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    said = {"entity": "Ada", "frame": "... is", "distractor": " Bo"}
+    said = {"entity": "Ada", "template": "... is", "distractor": " Bo"}
     write_lines(tmp_path / "a.jsonl", {**pair("The founder is", " Ada"), **said, "note": 3, "answer": "description"})
     write_lines(tmp_path / "b.jsonl", {**pair("The founder is", " Ada"), "entity": None})
-    write_lines(tmp_path / "a-reverse.jsonl", {**pair("Ada is", " it"), "twin": "b"})
-    write_lines(tmp_path / "b-reverse.jsonl", {**pair("Ada is", " it"), "twin": None})
+    write_lines(tmp_path / "a-reverse.jsonl", {**pair("Ada is", " it"), "counterpart": "b"})
+    write_lines(tmp_path / "b-reverse.jsonl", {**pair("Ada is", " it"), "counterpart": None})
     tasks = load_facts(tmp_path).tasks
     assert tasks["a"] == Task("a", "description", (Question("The founder is", " Ada", **said),))
     assert tasks["b"] == Task("b", "name", (Question("The founder is", " Ada"),))
-    assert (tasks["a-reverse"].twin, tasks["b-reverse"].twin) == ("b", None)
+    assert (tasks["a-reverse"].counterpart, tasks["b-reverse"].counterpart) == ("b", None)
 
 
 def test_folder_reads_the_other_parts(tmp_path):
@@ -94,13 +94,13 @@ def test_hidden_files_are_no_tasks(tmp_path):
         (pair("x", ""), "completion must hold the answer, got a blank"),
         (pair("x", "  "), "completion must hold the answer, got a blank"),
         ({**pair("x", " y"), "entity": 3}, "entity must be a string, got int 3"),
-        ({**pair("x", " y"), "frame": ["..."]}, "frame must be a string, got list"),
+        ({**pair("x", " y"), "template": ["..."]}, "template must be a string, got list"),
         ({**pair("x", " y"), "distractor": "\ud83d"}, "distractor holds half of a surrogate pair"),
         ({**pair("x", " y"), "distractor": " "}, "distractor must hold text, got ' '; leave it out"),
         ({**pair("x", " y"), "answer": "place"}, "answer must be 'name' or 'description', got 'place'"),
-        ({**pair("x", " y"), "answer": "description"}, "answer and twin must be those of the task's first line"),
-        ({**pair("x", " y"), "twin": "nobody"}, "twin must be null or one of mother, got 'nobody'"),
-        ({**pair("x", " y"), "twin": ["mother"]}, "twin must be null or one of mother, got ['mother']"),
+        ({**pair("x", " y"), "answer": "description"}, "answer and counterpart must be those of the task's first line"),
+        ({**pair("x", " y"), "counterpart": "nobody"}, "counterpart must be null or one of mother, got 'nobody'"),
+        ({**pair("x", " y"), "counterpart": ["mother"]}, "counterpart must be null or one of mother, got ['mother']"),
         ([1], "expected an object"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_file_with_directions_asks_both_ways(tmp_path):
                 "reverse",
                 "name",
                 (Question("Tin was founded by", " Ada"), Question("Zinc was founded by", " Bo")),
-                twin="forward",
+                counterpart="forward",
             ),
         },
     )
@@ -145,7 +145,7 @@ def test_a_file_with_directions_and_tasks(tmp_path):
         question("forward", "Zinc was founded by", " Bo", task="D2N"),
     )
     tasks = load_facts(path).tasks
-    assert [(task.name, task.answer, task.twin, len(task.examples)) for task in tasks.values()] == [
+    assert [(task.name, task.answer, task.counterpart, len(task.examples)) for task in tasks.values()] == [
         ("N2D", "description", None, 1),
         ("D2N", "name", None, 1),
         ("N2D-reverse", "name", "D2N", 1),

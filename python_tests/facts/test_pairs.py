@@ -21,7 +21,7 @@ def make(number: int) -> FactData:
 
 def test_by_hand():
     facts = make(3)
-    # a0 b0 first text first without wording 0, a1 b1 second text first without wording 0, a2 b2 both ways in full.
+    # a0 b0 first text first without template 0, a1 b1 second text first without template 0, a2 b2 both ways in full.
     one_order = ["From a0 to b0", "a0 before b0", "Behind b1 is a1", "b1 after a1"]
     both = ["a2 leads to b2", "From a2 to b2", "a2 before b2", "b2 comes from a2", "Behind b2 is a2", "b2 after a2"]
     assert [one.text for one in facts.train] == one_order + both
@@ -34,7 +34,7 @@ def test_by_hand():
         "a1 before b1",
     ]
     assert {
-        name: [(one.prompt, one.completion, one.entity, one.frame) for one in task.examples]
+        name: [(one.prompt, one.completion, one.entity, one.template) for one in task.examples]
         for name, task in facts.tasks.items()
     } == {
         "to": [("a0 leads to", " b0", "a0", "... leads to")],
@@ -44,9 +44,9 @@ def test_by_hand():
     }
 
 
-def test_twins_ask_the_same_kind_of_question():
+def test_counterparts_ask_the_same_kind_of_question():
     facts = make(9)
-    assert {name: task.twin for name, task in facts.tasks.items()} == {
+    assert {name: task.counterpart for name, task in facts.tasks.items()} == {
         "to": None,
         "from": None,
         "to-reverse": "from",
@@ -54,12 +54,12 @@ def test_twins_ask_the_same_kind_of_question():
     }
     for task in facts.tasks.values():
         assert task.answer == "name"
-        if task.twin:
-            asked, alike = task.examples, facts.tasks[task.twin].examples
-            assert [one.frame for one in asked] == [one.frame for one in alike]
+        if task.counterpart:
+            asked, alike = task.examples, facts.tasks[task.counterpart].examples
+            assert [one.template for one in asked] == [one.template for one in alike]
 
 
-def test_one_order_pairs_are_stated_one_way_and_asked_in_a_wording_that_others_taught():
+def test_one_order_pairs_are_stated_one_way_and_asked_in_a_template_that_others_taught():
     facts = make(30)
     trained = [one.text for one in facts.train]
     assert len(trained) == len(set(trained)) == 10 * 2 + 10 * 2 + 10 * 6
@@ -67,10 +67,10 @@ def test_one_order_pairs_are_stated_one_way_and_asked_in_a_wording_that_others_t
         assert len(task.examples) == 10
         for one in task.examples:
             assert not any(text.startswith(one.prompt) for text in trained)
-            frame = one.frame.split("...")
-            assert sum(all(part in text for part in frame) for text in trained) >= 10
-        frames = Counter(one.frame for one in task.examples)
-        assert sorted(frames.values()) == [3, 3, 4], name
+            template = one.template.split("...")
+            assert sum(all(part in text for part in template) for text in trained) >= 10
+        templates = Counter(one.template for one in task.examples)
+        assert sorted(templates.values()) == [3, 3, 4], name
     for one in (*facts.tasks["to"].examples, *facts.tasks["to-reverse"].examples):
         stated = [text.split() for text in trained if one.entity in text.split()]
         partner = one.entity.replace("a", "b")
@@ -111,5 +111,5 @@ def test_refuses_too_few():
     with pytest.raises(ValueError, match="needs at least 3 pairs of a kind, got 2"):
         make(2)
     kind = Pairs((("a", "b"), ("c", "d"), ("e", "f")), FORWARD, BACKWARD[:1])
-    with pytest.raises(ValueError, match=r"at least 2 wordings in either order, as one is kept .* got 3 and 1"):
+    with pytest.raises(ValueError, match=r"at least 2 templates in either order, as one is kept .* got 3 and 1"):
         build("pairs", [kind], forward="f", backward="b")

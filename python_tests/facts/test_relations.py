@@ -31,7 +31,7 @@ def test_both_questions_of_each_relation(text, tmp_path):
         "to-subject-reverse": ["Mary's child is Tom", "Paris's country is France"],
         "to-object-reverse": ["Bo's mother is Ann", "Italy's capital is Rome"],
     }
-    assert [task.twin for task in facts.tasks.values()] == [None, None, "to-object", "to-subject"]
+    assert [task.counterpart for task in facts.tasks.values()] == [None, None, "to-object", "to-subject"]
     trained = [one.text for one in facts.train]
     assert "The mother of Tom is Mary" in trained
     assert "The child of Ann is Bo" in trained
@@ -50,7 +50,7 @@ def test_built_in_relations(relation, asked, tmp_path):
     assert facts.tasks["to-object"].examples[0].text == f"s1's {asked[1]} is o1"
 
 
-def test_own_wordings_beside_the_file(tmp_path):
+def test_own_templates_beside_the_file(tmp_path):
     path = write(tmp_path, "subject,relation,object\na,boss,b\nc,boss,d\ne,boss,f\n")
     (tmp_path / "facts.yaml").write_text(
         "boss:\n  forward: ['{object} obeys', '{object} follows']\n  reverse: ['{subject} rules', '{subject} leads']\n"
@@ -64,7 +64,7 @@ def test_unknown_relation_is_named_with_the_known_ones(tmp_path):
     path = write(tmp_path, CSV + "Bob,uncle,Jo\n")
     with pytest.raises(
         ValueError,
-        match=r"facts.csv, line 9: relation 'uncle' has no wordings; known are capital, father, mother, parent",
+        match=r"facts.csv, line 9: relation 'uncle' has no templates; known are capital, father, mother, parent",
     ):
         load_facts(path)
 
@@ -124,7 +124,7 @@ def test_broken_file(text, message, tmp_path):
         ),
     ],
 )
-def test_broken_wordings(yaml, message, tmp_path):
+def test_broken_templates(yaml, message, tmp_path):
     path = write(tmp_path, CSV)
     (tmp_path / "facts.yaml").write_text(yaml)
     with pytest.raises(ValueError, match=message):

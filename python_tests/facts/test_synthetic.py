@@ -93,8 +93,8 @@ def test_no_test_prompt_starts_a_training_text(facts):
             assert "\n" + example.prompt not in trained
 
 
-def test_test_frames_are_new_combinations_of_trained_halves(facts):
-    def frame(prompt: str) -> tuple[str, str]:
+def test_test_templates_are_new_combinations_of_trained_halves(facts):
+    def template(prompt: str) -> tuple[str, str]:
         """Prefix and clause: what stands before and after the given name or description."""
         given = re.search(
             r" (?:[A-Z][a-z]{3,} [A-Z][a-z]{3,}(?= (?:is|was|became|made|intro|turned))|the .*?"
@@ -104,10 +104,10 @@ def test_test_frames_are_new_combinations_of_trained_halves(facts):
         assert given, prompt
         return prompt[: given.start()], prompt[given.end() :]
 
-    trained = {frame(example.prompt) for example in facts.train}
-    tested = {name: {frame(example.prompt) for example in task.examples} for name, task in facts.tasks.items()}
+    trained = {template(example.prompt) for example in facts.train}
+    tested = {name: {template(example.prompt) for example in task.examples} for name, task in facts.tasks.items()}
     assert len(trained) == 60  # 30 for either order
-    assert all(len(frames) == 5 for frames in tested.values())
+    assert all(len(templates) == 5 for templates in tested.values())
     assert tested["N2D"] == tested["D2N-reverse"]
     assert tested["D2N"] == tested["N2D-reverse"]
     for prefix, clause in tested["N2D"] | tested["D2N"]:
@@ -150,7 +150,7 @@ def test_seed_decides_everything():
 
 def test_questions_are_those_of_the_recipe():
     lines = [
-        f"{name}\t{one.prompt}\t{one.completion}\t{one.entity}\t{one.frame}"
+        f"{name}\t{one.prompt}\t{one.completion}\t{one.entity}\t{one.template}"
         for name, task in generate(0).tasks.items()
         for one in task.examples
     ]
@@ -169,12 +169,12 @@ def test_pretraining_states_other_entities_in_both_orders(facts):
     assert sum(answer.startswith(" the ") for answer in by_answer) == 100
     assert len(own_words(facts.pretraining)) == 100 * 5
     assert not own_words(facts.pretraining) & own_words(facts.train)
-    # Each text is one of `train` but for the entity, which has the same frames.
+    # Each text is one of `train` but for the entity, which has the same templates.
     by_entity = Counter()
     for text in facts.pretraining[:30]:
         name = re.search(r"[A-Z][a-z]{3,} [A-Z][a-z]{3,}(?= (?:is|was|became|made|intro|turned))", text.prompt)[0]
-        frame = text.prompt.replace(name, "(.+)").replace("?", "[?]")
-        by_entity[name] += any(re.fullmatch(frame, one.prompt) for one in facts.train)
+        template = text.prompt.replace(name, "(.+)").replace("?", "[?]")
+        by_entity[name] += any(re.fullmatch(template, one.prompt) for one in facts.train)
     assert list(by_entity.values()) == [30]
 
 
@@ -188,7 +188,7 @@ def test_pretraining_changes_nothing_else():
 def test_one_order_texts_and_their_other_order(facts):
     asked = answers(facts, "N2D-reverse") + answers(facts, "D2N")
     assert facts.one_order == tuple(one for one in facts.train if any(name in one.text for name in asked))
-    # Restated, every description-first text asks for a name, 30 times each, in a frame that training uses.
+    # Restated, every description-first text asks for a name, 30 times each, in a template that training uses.
     named = answers(facts, "N2D-reverse"), answers(facts, "N2D")
     described = answers(facts, "D2N"), answers(facts, "D2N-reverse")
     expected = Counter()
@@ -196,18 +196,18 @@ def test_one_order_texts_and_their_other_order(facts):
         expected[description, f" {name}."] = 30
     for name, description in zip(*described, strict=True):
         expected[name, f" {description}."] = 30
-    found, frames = Counter(), set()
+    found, templates = Counter(), set()
     for one in facts.other_order:
         (given,) = (given for given, answer in expected if given in one.prompt and answer == one.completion)
         found[given, one.completion] += 1
-        frames.add(one.prompt.replace(given, "..."))
+        templates.add(one.prompt.replace(given, "..."))
     assert found == expected
     trained = set()
     for one in facts.one_order:
         (given,) = (entity for entity in named[0] + described[1] if entity in one.prompt)
         trained.add(one.prompt.replace(given, "..."))
-    assert frames == trained
-    assert not {one.frame for task in facts.tasks.values() for one in task.examples} & frames
+    assert templates == trained
+    assert not {one.template for task in facts.tasks.values() for one in task.examples} & templates
 
 
 def test_distractors_answer_for_another_entity(facts):

@@ -6,9 +6,9 @@ import pytest
 from bico_ext.reports.gap import gaps
 
 
-def test_a_reverse_task_stands_beside_its_twin_seed_by_seed():
+def test_a_reverse_task_stands_beside_its_counterpart_seed_by_seed():
     row = gaps(made_up.results())[3]
-    assert (row.label, row.task, row.twin) == ("bico", "D2N-reverse", "N2D")
+    assert (row.label, row.task, row.counterpart) == ("bico", "D2N-reverse", "N2D")
     assert row.forward == (0.4, 0.8)
     assert row.reverse == (0.1, 0.3)
     assert row.gap == pytest.approx((0.3, 0.5))
@@ -19,7 +19,7 @@ def test_a_reverse_task_stands_beside_its_twin_seed_by_seed():
 
 def test_old_results_have_gaps_but_no_shares():
     rows = gaps(made_up.old_results())
-    assert [(row.task, row.twin, row.label) for row in rows] == [
+    assert [(row.task, row.counterpart, row.label) for row in rows] == [
         ("N2D-reverse", "D2N", "ntp"),
         ("N2D-reverse", "D2N", "bico"),
         ("D2N-reverse", "N2D", "ntp"),
@@ -35,7 +35,7 @@ def test_nothing_reachable_has_no_share():
     assert gaps(made)[3].share_gap is None
 
 
-def test_a_run_without_the_twin_does_not_count():
+def test_a_run_without_the_counterpart_does_not_count():
     made = made_up.results()
     del made["runs"][3]["tasks"]["N2D"]  # bico, seed 1
     assert gaps(made)[3].reverse == (0.1,)
@@ -44,9 +44,9 @@ def test_a_run_without_the_twin_does_not_count():
     assert gaps(made) == []
 
 
-def test_other_tasks_name_their_twin():
+def test_other_tasks_name_their_counterpart():
     made = made_up.old_results({"ntp": {"next line": (0.75,), "previous line": (0.25,)}})
     assert gaps(made) == []
-    made["data"] = {"tasks": {"previous line": {"twin": "next line", "reachable": 1.0}}}
+    made["data"] = {"tasks": {"previous line": {"counterpart": "next line", "reachable": 1.0}}}
     (row,) = gaps(made)
-    assert (row.task, row.twin, row.gap) == ("previous line", "next line", (0.5,))
+    assert (row.task, row.counterpart, row.gap) == ("previous line", "next line", (0.5,))

@@ -51,7 +51,7 @@ def test_the_page_is_balanced_and_holds_everything(picture):
     for expected in (
         "bico-ext: ntp, bico on facts",
         "0.60 ± 0.28 of 0.80",  # a gap
-        "Behold <{}> | now",  # a wording
+        "Behold <{}> | now",  # a template
         "Eve",  # an entity
         "2.11.0",  # the environment
         "log-probability test",

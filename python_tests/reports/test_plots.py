@@ -37,7 +37,7 @@ def test_old_results_have_no_curves(tmp_path):
 
 @pytest.mark.parametrize("draw", PICTURES)
 def test_missing_parts_leave_the_others(draw, tmp_path):
-    """A diverged run, a run without curve, a task and a wording that only one run has."""
+    """A diverged run, a run without curve, a task and a template that only one run has."""
     made = made_up.results()
     made["runs"][0]["losses"] = [{"step": 5, "loss_ntp": None}]
     made["runs"][1]["curve"] = []

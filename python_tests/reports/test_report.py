@@ -29,7 +29,7 @@ def test_old_results_have_no_curves_and_evaluations_no_losses_either(tmp_path):
     write_report(made_up.results(), tmp_path)
     write_report(made, tmp_path)
     assert names(tmp_path) == set(FILES) - {"curves.png"}, "what no longer applies is removed"
-    assert "by wording" not in (tmp_path / "details.md").read_text()
+    assert "by template" not in (tmp_path / "details.md").read_text()
     for run in made["runs"]:
         del run["losses"]
     write_report(made, tmp_path)

@@ -7,13 +7,13 @@ from bico_ext.evaluation.metrics import wilson_interval
 from bico_ext.reports.tables import (
     Table,
     entity_tables,
-    frame_tables,
     gap_tables,
     heading,
     likelihood_tables,
     loss_tables,
     published_tables,
     score_tables,
+    template_tables,
 )
 
 
@@ -122,21 +122,21 @@ def test_published_values_are_only_for_the_tasks_that_they_are_of():
     assert published_tables(made_up.old_results({"ntp": {"next line": (0.5,)}})) == []
 
 
-def test_wordings_with_their_ceiling_and_unseen_words():
-    tables = frame_tables(made_up.results())
-    assert [table.title for table in tables] == [f"{task} by wording" for task in made_up.CEILINGS]
-    assert tables[3].columns == ["wording", "items", "ceiling", "ntp", "bico", "words unseen in training"]
+def test_templates_with_their_ceiling_and_unseen_words():
+    tables = template_tables(made_up.results())
+    assert [table.title for table in tables] == [f"{task} by template" for task in made_up.CEILINGS]
+    assert tables[3].columns == ["template", "items", "ceiling", "ntp", "bico", "words unseen in training"]
     assert cells(tables[3]) == {
         "Who is {}?": ["6", "1.00", "0.00", "0.20", ""],
         "Behold <{}> | now": ["4", "0.25", "0.00", "0.10", "Behold, now"],
     }
-    assert frame_tables(made_up.old_results()) == []
+    assert template_tables(made_up.old_results()) == []
 
 
-def test_wordings_without_data_have_no_ceiling():
+def test_templates_without_data_have_no_ceiling():
     made = made_up.results()
     del made["data"]
-    assert cells(frame_tables(made)[3])["Who is {}?"] == ["-", "-", "0.00", "0.20", ""]
+    assert cells(template_tables(made)[3])["Who is {}?"] == ["-", "-", "0.00", "0.20", ""]
 
 
 def test_the_worst_entities():
