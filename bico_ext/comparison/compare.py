@@ -23,7 +23,7 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import FactData
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation.greedy import encode_prompts
-from bico_ext.models.tokenization import encode_prompt, encode_text
+from bico_ext.models.tokenization import check_context, encode_prompt, encode_text
 from bico_ext.reports import environment
 
 LOCK = ".lock"  # in the output folder, while it is written to
@@ -187,7 +187,6 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
         )
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
-    context = model.config.get_text_config().max_position_embeddings
     lengths = [
         (example.text, len(encode_text(tokenizer, example.text)))
         for example in (*facts.train, *facts.pretraining, *facts.other_order)
@@ -200,11 +199,7 @@ def _check_model(config: CompareConfig, facts: FactData) -> None:
         for text in (question.text, question.prompt + question.distractor)
     ]
     for text, length in lengths:
-        if length > context:
-            raise ValueError(
-                f"a text of data {config.data!r} has {length} tokens, but the model's context is {context}: "
-                f"{text!r:.80}; shorten it or leave it out"
-            )
+        check_context(model, length, f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")
 
 
 def _claim(out: Path, config: CompareConfig, digest: str) -> dict[str, Any]:

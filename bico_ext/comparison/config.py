@@ -1,10 +1,10 @@
 """What a comparison is asked to do."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
+from bico_ext.bounds import BOUNDS, check_bounds
 from bico_ext.comparison import systems
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.objectives.denoising import check_mask_rate
@@ -110,21 +110,7 @@ class CompareConfig:
         taken |= {"objectives": systems.named(self.objectives), "mask_rate": check_mask_rate(self.mask_rate)}
         for name, value in taken.items():
             object.__setattr__(self, name, value)
-        least = {"permute_segments": 2, "curve_points": 0}
-        for name in (
-            "steps",
-            "pretrain_steps",
-            "layers",
-            "batch_size",
-            "max_new_tokens",
-            "infill_spans",
-            "permute_segments",
-            "curve_points",
-        ):
-            if getattr(self, name) < least.get(name, 1):
-                raise ValueError(f"{name} must be at least {least.get(name, 1)}, got {getattr(self, name)}")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}; leave it out for one a core")
+        check_bounds(**{name: getattr(self, name) for name in BOUNDS if hasattr(self, name)})
         if self.model != "tiny":
             others = [name for name in self.objectives if SYSTEMS[name].family != "llama"]
             if others:
@@ -139,20 +125,10 @@ class CompareConfig:
             )
         if self.hidden_size < 1 or self.hidden_size % (2 * HEADS):
             raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {self.hidden_size}")
-        for name in ("learning_rate", "pretrain_learning_rate", "weight_decay", "warmup_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, and finite, got {getattr(self, name)}")
-        replay = cast(float, self.replay)
-        if not 0 <= replay < 1:
+        if self.replay and self.setting != "pretrained":
             raise ValueError(
-                f"replay must be in [0, 1), a share of the fine-tuning texts, got {replay}; 0 leaves it out"
+                f"replay must be 0 without pre-training, got {self.replay}; leave it out or use setting='pretrained'"
             )
-        if replay and self.setting != "pretrained":
-            raise ValueError(
-                f"replay must be 0 without pre-training, got {replay}; leave it out or use setting='pretrained'"
-            )
-        if self.mixing_probability is not None and not 0 <= self.mixing_probability <= 1:
-            raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from bico_ext.bounds import check_bounds
 from bico_ext.facts.types import Example
 from bico_ext.models.attach import attach
-from bico_ext.models.tokenization import encode_text
+from bico_ext.models.tokenization import check_context, encode_text
 from bico_ext.objectives.denoising import bico
-from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pad
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, may_be_hidden, pad
 from bico_ext.ops import reference
 from bico_ext.seeding import stream_seed
 
@@ -82,11 +83,8 @@ def probe(
     Example:
         >>> probe(model, tokenizer, load_facts("synthetic").train, samples=64)["denoising"][0]  # doctest: +SKIP
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    context = model.config.get_text_config().max_position_embeddings
-    sequences = encode(tokenizer, texts, context)
+    check_bounds(samples=samples, batch_size=batch_size)
+    sequences = encode(model, tokenizer, texts)
     order = torch.randperm(len(sequences), generator=Generator().manual_seed(stream_seed("probe", seed)))
     sequences = [sequences[i] for i in order]
     attach(model).eval()
@@ -96,7 +94,11 @@ def probe(
         attention[condition] = _attention_for_json(profile, condition)
     # Nothing attends to the placeholder; 0 is the official code's.
     placeholder_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-    sets = {None: sequences} | {length: pack(sequences, length) for length in LENGTHS if length <= context}
+    sets = {None: sequences} | {
+        length: pack(sequences, length)
+        for length in LENGTHS
+        if length <= model.config.get_text_config().max_position_embeddings
+    }
     records = denoising(
         model,
         {length: rows[:samples] for length, rows in sets.items() if rows},
@@ -109,11 +111,11 @@ def probe(
     return {"attention": attention, "denoising": records}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example], context: int) -> list[Tensor]:
+def encode(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example]) -> list[Tensor]:
     """The token ids of each text as in training (BOS, text, EOS), int64 [S] each; all of them checked.
 
     Raises:
-        ValueError: no texts, a text of more than `context` tokens, or one with nothing to hide.
+        ValueError: no texts, a text longer than the model's context, or one with nothing to hide.
     """
     if not texts:
         raise ValueError("texts must hold at least one text, got none; name data with training texts")
@@ -121,12 +123,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example], context
     sequences = []
     for number, text in enumerate(texts, start=1):
         ids = encode_text(tokenizer, text.text)
-        if len(ids) > context:
-            raise ValueError(
-                f"text {number} has {len(ids)} tokens, but the model's context is {context} (max_position_embeddings); "
-                f"leave it out or shorten it: {text.text!r:.60}"
-            )
-        if special.issuperset(ids[1:]):
+        check_context(model, len(ids), f"text {number}, {text.text!r:.60},", "leave it out or shorten it")
+        if not may_be_hidden(torch.tensor(ids), special).any():
             raise ValueError(
                 f"text {number} has no token to hide: after the first it needs one that is not special, "
                 f"got {ids}; leave it out: {text.text!r:.60}"

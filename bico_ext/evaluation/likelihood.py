@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bico_ext.bounds import check_bounds
 from bico_ext.facts.types import Example, Task
 from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
-from bico_ext.models.tokenization import encode_prompt
+from bico_ext.models.tokenization import check_context, encode_prompt
 
 
 def log_probabilities(
@@ -159,10 +160,8 @@ def _finite(value: float) -> float | None:
 def _score(
     model: Any, tokenizer: PreTrainedTokenizerBase, examples: list[Example], batch_size: int, progress: bool
 ) -> list[_Score]:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    context = model.config.get_text_config().max_position_embeddings
-    encoded = [_encode(tokenizer, example, context) for example in examples]
+    check_bounds(batch_size=batch_size)
+    encoded = [_encode(model, tokenizer, example) for example in examples]
     scores: dict[int, _Score] = {}
     # Longest first, so that a batch that does not fit in memory fails at once.
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]), reverse=True)
@@ -181,7 +180,7 @@ def _score(
     return [scores[place] for place in range(len(examples))]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, context: int) -> tuple[list[int], int]:
+def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], int]:
     """The ids of the text, and the place of the first one to score."""
     prompt, ids = encode_prompt(tokenizer, example.prompt), encode_prompt(tokenizer, example.text)
     start = next((i for i, (given, id_) in enumerate(zip(prompt, ids, strict=False)) if given != id_), len(prompt))
@@ -192,11 +191,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, context: int) 
             f"a token must stand before the completion, got none for the prompt {example.prompt!r:.60}; use a "
             "tokenizer with a BOS token or a longer prompt"
         )
-    if len(ids) > context:
-        raise ValueError(
-            f"a text of {len(ids)} tokens exceeds the model's context of {context} (max_position_embeddings): "
-            f"{example.text!r:.60}; shorten it"
-        )
+    check_context(model, len(ids), f"text {example.text!r:.60}", "shorten it")
     return ids, start
 
 

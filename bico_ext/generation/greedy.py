@@ -9,8 +9,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from bico_ext.bounds import check_bounds
 from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
-from bico_ext.models.tokenization import encode_prompt
+from bico_ext.models.tokenization import check_context, encode_prompt
 
 
 def generate(
@@ -130,9 +131,7 @@ def check_request(prompts: Iterable[str], max_new_tokens: int, batch_size: int) 
     """Refuse a single string as prompts (TypeError) and numbers below 1 (ValueError)."""
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be an iterable of texts, got the string {prompts!r:.60}; use [text]")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_bounds(max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def encode_prompts(
@@ -143,16 +142,16 @@ def encode_prompts(
     Raises:
         ValueError: a prompt has no tokens, or leaves less than max_new_tokens of the model's context.
     """
-    context = model.config.get_text_config().max_position_embeddings
     ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
     for prompt, tokens in ids.items():
         if not tokens:
             raise ValueError(f"a prompt must have at least one token, got none for {prompt!r:.60}")
-        if len(tokens) > context - max_new_tokens:
-            raise ValueError(
-                f"a prompt of {len(tokens)} tokens and max_new_tokens = {max_new_tokens} exceed the model's context of "
-                f"{context} (max_position_embeddings): {prompt!r:.60}; shorten the prompt or lower max_new_tokens"
-            )
+        check_context(
+            model,
+            len(tokens) + max_new_tokens,
+            f"prompt {prompt!r:.60} with max_new_tokens={max_new_tokens}",
+            "shorten the prompt or lower max_new_tokens",
+        )
     return ids
 
 

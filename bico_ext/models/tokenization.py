@@ -6,6 +6,7 @@ spaces, Chinese and Japanese, have one token a character, and a space beside it 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
@@ -73,6 +74,32 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,  # a text that spells "<s>" must not become BOS
     )
+
+
+def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
+    """Refuse more tokens than the model's positions reach.
+
+    Args:
+        model: a causal LM of transformers, or a PEFT model around one.
+        tokens: how many are needed.
+        what: what needs them, for the message.
+        remedy: what to do about it, for the message.
+
+    Raises:
+        ValueError: `tokens` exceeds the model's `max_position_embeddings`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=8))
+        >>> check_context(SimpleNamespace(config=config), 9, "text 'Ada wrote it.'", "shorten it")
+        Traceback (most recent call last):
+        ValueError: text 'Ada wrote it.' needs 9 tokens, but the model's context is 8 (max_position_embeddings); shorten it
+    """
+    context = model.config.get_text_config().max_position_embeddings
+    if tokens > context:
+        raise ValueError(
+            f"{what} needs {tokens} tokens, but the model's context is {context} (max_position_embeddings); {remedy}"
+        )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Generator, Tensor
 
-from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, may_be_hidden
 
 Positions = Literal["2d", "in-place"]
 Place = TypeVar("Place", int, Tensor)
@@ -118,10 +118,7 @@ def check_positions(positions: str) -> None:
 
 def _spans(input_ids: Tensor, generator: Generator, special_ids: Collection[int]) -> list[tuple[int, int]]:
     """The spans [start, end), in random order."""
-    free = torch.ones_like(input_ids, dtype=torch.bool)
-    free[:1] = False
-    for special_id in special_ids:
-        free &= input_ids != special_id
+    free = may_be_hidden(input_ids, special_ids)
     wanted = COVERAGE * int(free.sum())
     spans: list[tuple[int, int]] = []
     covered = 0

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Generator, Tensor
 
+from bico_ext.bounds import check_bounds
 from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 
@@ -58,8 +59,7 @@ def permute(
         >>> masked.input_ids, masked.labels
         (tensor([2, 8, 7]), tensor([-100, -100,    7]))
     """
-    if segments < 2:
-        raise ValueError(f"segments must be at least 2, got {segments}; for one piece use objective='ntp'")
+    check_bounds(permute_segments=segments)
     start, end = _text(input_ids, special_ids)
     text = input_ids[start:end]
     if len(text) < 2:

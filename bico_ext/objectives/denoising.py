@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, may_be_hidden
 
 MaskRate = float | Literal["uniform"]
 
@@ -161,12 +161,7 @@ def _hidden(
     """Which tokens are masked, bool [S]; see `bico`."""
     mask_rate = check_mask_rate(mask_rate)
     rate = float(torch.rand((), generator=generator)) if mask_rate == "uniform" else mask_rate
-    eligible = torch.ones_like(input_ids, dtype=torch.bool)
-    eligible[:1] = False
-    if not last_eligible:
-        eligible[-1:] = False
-    for special_id in special_ids:  # a handful of ids: cheaper than torch.isin, which sorts
-        eligible &= input_ids != special_id
+    eligible = may_be_hidden(input_ids, special_ids, last_eligible)
     hidden = (torch.rand(len(input_ids), generator=generator) < rate) & eligible
     if not hidden.any():
         candidates = eligible.nonzero()[:, 0]

@@ -3,6 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
+from bico_ext.bounds import check_bounds
 from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 
@@ -29,8 +30,7 @@ def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> Traini
         >>> infill(torch.tensor([2, 7]), torch.Generator()).span_ids
         tensor([0, 1], dtype=torch.int32)
     """
-    if spans < 1:
-        raise ValueError(f"spans must be at least 1, got {spans}; for no span use objective='ntp'")
+    check_bounds(infill_spans=spans)
     span_ids = torch.zeros_like(input_ids, dtype=torch.int32)
     labels = torch.full_like(input_ids, NO_LOSS)
     predictable = len(input_ids) - 1

@@ -5,10 +5,11 @@ Span ids say who sees whom: -1 is no key for anyone, 0 is context, s > 0 sees th
 (`bico_ext.ops.reference.visible` is the rule).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -35,6 +36,32 @@ class TrainingSequence:
     block_positions: Tensor | None = None
     position_ids: Tensor | None = None
     mirror: bool = True
+
+
+def may_be_hidden(input_ids: Tensor, special_ids: Collection[int], last: bool = True) -> Tensor:
+    """Which tokens an objective may hide and predict: none at position 0, which no output predicts, none special.
+
+    Args:
+        input_ids: int64 [S].
+        special_ids: ids that are never hidden, such as BOS and EOS.
+        last: whether the last token may be hidden (default). False where output i predicts the token at i itself: a
+            causal LM's loss leaves the last output out.
+
+    Returns:
+        bool [S].
+
+    Example:
+        >>> import torch
+        >>> may_be_hidden(torch.tensor([2, 7, 8, 3]), special_ids=(2, 3))
+        tensor([False,  True,  True, False])
+    """
+    allowed = torch.ones_like(input_ids, dtype=torch.bool)
+    allowed[:1] = False
+    if not last:
+        allowed[-1:] = False
+    for special_id in special_ids:  # a handful of ids: cheaper than torch.isin, which sorts
+        allowed &= input_ids != special_id
+    return allowed
 
 
 def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import get_args
 
 from transformers import TrainingArguments
 
+from bico_ext.bounds import check_bounds
 from bico_ext.objectives import registry
 from bico_ext.objectives.blank_infilling import Positions, check_positions
 from bico_ext.objectives.denoising import check_mask_rate
@@ -111,13 +112,12 @@ class BicoConfig(TrainingArguments):
         registry.check_objective(self.objective)
         self.mask_rate = check_mask_rate(self.mask_rate)
         check_positions(self.abi_positions)
-        for name, least in (("infill_spans", 1), ("permute_segments", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.mixing_probability <= 1:
-            raise ValueError(f"mixing_probability must be in [0, 1], got {self.mixing_probability}")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2 (one token read, one predicted), got {self.max_length}")
+        check_bounds(
+            infill_spans=self.infill_spans,
+            permute_segments=self.permute_segments,
+            mixing_probability=self.mixing_probability,
+            max_length=self.max_length,
+        )
         if "inputs" in (self.include_for_metrics or []):
             raise ValueError("include_for_metrics must not hold 'inputs': a batch is rows until its objective is known")
         if self.remove_unused_columns:

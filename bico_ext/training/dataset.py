@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
-from bico_ext.models.tokenization import encode_text
+from bico_ext.models.tokenization import check_context, encode_text
+from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
 logger = logging.get_logger(__name__)
@@ -70,10 +71,9 @@ class RowEncoder:
         never_predicted: frozenset[int],
         last_predicted: bool = True,
     ) -> None:
-        self.tokenizer, self.max_length, self.never_predicted = tokenizer, max_length, never_predicted
-        self.predictable = slice(1, None if last_predicted else -1)
+        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.never_predicted, self.last_predicted = never_predicted, last_predicted
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.context = model.config.get_text_config().max_position_embeddings
 
     def __call__(self, dataset: Any, name: str) -> list[dict[str, Any]]:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, Mapping | str):
@@ -122,12 +122,8 @@ class RowEncoder:
         """Refuse what would fail, or silently teach nothing, in the middle of a run."""
         if input_ids.ndim != 1:
             raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(input_ids.shape)}")
-        if len(input_ids) > self.context:
-            raise ValueError(
-                f"{name} has {len(input_ids)} tokens, but the model's context is {self.context} "
-                f"(max_position_embeddings); set max_length={self.context} to cut long rows"
-            )
-        if self.never_predicted.issuperset(input_ids[self.predictable].tolist()):
+        check_context(self.model, len(input_ids), name, "set max_length to cut long rows")
+        if not may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any():
             raise ValueError(
                 f"{name} has nothing to predict: after the first token it needs one that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"

@@ -113,7 +113,7 @@ def test_resuming_with_other_runs_adds_to_those_there_are(config, tmp_path):
 def test_a_mistake_found_before_training_claims_nothing(config, tmp_path):
     with pytest.raises(OSError, match="no/such/model"):
         compare(dataclasses.replace(config, model="/no/such/model"))
-    with pytest.raises(ValueError, match="exceed the model's context"):
+    with pytest.raises(ValueError, match="but the model's context is"):
         compare(dataclasses.replace(config, max_new_tokens=600))
     assert not (tmp_path / "out").exists()
 
@@ -320,7 +320,7 @@ def test_a_distractor_that_does_not_fit_is_found_before_training(config, data, t
     rows = [json.loads(line) for line in (copy / "N2D.jsonl").read_text().splitlines()]
     rows[-1]["distractor"] = " long" * 600
     (copy / "N2D.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"a text of data .* has 6\d\d tokens, but the model's context is 512"):
+    with pytest.raises(ValueError, match=r"a text of data .* needs 6\d\d tokens, but the model's context is 512"):
         compare(dataclasses.replace(config, data=str(copy)))
     assert not (tmp_path / "out").exists()
 

@@ -105,7 +105,7 @@ def test_errors() -> None:
         generate_blank(model, words, PROMPTS, positions="1d")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"tokenizer must have the tokens \[gMASK\], <sop>, <eop>"):
         generate_blank(model, tokenizer(), PROMPTS)
-    with pytest.raises(ValueError, match="exceed the model's context of 128"):
+    with pytest.raises(ValueError, match="but the model's context is 128"):
         generate_blank(model, words, PROMPTS, max_new_tokens=126)
     with pytest.raises(RuntimeError, match="LlamaForCausalLM is not attached"):
         generate_blank(tiny_llama(), words, PROMPTS)

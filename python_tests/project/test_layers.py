@@ -21,7 +21,15 @@ LAYERS = [
     ["comparison"],
     ["cli"],
 ]
-FOUNDATION = {"_C", "_emulator", "_planted", "cjk", "files", "seeding"}  # at the root; they know none of the folders
+FOUNDATION = {
+    "_C",
+    "_emulator",
+    "_planted",
+    "bounds",
+    "cjk",
+    "files",
+    "seeding",
+}  # at the root; they know none of the folders
 METHOD = {"ops", "models", "objectives", "training", "generation"}
 MOST_FILES, MOST_LINES = 12, 400
 CPP_MAY_INCLUDE = {

@@ -124,7 +124,7 @@ class Stream(IterableDataset):
         (Stream(), TypeError, "train_dataset must be .* known length, got Stream; read a stream into a list"),
         ("rows.jsonl", TypeError, "got str"),
         ({"train": [GOOD]}, TypeError, "got dict"),
-        ([GOOD, LONG], ValueError, r"train_dataset\[1\] has 33 tokens, but the model's context is 32"),
+        ([GOOD, LONG], ValueError, r"train_dataset\[1\] needs 33 tokens, but the model's context is 32"),
         ([GOOD, {"input_ids": [BOS]}], ValueError, r"train_dataset\[1\] has nothing to predict"),
         ([GOOD, {"input_ids": [7, BOS, EOS]}], ValueError, r"train_dataset\[1\] has nothing to predict"),
         ([{"input_ids": []}], ValueError, r"train_dataset\[0\] has nothing to predict"),
