@@ -133,7 +133,7 @@ def test_refusals(model, tokenizer):
         log_probabilities(model, tokenizer, EXAMPLES, batch_size=0)
     with pytest.raises(ValueError, match="completion must add a token to its prompt, got ''"):
         log_probabilities(model, tokenizer, [Example("Ada", "")])
-    with pytest.raises(ValueError, match=r"text '.*' needs 129 tokens, but the model's context is 128 .*shorten it"):
+    with pytest.raises(ValueError, match=r"text 'Ada .* needs 129 tokens, but the model's context is 128 .*shorten it"):
         log_probabilities(model, tokenizer, [Example("Ada", " Byron" * 127)])
     with pytest.raises(ValueError, match="token must stand before the completion, got none for the prompt 'b'; use"):
         log_probabilities(tiny_llama(), joining_tokenizer(None), [Example("b", "c")])
