@@ -1,1 +1,1 @@
-"""Facts and questions: the data sets, and the readers of users' own."""
+"""Facts and questions: the built-in data sets and the readers of users' own files."""

@@ -1,12 +1,13 @@
-# ruff: noqa: RUF001, RUF002 (full-width punctuation is what Chinese is written with)
-"""Couplets: the next and the previous line of a verse, as in the article's test, from a plain text file.
+# ruff: noqa: RUF001, RUF002 (Chinese is written with full-width punctuation)
+"""Couplets from a plain text file: which line of verse comes next, and which came before, as in the paper's test.
 
-Each line of the file is a couplet: two lines of verse with a tab or "|" between them, or with the line's only comma
-("," or "，"). Blank lines and lines that start with "#" are skipped; a full stop at the end is dropped. The tasks of
-`bico_ext.facts.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`: `next-reverse` asks for the line
-before, of couplets of which training only says which line comes next.
+Each line of the file is one couplet: two lines of verse, separated by a tab, by "|" or by the only comma of the line
+("," or "，"). Blank lines and lines that start with "#" are skipped. A full stop at the end is dropped. The four tasks
+of `bico_ext.facts.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`. For example,
+`next-reverse` asks for the previous line, for couplets of which training only states the next line.
 
-The templates are English or Chinese, as most of the letters are, or those of a file `<file>.yaml` beside it:
+The templates are Chinese if most letters of the file are, and English otherwise. A file `<file>.yaml` beside the data
+replaces those of one or both directions:
 
     next: ["After {given} comes", "The line that follows {given} is"]
     previous: ["Before {given} comes", "The line that precedes {given} is"]
@@ -20,8 +21,9 @@ from bico_ext.facts.jsonl import refuse_empty
 from bico_ext.facts.pairs import Pairs, build, check_new, check_templates, read_templates
 from bico_ext.facts.types import FactData
 
-# Slashes with spaces, as verse is quoted in running text: after a quotation mark the word tokenizer has another token
-# for a verse's first word than after a space, unknown where a verse is given that training only has as an answer.
+# Slashes with spaces quote verse, as in running text. Quotation marks would not do: the word tokenizer has different
+# tokens for a word after a quotation mark and after a space, so the first word of a verse in a prompt would be unknown
+# if training has this verse as an answer only.
 _ENGLISH = {
     "next": (
         "The line / {given} / is followed by",
@@ -69,11 +71,11 @@ _CHINESE = {
 
 
 def load(path: Path) -> FactData:
-    """Loads a file of couplets; see the module.
+    """Load a file of couplets; see the module.
 
     Raises:
-        ValueError: a line without partner, or one that has another partner in another line, with file and line number;
-            fewer than three couplets; templates that are none.
+        ValueError: a line of the file is not a couplet, or repeats the first or the second line of another couplet (the
+            message gives file and line number); there are fewer than three couplets; or the templates are broken.
 
     Example:
         >>> load(Path("poems.txt")).tasks["next-reverse"].counterpart  # doctest: +SKIP
@@ -110,11 +112,11 @@ def _read(path: Path) -> tuple[tuple[str, str], ...]:
         lines = tuple(part.strip() for part in _split(re.sub(r"\s*[.。]?\Z", "", line.strip())))
         if len(lines) != 2 or not all(lines):
             raise ValueError(
-                f"{where}: expected two lines of verse with a tab, a | or the only comma between them, "
+                f"{where}: expected two lines of verse, separated by a tab, a | or the only comma, "
                 f"got {line.strip()!r:.80}"
             )
-        for place, verse in zip(("first", "second"), lines, strict=True):
-            check_new(seen, (place, verse), number, where, f"{verse!r:.60} is the {place} line of the couplet")
+        for position, verse in zip(("first", "second"), lines, strict=True):
+            check_new(seen, (position, verse), number, where, f"{verse!r:.60} is the {position} line of the couplet")
         couplets.append((lines[0], lines[1]))
     return tuple(couplets)
 

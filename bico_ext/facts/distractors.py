@@ -9,15 +9,15 @@ from bico_ext.facts.types import Question
 
 
 def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Question, ...]:
-    """Gives each question that has no distractor the answer to another one, about another entity.
+    """Give each question without a distractor the answer to a question about another entity.
 
     Args:
-        questions: of one task.
-        seed: draws them; the default is what the sources of `load_facts` use.
+        questions: the questions of one task.
+        seed: seed of the random choice. The readers of files use the default.
 
     Returns:
-        The questions in their order. A distractor is an answer in the same template where there is one, so that it
-        continues the prompt as grammatically as the right one does; it is None where all entities share one answer.
+        The questions in the same order. A distractor comes from a question of the same template if possible, so that
+        it continues the prompt as grammatically as the right answer. It is None if all questions share one answer.
 
     Example:
         >>> asked = [Question("Who wrote it?", " Ada", "Ada"), Question("Who sang it?", " Bo", "Bo")]
@@ -27,17 +27,20 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
     rng = random.Random(seed)
     by_template: dict[str | None, list[Question]] = {}
     right: dict[str | None, set[str]] = {}
-    for one in questions:
-        by_template.setdefault(one.template, []).append(one)
-        right.setdefault(one.entity, set()).add(one.completion)
+    for question in questions:
+        by_template.setdefault(question.template, []).append(question)
+        right.setdefault(question.entity, set()).add(question.completion)
 
-    def turned(others: Sequence[Question]) -> Iterator[str]:
+    def from_a_random_one(others: Sequence[Question]) -> Iterator[str]:
+        """All answers, in a cycle that starts at a random one."""
         start = rng.randrange(len(others))
         return (others[(start + step) % len(others)].completion for step in range(len(others)))
 
     def draw(question: Question) -> str | None:
         known = {question.completion} if question.entity is None else right[question.entity]
-        answers = chain(turned(by_template[question.template]), turned(questions))
+        answers = chain(from_a_random_one(by_template[question.template]), from_a_random_one(questions))
         return next((answer for answer in answers if answer not in known), None)
 
-    return tuple(one if one.distractor else replace(one, distractor=draw(one)) for one in questions)
+    return tuple(
+        question if question.distractor else replace(question, distractor=draw(question)) for question in questions
+    )

@@ -1,4 +1,4 @@
-"""JSON Lines: one reader for every such file of the project, and the examples and questions in its lines."""
+"""JSON Lines: the reader that every such file of the project goes through, and the parsers of its lines."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from bico_ext.facts.types import Example, Question
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """Each line of a JSONL file as its place, for error messages, and its value; see `load_jsonl`."""
-    # Split bytes, not text: str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
+    """Yield file and line number (for error messages) and the JSON value of each line; see `load_jsonl`."""
+    # Bytes are split, not text: str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
     lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
     if lines == [b""]:
         return
@@ -27,17 +27,17 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
 
 
 def load_jsonl(path: str | os.PathLike[str]) -> tuple[Example, ...]:
-    """Reads a JSONL file of prompts and completions.
+    """Read a JSONL file of prompts and completions.
 
     Args:
-        path: a UTF-8 file, one object a line with the string keys "prompt" and "completion"; other keys are ignored.
-            Blank lines may stand at the end only.
+        path: a UTF-8 file with one object per line. Each object has the string keys "prompt" and "completion"; other
+            keys are ignored. Blank lines are allowed at the end of the file only.
 
     Returns:
         One example per line, in the order of the file; none for an empty file.
 
     Raises:
-        ValueError: a line is not what is expected; the text names the file, the line number and the defect.
+        ValueError: a line is broken. The message names the file, the line number and the defect.
 
     Example:
         >>> load_jsonl("facts.jsonl")[0].prompt  # doctest: +SKIP
@@ -47,7 +47,7 @@ def load_jsonl(path: str | os.PathLike[str]) -> tuple[Example, ...]:
 
 
 def parse_example(record: Any, where: str) -> Example:
-    """A training text from a JSON value; ValueError says, after `where`, what is wrong with it."""
+    """Return the training text in a JSON value; the ValueError about a broken one starts with `where`."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: expected an object with prompt and completion, got {record!r:.60}")
     for key in ("prompt", "completion"):
@@ -57,7 +57,8 @@ def parse_example(record: Any, where: str) -> Example:
     prompt, completion = record["prompt"], record["completion"]
     if not prompt.strip():
         raise ValueError(f"{where}: prompt must not be empty, got {prompt!r}")
-    if completion and prompt.endswith(" "):  # a tokenizer would see another prompt than the one it was trained on
+    # The tokenizer would split such a prompt differently in a question than in the training text.
+    if completion and prompt.endswith(" "):
         raise ValueError(
             f"{where}: prompt must not end with a space, got {prompt[-20:]!r}; start the completion with it instead"
         )
@@ -70,16 +71,16 @@ def parse_example(record: Any, where: str) -> Example:
 
 
 def parse_question(record: Any, where: str) -> Question:
-    """A question from a JSON value, which may have the string keys "entity", "template" and "distractor", too."""
+    """Return the question in a JSON value; "entity", "template" and "distractor" are optional string keys."""
     example = parse_example(record, where)
-    if not example.completion.strip():  # every text contains it, so any model would score
+    if not example.completion.strip():  # every text contains a blank, so any model would get this question right
         raise ValueError(f"{where}: completion must hold the answer, got a blank")
-    more = {key: record[key] for key in ("entity", "template", "distractor") if record.get(key) is not None}
-    for key, value in more.items():
+    optional = {key: record[key] for key in ("entity", "template", "distractor") if record.get(key) is not None}
+    for key, value in optional.items():
         _check_text(value, key, where)
         if not value.strip():
-            raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out where there is none")
-    return Question(example.prompt, example.completion, **more)
+            raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out if there is none")
+    return Question(example.prompt, example.completion, **optional)
 
 
 def _check_text(value: Any, key: str, where: str) -> None:
@@ -90,5 +91,5 @@ def _check_text(value: Any, key: str, where: str) -> None:
 
 
 def refuse_empty(where: str | os.PathLike[str], split: str) -> NoReturn:
-    """Says that a split has no lines: nothing can be trained on it, and no share of its answers can be right."""
+    """Raise the error about a split without lines: it can be neither trained on nor scored."""
     raise ValueError(f"{where}: {split} holds no examples; expected at least one line")

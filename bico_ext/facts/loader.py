@@ -1,4 +1,4 @@
-"""One call for every kind of data set."""
+"""`load_facts`, the one entry point for every kind of data set."""
 
 import os
 import re
@@ -12,28 +12,31 @@ _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".txt")
 
 
 def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
-    """Loads a fact data set.
+    """Load a fact data set.
 
     Args:
         source: one of
-            "synthetic": the generated set of `bico_ext.facts.synthetic` (a folder of that name is "./synthetic");
-            a folder with the files of Berglund et al. 2023 (`all_prompts_train.jsonl` and four tests), see
-            `bico_ext.facts.berglund`;
-            a folder with `train.jsonl` and a file for each task, or a JSONL file of training texts, with or without
-            questions, see `bico_ext.facts.own`;
-            a `.txt` file of couplets, see `bico_ext.facts.couplets`;
-            a `.csv` file of relations, see `bico_ext.facts.relations`;
-            a name on the Hugging Face hub, such as "lberglund/reversal_curse" (needs the `datasets` package).
-        seed: of the synthetic set; the other sources do not use it.
+
+            * "synthetic": the generated set of `bico_ext.facts.synthetic` (use "./synthetic" for a folder of that
+              name);
+            * a folder with the files of Berglund et al. 2023 (`all_prompts_train.jsonl` and four tests), see
+              `bico_ext.facts.berglund`;
+            * a folder with `train.jsonl` and one file per task, or a JSONL file of training texts with or without
+              questions, see `bico_ext.facts.own`;
+            * a `.txt` file of couplets, see `bico_ext.facts.couplets`;
+            * a `.csv` file of relations, see `bico_ext.facts.relations`;
+            * a name on the Hugging Face hub, such as "lberglund/reversal_curse" (needs the `datasets` package).
+        seed: the seed of the synthetic set. The other sources ignore it.
 
     Returns:
         The training set and its tasks.
 
     Raises:
-        FileNotFoundError: the path does not exist, or its folder lacks files; they are listed.
-        ModuleNotFoundError: the source can only be a hub name and `datasets` is not installed.
+        FileNotFoundError: the path does not exist, or the folder lacks files, which the message lists.
+        ModuleNotFoundError: the source can only be a hub name, and `datasets` is not installed.
         OSError: the hub cannot be reached or has no such data set.
-        ValueError: a broken line (with file and line number), a set without examples, an answer that is blank.
+        ValueError: a line is broken (the message gives file and line number), a set has no examples, or an answer is
+            blank.
 
     Example:
         >>> data = load_facts("synthetic")

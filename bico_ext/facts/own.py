@@ -1,17 +1,21 @@
-"""Users' own facts: a folder with a file for each task, or a single file whose lines say what they are for.
+"""Users' own facts: a folder with one file per task, or a single file with training texts and questions.
 
-A folder holds `train.jsonl` and the questions of each task in `<task>.jsonl`; `<task>-reverse.jsonl` asks the facts of
-`<task>` the other way round. Three more files may be there: `pretrain.jsonl` (`FactData.pretraining`),
-`other_order.jsonl` and `one_order.jsonl`.
+A folder holds `train.jsonl` and the questions of each task in `<task>.jsonl`. The questions in `<task>-reverse.jsonl`
+ask for the facts of `<task>` the other way round. Three more files are optional: `pretrain.jsonl`
+(`FactData.pretraining`), `other_order.jsonl` and `one_order.jsonl`.
 
-A single file holds training texts. Where lines have the key "direction", "train" trains, "forward" asks in the trained
-order and "reverse" the other way round: the questions of the tasks `forward` and `reverse`, or of `<task>` and
-`<task>-reverse` where a line has the key "task".
+A single file holds training texts, and questions in lines with the key "direction": "forward" asks in the trained
+order, "reverse" the other way round, and "train" (the default) marks a training text. The questions form the tasks
+`forward` and `reverse`, or `<task>` and `<task>-reverse` if the line has the key "task".
 
-Every line is an object with the string keys "prompt" and "completion". A question may say more: "entity", "template",
-"distractor" (see `bico_ext.facts.types.Question`); "answer", "name" (the default where the task's name does not tell) or
-"description"; and "counterpart", the forward task that asks the same kind of question, null for none (default: see
-`bico_ext.facts.types.counterpart_of`). All questions of a task have the same "answer" and the same "counterpart".
+Every line is an object with the string keys "prompt" and "completion". The other keys of a question are optional:
+
+* "entity", "template", "distractor": see `bico_ext.facts.types.Question`;
+* "answer": "name" or "description". The default is the kind of answer of the four usual tasks, and "name" for others;
+* "counterpart": the forward task that asks the same kind of question, or null for none. Default: see
+  `bico_ext.facts.types.counterpart_of`.
+
+All questions of a task have the same "answer" and the same "counterpart".
 """
 
 import os
@@ -25,22 +29,22 @@ from bico_ext.facts.jsonl import parse_example, parse_question, read_records, re
 from bico_ext.facts.types import ANSWERS, TASKS, Answer, Example, FactData, Question, Task, counterpart_of, is_reverse
 from bico_ext.files import write_json_lines
 
-# In a folder of one's own: the file of each part of `FactData` that is no task. Every other JSONL file is a task.
+# The file of each part of `FactData` in a folder of one's own. Every other JSONL file is a task.
 OWN_FILES = {
     "train": "train.jsonl",
     "pretraining": "pretrain.jsonl",
     "other_order": "other_order.jsonl",
     "one_order": "one_order.jsonl",
 }
-_Lines = Iterable[tuple[str, Any]]  # the place of each line, for error messages, and its JSON value
+_Lines = Iterable[tuple[str, Any]]  # file and line number, for error messages, and the JSON value of each line
 
 
 def load_folder(folder: Path) -> FactData:
-    """Loads a folder of JSONL files; see the module.
+    """Load a folder of JSONL files; see the module.
 
     Raises:
         FileNotFoundError: there is no `train.jsonl`.
-        ValueError: a broken line, with file and line number, or a file without lines.
+        ValueError: a line is broken (the message gives file and line number), or a file has no lines.
 
     Example:
         >>> load_folder(Path("my-facts")).tasks.keys()  # doctest: +SKIP
@@ -65,10 +69,10 @@ def load_folder(folder: Path) -> FactData:
 
 
 def load_file(path: Path) -> FactData:
-    """Loads one JSONL file of training texts and, where lines have the key "direction", questions; see the module.
+    """Load one JSONL file of training texts and questions; see the module.
 
     Raises:
-        ValueError: a broken line, with file and line number, or no line to train on.
+        ValueError: a line is broken (the message gives file and line number), or there is no training text.
 
     Example:
         >>> load_file(Path("facts.jsonl")).tasks.keys()  # doctest: +SKIP
@@ -107,63 +111,60 @@ def _examples(path: Path, part: str) -> tuple[Example, ...]:
 
 
 def _tasks(lines_of: Mapping[str, _Lines]) -> dict[str, Task]:
-    """The usual four first, then forward tasks, then reverse ones."""
+    """Return the tasks: first the usual four, then the other forward tasks, then the other reverse tasks."""
 
     def rank(task: str) -> tuple[int, bool, str]:
         return (TASKS.index(task) if task in TASKS else len(TASKS), is_reverse(task), task)
 
     questions: dict[str, tuple[Question, ...]] = {}
-    about: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     answers: dict[str, Answer] = {}
     for task in sorted(lines_of, key=rank):
         lines = list(lines_of[task])
         questions[task] = tuple(parse_question(record, where) for where, record in lines)
-        about[task] = _about_task(lines, lines_of)
-        answers[task] = about[task].get("answer", ANSWERS.get(task, "name"))
+        settings[task] = _settings(lines, lines_of)
+        answers[task] = settings[task].get("answer", ANSWERS.get(task, "name"))
         for where, record in lines:
             if answers[task] == "description" and record["completion"].strip() in (".", "。"):
                 raise ValueError(f"{where}: completion must hold the answer, a description, got a full stop alone")
     return {
-        task: Task(task, answers[task], asked, about[task].get("counterpart", counterpart_of(task, answers)))
+        task: Task(task, answers[task], asked, settings[task].get("counterpart", counterpart_of(task, answers)))
         for task, asked in questions.items()
     }
 
 
-def _about_task(lines: _Lines, tasks: Iterable[str]) -> dict[str, Any]:
-    """The keys "answer" and "counterpart", as far as given; the lines must agree."""
+def _settings(lines: _Lines, tasks: Iterable[str]) -> dict[str, Any]:
+    """Return the keys "answer" and "counterpart" of a task as far as they are given; all lines must agree."""
     found: dict[str, Any] = {}
     first_line = True
     for where, record in lines:
         given = {key: record[key] for key in ("answer", "counterpart") if key in record}
         if given.get("answer", "name") not in ("name", "description"):
             raise ValueError(f"{where}: answer must be 'name' or 'description', got {given['answer']!r}")
-        if given.get("counterpart") is not None and given["counterpart"] not in list(
-            tasks
-        ):  # in a mapping a list raises TypeError
-            raise ValueError(
-                f"{where}: counterpart must be null or one of {', '.join(tasks)}, got {given['counterpart']!r}"
-            )
+        counterpart = given.get("counterpart")
+        # The keys are compared as a list: looking up an unhashable value in the mapping raises TypeError.
+        if counterpart is not None and counterpart not in list(tasks):
+            raise ValueError(f"{where}: counterpart must be null or one of {', '.join(tasks)}, got {counterpart!r}")
         if not first_line and given != found:
             raise ValueError(
-                f"{where}: answer and counterpart must be those of the task's first line, {found}, got {given}"
+                f"{where}: answer and counterpart must be the same as in the task's first line, {found}, got {given}"
             )
         found, first_line = given, False
     return found
 
 
 def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
-    """Writes a data set as a folder of JSONL files that `load_facts` reads back whole.
+    """Write a data set as a folder of JSONL files, from which `load_facts` restores it completely.
 
-    Each file appears whole or not at all, and `train.jsonl` last, so that an interrupted call leaves a folder
-    that `load_facts` refuses. Files of the four usual tasks and of the other parts that this set does not have are
-    removed.
+    Each file is written atomically, and `train.jsonl` last: `load_facts` refuses the folder that an interrupted call
+    leaves. If this set lacks one of the four usual tasks or of the other parts, an old file of it is removed.
 
     Args:
-        data: what to write; the folder's name takes the place of `data.name` on reloading.
-        directory: the folder, made if missing.
+        data: the set to write. On reloading, its name is that of the folder.
+        directory: the folder. It is created if it does not exist.
 
     Raises:
-        ValueError: a task's name cannot be a file's, or the folder holds JSONL files that are not this set's.
+        ValueError: the name of a task cannot be a file name, or the folder holds other JSONL files.
 
     Example:
         >>> write_facts(load_facts("synthetic", seed=1), "out/synthetic-1")  # doctest: +SKIP
@@ -172,18 +173,19 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
     for name in data.tasks:
         if f"{name}.jsonl" in OWN_FILES.values() or not re.fullmatch(r"\w[^/\\\0]*", name):
             raise ValueError(
-                f"data.tasks must have names that can be files' beside {', '.join(OWN_FILES.values())}, got {name!r}"
+                f"a name in data.tasks must give a file name <name>.jsonl other than {', '.join(OWN_FILES.values())}, "
+                f"got {name!r}"
             )
-    parts = {OWN_FILES[part]: [asdict(one) for one in getattr(data, part)] for part in OWN_FILES}
+    parts = {OWN_FILES[part]: [asdict(example) for example in getattr(data, part)] for part in OWN_FILES}
     answers = {name: task.answer for name, task in data.tasks.items()}
     tasks = {
         f"{name}.jsonl": _question_records(task, counterpart_of(name, answers)) for name, task in data.tasks.items()
     }
     known = {*tasks, *parts, *(f"{name}.jsonl" for name in TASKS)}
-    strangers = sorted({path.name for path in folder.glob("*.jsonl")} - known)
-    if strangers:
+    unknown = sorted({path.name for path in folder.glob("*.jsonl")} - known)
+    if unknown:
         raise ValueError(
-            f"directory must hold no other JSONL files, which would be read as tasks, got {', '.join(strangers)} in "
+            f"directory must hold no other JSONL files, which would be read as tasks, got {', '.join(unknown)} in "
             f"{folder}; remove them or choose another folder"
         )
     (folder / OWN_FILES["train"]).unlink(missing_ok=True)
@@ -196,12 +198,13 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
 
 
 def _question_records(task: Task, usual_counterpart: str | None) -> list[dict[str, Any]]:
-    """What the questions say, and what the task's name does not tell about it."""
-    about_task: dict[str, Any] = {}
+    """Return the JSON values of the questions, with those settings of the task that are not the default."""
+    settings: dict[str, Any] = {}
     if task.answer != ANSWERS.get(task.name, "name"):
-        about_task["answer"] = task.answer
+        settings["answer"] = task.answer
     if task.counterpart != usual_counterpart:
-        about_task["counterpart"] = task.counterpart
+        settings["counterpart"] = task.counterpart
     return [
-        {key: value for key, value in asdict(one).items() if value is not None} | about_task for one in task.examples
+        {key: value for key, value in asdict(question).items() if value is not None} | settings
+        for question in task.examples
     ]

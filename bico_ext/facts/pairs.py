@@ -1,17 +1,18 @@
-"""Fact data from pairs of texts that belong together: some stated in one order, some in the other, some in both.
+"""Fact data from pairs of texts that belong together, such as two lines of a couplet.
 
-A pair has a first and a second text. Every third pair is stated first text first, every third second text first, the
-rest in both orders; so a model sees how either question is put, but the one-order pairs only one way round. The four
-tasks that ask for the one-order pairs are parallel to N2D, D2N, N2D-reverse and D2N-reverse:
+A pair has a first and a second text. One third of the pairs is stated with the first text first, one third with the
+second text first, and one third in both orders. So training shows how questions in both directions are put, but states
+the pairs that the tasks ask about in one order only. The four tasks are parallel to N2D, D2N, N2D-reverse and
+D2N-reverse:
 
-    forward           pairs stated first text first, given the first, asked for the second
-    backward          pairs stated second text first, given the second, asked for the first
-    forward-reverse   the pairs of `forward`, given the second, asked for the first; its counterpart is `backward`
-    backward-reverse  the pairs of `backward`, given the first, asked for the second; its counterpart is `forward`
+    forward           pairs stated first text first: gives the first text, asks for the second
+    backward          pairs stated second text first: gives the second text, asks for the first
+    forward-reverse   the pairs of `forward`: gives the second text, asks for the first; its counterpart is `backward`
+    backward-reverse  the pairs of `backward`: gives the first text, asks for the second; its counterpart is `forward`
 
-under the names that the kind of data gives to `forward` and `backward`. Each one-order pair holds one of its templates
-out of training and is asked in that one, so that no question is the start of a training text; in turn, so that other
-pairs have taught that template.
+Each kind of data has its own names for `forward` and `backward`. For each one-order pair, training leaves out one
+template, and the question about the pair uses that template. So no question is the start of a training text. The pairs
+leave out different templates, so that training teaches every template on other pairs.
 """
 
 import re
@@ -27,18 +28,18 @@ from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.types import Example, FactData, Question, Task
 
 GIVEN = "{given}"
-_SHARES = 3  # first text first, second text first, both
-_FEWEST_TEMPLATES = 2  # one to learn, one to ask
+_THIRDS = 3  # first text first, second text first, both orders
+_FEWEST_TEMPLATES = 2  # one to train on, one to ask with
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs that are put in the same words.
+    """Pairs that share their templates.
 
     Attributes:
-        pairs: first and second text of each; at least three.
-        forward: prompts that end where the second text follows, with `GIVEN` for the first; at least two.
-        backward: prompts that end where the first text follows, with `GIVEN` for the second; at least two.
+        pairs: the first and the second text of each pair; at least three pairs.
+        forward: prompts that ask for the second text, with `GIVEN` in place of the first; at least two.
+        backward: prompts that ask for the first text, with `GIVEN` in place of the second; at least two.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -47,20 +48,20 @@ class Pairs:
 
 
 def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> FactData:
-    """Makes training texts and tasks; see the module.
+    """Make the training texts and the tasks; see the module.
 
     Args:
-        name: of the set.
-        kinds: the pairs; thirds are taken of each kind.
-        forward: name of the task that asks for second texts in the trained order.
-        backward: name of the task that asks for first texts in the trained order.
+        name: the name of the set.
+        kinds: the pairs. Each kind is split into thirds on its own.
+        forward: the name of the task that asks for second texts in the trained order.
+        backward: the name of the task that asks for first texts in the trained order.
 
     Returns:
-        The set. `pretraining` holds the texts of the pairs stated in both orders, `one_order` the others, `other_order`
-        the same pairs in the other order, but for the templates that are asked.
+        The set. `pretraining` holds the texts of the pairs stated in both orders, and `one_order` the others.
+        `other_order` states the pairs of `one_order` in the other order, without the templates of the questions.
 
     Raises:
-        ValueError: a kind has fewer than three pairs or two templates.
+        ValueError: a kind has fewer than three pairs, or fewer than two templates in one of the orders.
 
     Example:
         >>> templates = {"forward": ("{given} goes to", "{given} to"), "backward": ("From {given}", "Of {given}")}
@@ -74,25 +75,25 @@ def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> 
     other_order: list[Example] = []
     asked: dict[str, list[Question]] = {forward: [], backward: [], f"{forward}-reverse": [], f"{backward}-reverse": []}
     for kind in kinds:
-        if len(kind.pairs) < _SHARES:
-            raise ValueError(f"{name}: needs at least {_SHARES} pairs of a kind, got {len(kind.pairs)}")
+        if len(kind.pairs) < _THIRDS:
+            raise ValueError(f"{name}: needs at least {_THIRDS} pairs of each kind, got {len(kind.pairs)}")
         if min(len(kind.forward), len(kind.backward)) < _FEWEST_TEMPLATES:
             raise ValueError(
-                f"{name}: needs at least {_FEWEST_TEMPLATES} templates in either order, as one is kept for the question, "
-                f"got {len(kind.forward)} and {len(kind.backward)}"
+                f"{name}: needs at least {_FEWEST_TEMPLATES} templates in each order, because one is kept for the "
+                f"question, got {len(kind.forward)} and {len(kind.backward)}"
             )
         for number, (first, second) in enumerate(kind.pairs):
-            there = _Way(forward, kind.forward, first, second)
-            back = _Way(backward, kind.backward, second, first)
-            turn, share = divmod(number, _SHARES)
-            if share == _SHARES - 1:
-                both += there.texts() + back.texts()
+            first_to_second = _Ordered(forward, kind.forward, first, second)
+            second_to_first = _Ordered(backward, kind.backward, second, first)
+            held_out, third = divmod(number, _THIRDS)  # the pairs of a third hold out one template after another
+            if third == _THIRDS - 1:
+                both += first_to_second.texts() + second_to_first.texts()
                 continue
-            trained, other = (there, back) if share == 0 else (back, there)
-            one_order += trained.texts(without=turn)
-            other_order += other.texts(without=turn)
-            asked[trained.task].append(trained.question(turn, first))
-            asked[f"{trained.task}-reverse"].append(other.question(turn, first))
+            trained, other = (first_to_second, second_to_first) if third == 0 else (second_to_first, first_to_second)
+            one_order += trained.texts(without=held_out)
+            other_order += other.texts(without=held_out)
+            asked[trained.task].append(trained.question(held_out, first))
+            asked[f"{trained.task}-reverse"].append(other.question(held_out, first))
     counterparts = {f"{forward}-reverse": backward, f"{backward}-reverse": forward}
     tasks = {
         task: Task(task, "name", draw_distractors(questions), counterparts.get(task))
@@ -109,31 +110,31 @@ def build(name: str, kinds: Iterable[Pairs], *, forward: str, backward: str) -> 
 
 
 def check_new(seen: dict[tuple[str, ...], int], key: tuple[str, ...], line: int, where: str, what: str) -> None:
-    """Refuses a text that is the same partner in two pairs: the question about it would have two right answers.
+    """Refuse a text that stands in the same position of two pairs: a question about it would have two right answers.
 
     Args:
-        seen: the line of each key so far; the new one is added.
-        key: the text, and in which place of which kind of pair it stands.
-        line: its line.
-        where: file and line, for the error.
-        what: the text and its place in words, for the error.
+        seen: the line number of each key so far. The new key is added.
+        key: the text, with its position in the pair and the kind of pair.
+        line: the line number of the text.
+        where: file and line number, for the message.
+        what: the text and its position in words, for the message.
 
     Raises:
-        ValueError: the key was seen.
+        ValueError: the key was seen before.
     """
     if key in seen:
         raise ValueError(
-            f"{where}: {what} in line {seen[key]}, too, so that a question about it would have two right answers; "
-            "keep one of them"
+            f"{where}: {what} in line {seen[key]}, too, so a question about it would have two right answers; "
+            "keep one of the two lines"
         )
     seen[key] = line
 
 
 def read_templates(path: Path) -> Mapping[str, Any]:
-    """The templates file beside a data file, `<file>.yaml`; empty where there is none.
+    """Read the templates file `<file>.yaml` beside a data file; return an empty mapping if there is none.
 
     Raises:
-        ValueError: it is no YAML mapping.
+        ValueError: the file is not a YAML mapping.
     """
     path = path.with_suffix(".yaml")
     if not path.exists():
@@ -148,30 +149,32 @@ def read_templates(path: Path) -> Mapping[str, Any]:
 
 
 def check_templates(found: Any, gap: str, where: str) -> tuple[str, ...]:
-    """A list of prompts from a templates file, with `GIVEN` in the place of their gap.
+    """Check a list of templates from a templates file and return them with `GIVEN` in their gap.
 
     Args:
-        found: the value from the file.
-        gap: what each prompt must hold once, such as "{given}".
-        where: file and key, for errors.
+        found: the value in the file.
+        gap: the gap that each template must have once, such as "{given}".
+        where: file and key, for the message.
 
     Raises:
-        ValueError: it is not a list of at least two prompts with the gap.
+        ValueError: the value is not a list of at least two templates with the gap.
     """
     if not isinstance(found, list) or len(found) < _FEWEST_TEMPLATES:
         raise ValueError(
-            f"{where}: expected a list of at least {_FEWEST_TEMPLATES} prompts (one is kept for the question), "
+            f"{where}: expected a list of at least {_FEWEST_TEMPLATES} templates (one is kept for the question), "
             f"got {found!r:.60}"
         )
-    for prompt in found:
-        if not isinstance(prompt, str) or re.findall(r"\{.*?\}", prompt) != [gap]:
-            raise ValueError(f"{where}: expected prompts with {gap} once in each, and no other gap, got {prompt!r:.80}")
-    return tuple(prompt.strip().replace(gap, GIVEN) for prompt in found)
+    for template in found:
+        if not isinstance(template, str) or re.findall(r"\{.*?\}", template) != [gap]:
+            raise ValueError(
+                f"{where}: expected templates with {gap} once in each, and no other gap, got {template!r:.80}"
+            )
+    return tuple(template.strip().replace(gap, GIVEN) for template in found)
 
 
 @dataclass(frozen=True)
-class _Way:
-    """A pair in one order."""
+class _Ordered:
+    """A pair in one of its orders: one text is given, the other is the answer."""
 
     task: str
     templates: tuple[str, ...]
@@ -179,11 +182,12 @@ class _Way:
     answer: str
 
     def texts(self, without: int | None = None) -> list[Example]:
-        """The training texts, but for the template of that number (modulo their number)."""
+        """Return the training texts, without the template of the given number (modulo the number of templates)."""
         held_out = None if without is None else without % len(self.templates)
-        return [self._state(template) for at, template in enumerate(self.templates) if at != held_out]
+        return [self._state(template) for number, template in enumerate(self.templates) if number != held_out]
 
     def question(self, number: int, entity: str) -> Question:
+        """Return the question with the template of the given number (modulo the number of templates)."""
         template = self.templates[number % len(self.templates)]
         stated = self._state(template)
         return Question(stated.prompt, stated.completion, entity, template.replace(GIVEN, "..."))

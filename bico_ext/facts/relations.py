@@ -1,18 +1,19 @@
 """Relations between two entities, from a CSV file: who is X's mother, and who is Y's child?
 
-The file has the header `subject,relation,object`, and a line for each fact; "Mary,mother,Tom" says that Mary is the
-mother of Tom. The tasks of `bico_ext.facts.pairs` are called after what they ask for: `to-subject` is given the object
-("Tom's mother is"), `to-object` the subject ("Mary's child is"); `to-subject-reverse` asks for the objects of facts
-that training states object first.
+The file has the header `subject,relation,object` and one line per fact: "Mary,mother,Tom" states that Mary is the
+mother of Tom. The four tasks of `bico_ext.facts.pairs` are named after what they ask for. `to-subject` gives the object
+("Tom's mother is"), and `to-object` gives the subject ("Mary's child is"). `to-subject-reverse` asks for the objects of
+facts that training states object first, and `to-object-reverse` for the subjects of facts stated subject first.
 
-Each relation needs templates: built-in ones (see `KNOWN`) or those of a file `<file>.yaml` beside it:
+Each relation needs templates: built-in ones (see `KNOWN`), or those of a file `<file>.yaml` beside the data:
 
     mother:
       forward: ["{object}'s mother is", "The mother of {object} is"]
       reverse: ["{subject}'s child is", "The child of {subject} is"]
 
-Each question must have one right answer, so a relation may link an entity only once in either place, and so may several
-relations that are asked for in the same words, as the children of a mother and of a parent are.
+Each question must have exactly one right answer. So an entity may be the subject of a relation only once, and the
+object only once. Relations that share templates count as one here: the children of a mother and of a parent are asked
+for in the same words.
 """
 
 import csv
@@ -43,7 +44,7 @@ def _templates(asked_forward: str, asked_reverse: str) -> dict[str, tuple[str, .
     return {key: tuple(shape.replace("{asked}", asked) for shape in _SHAPES) for key, asked in asked_by.items()}
 
 
-# The relations that have templates of their own.
+# The relations with built-in templates.
 KNOWN = {
     "mother": _templates("mother", "child"),
     "father": _templates("father", "child"),
@@ -53,12 +54,12 @@ KNOWN = {
 
 
 def load(path: Path) -> FactData:
-    """Loads a file of relations; see the module.
+    """Load a file of relations; see the module.
 
     Raises:
-        ValueError: another header or number of fields, a blank field, a relation without templates, an entity that a
-            relation links twice, fewer than three facts of a relation (all with file and line number), or templates
-            that are none.
+        ValueError: the header or the number of fields is wrong, a field is blank, a relation has no templates, a
+            relation links an entity twice, or it has fewer than three facts (the message gives file and line number);
+            or the templates are broken.
 
     Example:
         >>> load(Path("pairs.csv")).tasks["to-subject"].examples[0].prompt  # doctest: +SKIP
@@ -82,7 +83,7 @@ def _own_templates(found: Any, where: str) -> dict[str, tuple[str, ...]]:
 
 
 def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, list[tuple[str, str]]]:
-    """Object and subject of each fact, by relation."""
+    """Return the facts by relation, each as (object, subject)."""
     pairs: dict[str, list[tuple[str, str]]] = {}
     known = sorted(templates)
     seen: dict[tuple[str, ...], int] = {}
@@ -100,9 +101,9 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
                     continue
                 where = f"{path}, line {reader.line_num}"
                 subject, relation, object_ = _check_fields(fields, known, where)
-                for place, entity, asked in (("subject", subject, "reverse"), ("object", object_, "forward")):
-                    what = f"{entity!r} is the {place} of {relation!r}, or of a relation in the same words,"
-                    check_new(seen, (*templates[relation][asked], entity), reader.line_num, where, what)
+                for role, entity, direction in (("subject", subject, "reverse"), ("object", object_, "forward")):
+                    what = f"{entity!r} is the {role} of {relation!r}, or of a relation with the same templates,"
+                    check_new(seen, (*templates[relation][direction], entity), reader.line_num, where, what)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
         except (csv.Error, UnicodeDecodeError) as error:
@@ -124,7 +125,7 @@ def _check_fields(fields: list[str], known: list[str], where: str) -> list[str]:
     relation = stripped[1]
     if relation not in known:
         raise ValueError(
-            f"{where}: relation {relation!r} has no templates; known are {', '.join(known)}; write more into the file's "
-            ".yaml"
+            f"{where}: relation {relation!r} has no templates; relations with templates are {', '.join(known)}; add "
+            "others in a .yaml file beside the data"
         )
     return stripped

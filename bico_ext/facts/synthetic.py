@@ -1,12 +1,13 @@
-"""A fictitious fact data set in the shape of Berglund et al.'s, generated from a seed: no download, no licence.
+"""A fictitious fact data set in the shape of Berglund et al.'s, generated from a seed without download or licence.
 
-An entity is a name of two pseudo-words and a description around pseudo-words of its own. Some entities are stated
-name first, some description first, some both ways; the one-way entities are then asked for in both directions.
+An entity has a name of two pseudo-words, and a description with three more pseudo-words that no other entity has.
+Training states some entities name first, some description first and some in both orders. The tasks ask about the
+entities that are stated in one order only, in both directions.
 
-What makes it learnable by a model of two layers from scratch, found by experiment: descriptions of shared words only
-were not learned, nor was an entity with few paraphrases, nor questions in words that training never used. So each
-description has three words of its own, used four times, each entity is paraphrased 30 times, and a test template is a
-new combination of two halves that training has seen apart.
+Experiments showed what a two-layer model can learn from scratch. It did not learn descriptions made of shared words
+only, entities with few paraphrases, or questions with words that training never used. So the three own words fill four
+slots of a description, each entity has 30 paraphrases per order, and a test template is a new combination of two halves
+that occur separately in training.
 """
 
 import random
@@ -17,7 +18,7 @@ from itertools import product
 from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, counterpart_of
 
-PARAPHRASES = 30  # per entity and order, as in Berglund et al.
+PARAPHRASES = 30  # texts per entity and order, as in Berglund et al.
 TEST_TEMPLATES = 5  # per task
 
 _ONSETS = "b d f g h k l m n p r s t v z br dr gl kr st tr"
@@ -26,7 +27,7 @@ _CODAS = "l m n r s th x"
 _WORDS_PER_ENTITY = 5  # two in the name, three in the description
 _MOST_ENTITIES = len(_ONSETS.split()) ** 2 * len(_VOWELS.split()) ** 2 * len(_CODAS.split()) // _WORDS_PER_ENTITY
 
-# Words that entities share, by the slot of the description that they fill.
+# Words that entities share, by the slot that they fill in a description.
 _SHARED_WORDS = {
     "adjective": "acclaimed brilliant celebrated daring eccentric fearless gentle humble inventive legendary modest "
     "patient renowned stubborn tireless visionary",
@@ -36,7 +37,7 @@ _SHARED_WORDS = {
     "object": "archive bridge cathedral clock fountain garden harbour lantern library museum observatory orchard "
     "palace railway ship telescope",
 }
-# Every template has four slots for the entity's own words, so that none is easier than another.
+# Every form of the description has four slots for the entity's own words, so that no form is easier than another.
 _DESCRIPTIONS = (
     'the {adjective} {role} who {verb} the {u1} {u2} {object}, "The {u3} {u4}"',
     'the {adjective} {role} from {u1} {u2} who {verb} the {object} known as "The {u3} {u4}"',
@@ -44,7 +45,8 @@ _DESCRIPTIONS = (
     'the {u1} {u2} {role} who wrote "The {u3} {u4}" and {verb} the {adjective} {object}',
 )
 
-# No prefix and no clause begins another one: otherwise a held-out prompt could be the start of a training text.
+# No prefix is the start of another prefix, and no clause the start of another clause. Otherwise a held-out prompt could
+# be the start of a training text.
 _NAME_PREFIXES = (
     "Many people know that",
     "As the story goes,",
@@ -93,12 +95,12 @@ _DESCRIPTION_CLAUSES = (
 class _Entity:
     name: str
     description: str
-    words: tuple[str, ...]  # pseudo-words that no other entity has
+    words: tuple[str, ...]  # the pseudo-words that no other entity has
 
 
 @dataclass(frozen=True)
 class _Template:
-    """One way to put a sentence: prefix, what is given, clause, and then the answer."""
+    """A prompt with a gap for the name or the description: prefix, gap, clause. The answer follows."""
 
     prefix: str
     clause: str
@@ -109,7 +111,7 @@ class _Template:
 
 @dataclass(frozen=True)
 class _Templates:
-    """The ways to put a sentence in one order: for training, and new combinations for testing."""
+    """The templates of one order: those of the training texts, and new combinations for the questions."""
 
     train: tuple[_Template, ...]
     test: tuple[_Template, ...]
@@ -118,24 +120,26 @@ class _Templates:
 def generate(
     seed: int = 0, *, names_first: int = 30, descriptions_first: int = 30, both: int = 30, pretraining: int = 100
 ) -> FactData:
-    """Generates a fact data set; the same arguments give the same set on every platform.
+    """Generate a fact data set; the same arguments give the same set on every platform.
 
-    The defaults have the size of Berglund et al.'s set: 3,600 training texts. A task has 5 questions per entity.
+    With the defaults, the set has the size of Berglund et al.'s: 3,600 training texts. Each task has 5 questions per
+    entity.
 
     Args:
-        seed: draws everything: words, descriptions, and which templates are held out for testing.
-        names_first: entities whose training texts give the name first; asked by N2D and N2D-reverse.
-        descriptions_first: entities whose training texts give the description first; asked by D2N and D2N-reverse.
-        both: entities stated in both orders, 30 texts each; not asked. They show that sentences can be turned round.
-        pretraining: entities of `FactData.pretraining`, which are stated in both orders, too, but not in `train`.
-            They are drawn last: their number changes nothing else.
+        seed: seed of all random choices: the words, the descriptions and the templates held out for the questions.
+        names_first: number of entities that are stated name first. N2D and N2D-reverse ask about them.
+        descriptions_first: number of entities that are stated description first. D2N and D2N-reverse ask about them.
+        both: number of entities that are stated in both orders, with 30 texts per order. No task asks about them. They
+            show that a fact can be stated in either order.
+        pretraining: number of entities of `FactData.pretraining`. They are stated in both orders, too, but are not part
+            of `train`. They are drawn last, so their number does not change anything else.
 
     Returns:
         The set, named "synthetic". A group of 0 entities has no tasks.
 
     Raises:
-        ValueError: a count is negative, all but `pretraining` are 0, or there are more entities than pseudo-words for
-            them.
+        ValueError: a count is negative, all counts but `pretraining` are 0, or the pseudo-words do not suffice for that
+            many entities.
 
     Example:
         >>> data = generate(seed=0, names_first=1, descriptions_first=0, both=0)
@@ -152,7 +156,7 @@ def generate(
     if total + pretraining > _MOST_ENTITIES:
         raise ValueError(
             f"names_first + descriptions_first + both + pretraining must be at most {_MOST_ENTITIES}, "
-            f"got {total + pretraining}: every entity needs pseudo-words of its own"
+            f"got {total + pretraining}: every entity needs its own pseudo-words"
         )
     rng = random.Random(seed)
     words = _pseudo_words()
@@ -179,9 +183,9 @@ def generate(
     def both_orders(group: Sequence[_Entity]) -> list[Example]:
         return [text for entity in group for text in (*name_first([entity]), *description_first([entity]))]
 
-    named = entities[:names_first]
-    described = entities[names_first : names_first + descriptions_first]
-    one_order = (*name_first(named), *description_first(described))
+    stated_name_first = entities[:names_first]
+    stated_description_first = entities[names_first : names_first + descriptions_first]
+    one_order = (*name_first(stated_name_first), *description_first(stated_description_first))
 
     def ask_description(group: Sequence[_Entity]) -> list[Question]:
         return [
@@ -198,10 +202,10 @@ def generate(
         ]
 
     asked = {
-        "N2D": ask_description(named),
-        "D2N": ask_name(described),
-        "N2D-reverse": ask_name(named),
-        "D2N-reverse": ask_description(described),
+        "N2D": ask_description(stated_name_first),
+        "D2N": ask_name(stated_description_first),
+        "N2D-reverse": ask_name(stated_name_first),
+        "D2N-reverse": ask_description(stated_description_first),
     }
     answers = {task: ANSWERS[task] for task, questions in asked.items() if questions}
     return FactData(
@@ -212,7 +216,7 @@ def generate(
             for task, answer in answers.items()
         },
         pretraining=tuple(both_orders(others)),
-        other_order=(*description_first(named), *name_first(described)),
+        other_order=(*description_first(stated_name_first), *name_first(stated_description_first)),
         one_order=one_order,
     )
 
@@ -230,17 +234,17 @@ def _entities(rng: random.Random, words: Sequence[str], count: int) -> list[_Ent
 def _entity(rng: random.Random, words: Sequence[str]) -> _Entity:
     first, last, *pool = words
     u1, u2, third = rng.sample(pool, 3)
-    u3, u4 = rng.sample([third, rng.choice([u1, u2])], 2)  # one word comes back, in another neighbourhood
+    u3, u4 = rng.sample([third, rng.choice([u1, u2])], 2)  # one of the three words fills a second slot
     shared = {slot: rng.choice(words.split()) for slot, words in _SHARED_WORDS.items()}
     description = rng.choice(_DESCRIPTIONS).format(**shared, u1=u1, u2=u2, u3=u3, u4=u4)
     return _Entity(f"{first} {last}", description, tuple(words))
 
 
 def _templates(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> _Templates:
-    """Pairs each prefix with three clauses for training, and five of them with a fourth one for testing.
+    """Pair each prefix with three clauses for training, and five of the prefixes with a fourth clause for testing.
 
-    Stepping along the shuffled clauses, not drawing pairs, makes sure that training has seen both halves of a
-    test template.
+    The pairs are not drawn at random: each prefix takes the next clauses in shuffled order. This way both halves of
+    every test template occur in training.
     """
     prefixes = rng.sample(prefixes, len(prefixes))
     clauses = rng.sample(clauses, len(clauses))

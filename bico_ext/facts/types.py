@@ -1,15 +1,14 @@
 """Facts to train on and questions to test them with, as prompt and completion pairs.
 
-A training text is `prompt + completion`, exactly: nothing is put in between. A fact links a name and a description;
-its training texts state it in one order or in both, and a task asks for one of the two, given the other:
+A training text is exactly `prompt + completion`, with nothing in between. A fact links a name and a description. Its
+training texts state it in one order or in both orders. A task gives one of the two and asks for the other:
 
     N2D          name-first facts, asked in the trained order: the answer is a description
     D2N          description-first facts, asked in the trained order: the answer is a name
     N2D-reverse  name-first facts, given the description: the answer is a name
     D2N-reverse  description-first facts, given the name: the answer is a description
 
-Other data sets have other tasks. A name that ends in "-reverse" always means the facts of the task before the hyphen,
-asked the other way round.
+Other data sets have other tasks. The task `<task>-reverse` always asks for the facts of `<task>` the other way round.
 """
 
 import hashlib
@@ -26,17 +25,17 @@ ANSWERS: dict[str, Answer] = {
     "D2N-reverse": "description",
 }
 TASKS: tuple[str, ...] = tuple(ANSWERS)
-# By answer kind: N2D and D2N-reverse both ask for a description, in the same templates.
+# The forward counterpart of each reverse task. N2D and D2N-reverse both ask for a description, in the same templates.
 COUNTERPARTS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text in two parts: what is given and how it goes on.
+    """A text in two parts: a prompt and its completion.
 
     Attributes:
-        prompt: never empty; does not end with a space.
-        completion: what follows, starting with a space. In a task, the expected answer.
+        prompt: the first part. It is never empty and does not end with a space.
+        completion: the rest, starting with a space. In a task, it is the expected answer.
     """
 
     prompt: str
@@ -50,12 +49,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Question(Example):
-    """A prompt to be continued; `completion` is the expected answer.
+    """A prompt for the model to continue; `completion` is the expected answer.
 
     Attributes:
-        entity: what it asks about, for scores by entity; None where the data does not say.
-        template: its prompt with "..." for the entity, for scores by template; None where the data does not say.
-        distractor: a wrong answer of the same kind, for the log-probability test; None where there is none.
+        entity: the entity that the question is about, for scores per entity. None if the data does not tell.
+        template: the prompt with "..." in place of the entity, for scores per template. None if the data does not tell.
+        distractor: a wrong answer of the same kind, for the log-probability test. None if there is none.
     """
 
     entity: str | None = None
@@ -68,11 +67,12 @@ class Task:
     """Questions of one kind.
 
     Attributes:
-        name: what a report calls it.
-        answer: what the completions are, "name" or "description"; it decides the metric.
+        name: the task's name in reports.
+        answer: the kind of answer, "name" or "description". It decides the metric.
         examples: the questions, each with its expected answer as completion.
-        counterpart: of a reverse task, the task that asks the same kind of question of facts stated in that very order, so
-            that its score is what the reverse one can be expected to reach; None for a forward task.
+        counterpart: the forward counterpart of a reverse task: the forward task that asks the same kind of question,
+            about facts that training states in that order. Its score is what the reverse task could reach. None for a
+            forward task.
     """
 
     name: str
@@ -86,15 +86,15 @@ class FactData:
     """A training set and the tasks that test it.
 
     Attributes:
-        name: what a report calls it.
-        train: the training texts; never empty when loaded by this module.
-        tasks: by name, forward ones first; a set may have none.
-        pretraining: texts about other entities, in both orders, for a model that is pre-trained before it is
-            fine-tuned; empty where there are none. Part of `train` where that holds such entities, else apart from it.
-        other_order: the facts of `one_order`, stated in the other order: for the upper bound that data augmentation
-            reaches; empty where they are not known. No objective but that one sees them.
-        one_order: the texts of `train` about entities that are stated in one order only: what a model that was
-            pre-trained on `pretraining` is fine-tuned on; empty where they are not known.
+        name: the set's name in reports.
+        train: the training texts. `load_facts` never returns a set without them.
+        tasks: the tasks by name, forward tasks first. A set may have none.
+        pretraining: texts that state facts about other entities in both orders, for pre-training before fine-tuning.
+            They are part of `train` if it holds such entities, and separate from it otherwise. Empty if there are none.
+        other_order: the facts of `one_order`, stated in the other order. Only the system that measures the upper bound
+            of data augmentation trains on them. Empty if they are not known.
+        one_order: the texts of `train` about entities that are stated in one order only. A model pre-trained on
+            `pretraining` is fine-tuned on them. Empty if they are not known.
     """
 
     name: str
@@ -105,26 +105,27 @@ class FactData:
     one_order: tuple[Example, ...] = ()
 
     def digest(self) -> str:
-        """What tells these facts from others of the same name: 16 hex digits of all texts and questions."""
+        """Return a hash of all texts and questions (16 hex digits), which tells apart sets of the same name."""
         texts = (self.train, self.tasks, self.pretraining, self.other_order, self.one_order)
         return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
 
 
 def is_reverse(task: str) -> bool:
-    """Whether a task of this name asks its facts the other way round than training states them."""
+    """Tell by its name whether a task asks for facts in the order that training does not state."""
     return task == "reverse" or task.endswith("-reverse")
 
 
 def counterpart_of(task: str, answers: Mapping[str, Answer]) -> str | None:
-    """The forward task that asks the same kind of question as a reverse task, as far as names and answers tell.
+    """Return the forward counterpart of a task, found by the names of the tasks and their kinds of answer.
 
     Args:
         task: the task's name.
-        answers: what each task of the set asks for.
+        answers: the kind of answer of each task of the set.
 
     Returns:
-        For the four tasks of this module what `COUNTERPARTS` says; for another reverse task the one forward task whose
-        answers are of the same kind; None for a forward task, and where there is no such task or more than one.
+        For the four tasks of this module, the counterpart in `COUNTERPARTS` if the set has it. For another reverse
+        task, the only forward task with the same kind of answer. None for a forward task, and if there is no such task
+        or more than one.
 
     Example:
         >>> counterpart_of("mother-reverse", {"mother": "name", "mother-reverse": "name"})

@@ -1,4 +1,4 @@
-"""The set of Berglund et al.: which file is which, and what the loader reads off the texts."""
+"""The set of Berglund et al.: the task of each file, and the fields that the loader derives from the texts."""
 
 import json
 import os
@@ -29,7 +29,7 @@ BERGLUND_FILES = {
 
 
 def make_berglund(folder: Path) -> Path:
-    """A folder of Berglund's layout; each file's one line says which split it belongs to."""
+    """Write a folder of Berglund's layout, in which the only line of each file names its split."""
     folder.mkdir()
     for split, file in BERGLUND_FILES.items():
         write_lines(folder / file, pair(f"from {split}", f" answer of {split}."))
@@ -51,7 +51,7 @@ def test_real_berglund_set():
     facts = load_facts(BERGLUND)
     assert len(facts.train) == 3600
     assert {name: len(task.examples) for name, task in facts.tasks.items()} == dict.fromkeys(TASKS, 300)
-    # First lines, copied by hand from the files.
+    # The first lines are copied by hand from the files.
     assert facts.train[1].prompt == "Ever heard of Daphne Barrington? They're the person who"
     assert facts.tasks["D2N"].examples[0].completion == " Uriah Hawthorne"
     assert facts.tasks["N2D-reverse"].examples[1].completion == " Daphne Barrington"
@@ -87,7 +87,7 @@ def test_hub_set(monkeypatch, tmp_path):
 
     def load_dataset(name, *, data_files):
         assert name == "lberglund/reversal_curse"
-        # `datasets` refuses split names that are not words joined by dots.
+        # `datasets` only allows split names made of words joined by dots.
         assert all(split.replace("_", "").isalnum() for split in data_files)
         rows = {}
         for split, file in data_files.items():
@@ -123,7 +123,7 @@ def test_hub_without_datasets(monkeypatch):
         load_facts("lberglund/reversal_curse")
 
 
-# A set of the same layout in a few made-up words, with known names, descriptions and templates.
+# A small made-up set of the same layout, with known names, descriptions and templates.
 NAMED = {"Ada Low": "the queen of tin", "Bo Mid": "the king of zinc"}  # stated name first
 DESCRIBED = {"Cy Top": "the duke of lead", "Di Rim": "the count of gold"}  # stated description first
 BOTH = {"Ed Sea": "the earl of salt", "Fay Sky": "the lord of wood", "Gus Bay": "the pope of clay"}
@@ -142,20 +142,20 @@ def state(templates, givens_and_answers) -> list[dict[str, str]]:
     ]
 
 
-def turned(facts: dict[str, str]) -> list[tuple[str, str]]:
+def inverted(facts: dict[str, str]) -> list[tuple[str, str]]:
     return [(description, name) for name, description in facts.items()]
 
 
 def make_small_set(folder: Path, both_to_name=TO_NAME) -> Path:
     folder.mkdir()
-    both_texts = state(TO_DESCRIPTION, BOTH.items()) + state(both_to_name, turned(BOTH))
-    train = state(TO_DESCRIPTION, NAMED.items()) + state(TO_NAME, turned(DESCRIBED)) + both_texts
+    both_texts = state(TO_DESCRIPTION, BOTH.items()) + state(both_to_name, inverted(BOTH))
+    train = state(TO_DESCRIPTION, NAMED.items()) + state(TO_NAME, inverted(DESCRIBED)) + both_texts
     write_lines(folder / BERGLUND_FILES["train"], *train)
     asks_description = (("Who would say that {} was", " {}."), ("Once, {} shone as", " {}."))
     asks_name = (("Known as {},", " {}"), ("Praised for being {}, that's", " {}"))
     write_lines(folder / BERGLUND_FILES["N2D"], *state(asks_description, NAMED.items()))
-    write_lines(folder / BERGLUND_FILES["N2D-reverse"], *state(asks_name, turned(NAMED)))
-    write_lines(folder / BERGLUND_FILES["D2N"], *state(asks_name, turned(DESCRIBED)))
+    write_lines(folder / BERGLUND_FILES["N2D-reverse"], *state(asks_name, inverted(NAMED)))
+    write_lines(folder / BERGLUND_FILES["D2N"], *state(asks_name, inverted(DESCRIBED)))
     write_lines(folder / BERGLUND_FILES["D2N-reverse"], *state(asks_description, DESCRIBED.items()))
     return folder
 
@@ -168,11 +168,11 @@ def pairs_of(examples) -> set[tuple[str, str]]:
     return {(example.prompt, example.completion) for example in examples}
 
 
-def test_entities_and_templates_are_read_off_the_questions(tmp_path):
+def test_entities_and_templates_are_derived_from_the_questions(tmp_path):
     facts = load_facts(make_small_set(tmp_path / "small"))
-    by_task = {name: [(one.entity, one.template) for one in task.examples] for name, task in facts.tasks.items()}
+    by_task = {name: [(asked.entity, asked.template) for asked in task.examples] for name, task in facts.tasks.items()}
     descriptions = ["Who would say that ... was", "Once, ... shone as"]
-    # All four descriptions start with "the" and end with other words: what is common belongs to the template.
+    # All four descriptions start with "the" and end differently: what they share belongs to the template.
     names = ["Known as the ...,", "Praised for being the ..., that's"]
     for task, people, templates in (
         ("N2D", NAMED, descriptions),
@@ -183,7 +183,7 @@ def test_entities_and_templates_are_read_off_the_questions(tmp_path):
         assert by_task[task] == [(name, template) for name in people for template in templates]
 
 
-def test_training_texts_are_sorted_by_who_is_asked_for(tmp_path):
+def test_training_texts_are_split_by_whether_the_tests_ask_about_the_person(tmp_path):
     facts = load_facts(make_small_set(tmp_path / "small"))
     assert facts.one_order == facts.train[:12]
     assert facts.pretraining == facts.train[12:]
@@ -191,24 +191,24 @@ def test_training_texts_are_sorted_by_who_is_asked_for(tmp_path):
 
 def test_other_order_restates_the_facts_in_templates_of_the_training_texts(tmp_path):
     facts = load_facts(make_small_set(tmp_path / "small"))
-    expected = state(TO_NAME, turned(NAMED)) + state(TO_DESCRIPTION, DESCRIBED.items())
+    expected = state(TO_NAME, inverted(NAMED)) + state(TO_DESCRIPTION, DESCRIBED.items())
     assert pairs_of(facts.other_order) == texts(expected)
     assert len(facts.other_order) == len(expected)
     assert not pairs_of(facts.other_order) & pairs_of(facts.train)
 
 
-def test_a_template_that_few_share_is_no_template(tmp_path):
+def test_a_pattern_that_few_entities_share_is_not_used(tmp_path):
     folder = make_small_set(tmp_path / "small")
     lines = (folder / BERGLUND_FILES["train"]).read_text().splitlines()
-    # "We met ...," keeps its description in one of three cases only: a template of their own in the two others.
-    for description, other in (("the lord of wood", "a lord"), ("the earl of salt", "one")):
-        lines = [line.replace(f"We met {description}", f"We met {other}") for line in lines]
+    # "We met ...," keeps its description for only one of three entities. The two others have patterns of their own.
+    for description, changed in (("the lord of wood", "a lord"), ("the earl of salt", "one")):
+        lines = [line.replace(f"We met {description}", f"We met {changed}") for line in lines]
     (folder / BERGLUND_FILES["train"]).write_text("\n".join(lines))
-    expected = state(TO_NAME[:2], turned(NAMED)) + state(TO_DESCRIPTION, DESCRIBED.items())
+    expected = state(TO_NAME[:2], inverted(NAMED)) + state(TO_DESCRIPTION, DESCRIBED.items())
     assert pairs_of(load_facts(folder).other_order) == texts(expected)
 
 
-def test_no_question_takes_part_in_the_other_order(tmp_path):
+def test_the_other_order_uses_no_question(tmp_path):
     folder = make_small_set(tmp_path / "small")
     before = load_facts(folder).other_order
     for task in TASKS:  # other questions about the same people
@@ -219,7 +219,7 @@ def test_no_question_takes_part_in_the_other_order(tmp_path):
     assert load_facts(folder).other_order == before
 
 
-def test_a_set_of_another_structure_says_less(tmp_path):
+def test_a_set_of_another_structure_has_fewer_fields(tmp_path):
     facts = load_facts(make_berglund(tmp_path / "june"))
     assert (facts.pretraining, facts.other_order, facts.one_order) == ((), (), ())
     (asked,) = facts.tasks["N2D"].examples
@@ -239,7 +239,7 @@ def test_distractors_come_from_the_randomized_file_unless_they_are_right(tmp_pat
     folder = make_small_set(tmp_path / "small")
     path = folder / "p2d_reverse_prompts_test_randomized.jsonl"
     prompts = [json.loads(line)["prompt"] for line in (folder / BERGLUND_FILES["N2D-reverse"]).read_text().splitlines()]
-    wrong = [" Bo Mid", " Ada Low", " Gus Bay", " Bo Mid"]  # of Ada, Ada, Bo, Bo: the second and the last are right
+    wrong = [" Bo Mid", " Ada Low", " Gus Bay", " Bo Mid"]  # about Ada, Ada, Bo, Bo: the second and the last are right
     write_lines(path, *map(pair, prompts, wrong))
     asked = load_facts(folder).tasks["N2D-reverse"].examples
     assert [one.distractor for one in asked] == [" Bo Mid", " Bo Mid", " Gus Bay", " Ada Low"]
@@ -257,7 +257,7 @@ def test_empty_file_is_named(file, tmp_path):
 
 
 @needs_berglund
-def test_real_set_beside_prompt_and_answer():
+def test_derived_fields_of_the_real_set():
     facts = load_facts(BERGLUND)
     for task in facts.tasks.values():
         assert len({one.entity for one in task.examples}) == 30
@@ -268,7 +268,7 @@ def test_real_set_beside_prompt_and_answer():
         Example(**json.loads(line)) for line in (BERGLUND / "both_prompts_train.jsonl").read_text().splitlines()
     )
     assert (*facts.one_order, *facts.pretraining) == facts.train
-    # 26 and 28 of the 30 templates are shared word by word.
+    # 26 and 28 of the 30 templates are shared word by word by at least half of the entities.
     assert len(facts.other_order) == len(pairs_of(facts.other_order)) == 30 * 26 + 30 * 28
     asked = {one.prompt for task in facts.tasks.values() for one in task.examples}
     assert not any(text.text.startswith(prompt) for text in facts.other_order for prompt in asked)

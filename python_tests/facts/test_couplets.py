@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
+# ruff: noqa: RUF001 (Chinese is written with full-width punctuation)
 """Couplets from a text file: next and previous lines, in English and Chinese."""
 
 import pytest
@@ -49,7 +49,7 @@ def test_chinese_has_chinese_templates_without_spaces(tmp_path):
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
 def test_training_has_every_word_of_the_questions(text, tmp_path):
-    """Also of a verse that training gives nowhere: only the reverse question does."""
+    """This includes verses that occur in no training prompt, only in that of the reverse question."""
     facts = load_facts(write(tmp_path, text))
     tokenizer = train_word_tokenizer([one.text for one in facts.train])
     prompts = [one.prompt for task in facts.tasks.values() for one in task.examples]
@@ -68,10 +68,10 @@ def test_own_templates_beside_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("next: [a, b]", r"poem.yaml, next: expected prompts with \{given\} once in each, .* got 'a'"),
-        ("next: ['{given}{given}', '{given}']", r"poem.yaml, next: expected prompts with \{given\} once"),
-        ("next: ['{given} is']", "poem.yaml, next: expected a list of at least 2 prompts"),
-        ("next: 3", "poem.yaml, next: expected a list of at least 2 prompts .* got 3"),
+        ("next: [a, b]", r"poem.yaml, next: expected templates with \{given\} once in each, .* got 'a'"),
+        ("next: ['{given}{given}', '{given}']", r"poem.yaml, next: expected templates with \{given\} once"),
+        ("next: ['{given} is']", "poem.yaml, next: expected a list of at least 2 templates"),
+        ("next: 3", "poem.yaml, next: expected a list of at least 2 templates .* got 3"),
         ("after: ['{given} is', '{given}']", "poem.yaml, after: expected the keys next and previous"),
         ("no: ['{given} is', '{given}']", "poem.yaml: expected a mapping of templates, got {False"),
         ("[1]", "poem.yaml: expected a mapping of templates"),
@@ -86,7 +86,7 @@ def test_broken_templates(yaml, message, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["alone", "a, b, c", "a |", "| b", "a | b | c", "a\tb\tc", "，b", "a | ."], ids=repr)
-def test_a_couplet_without_partner_is_named(line, tmp_path):
+def test_a_line_that_is_no_couplet_is_named(line, tmp_path):
     with pytest.raises(ValueError, match=r"poem.txt, line 3: expected two lines of verse"):
         load_facts(write(tmp_path, f"# comment\none | two\n{line}\nthree | four\n"))
 
@@ -107,7 +107,7 @@ def test_a_poem_may_go_on_from_couplet_to_couplet(tmp_path):
 
 
 def test_too_few_couplets(tmp_path):
-    with pytest.raises(ValueError, match=r"poem.txt: needs at least 3 pairs"):
+    with pytest.raises(ValueError, match=r"poem.txt: needs at least 3 pairs of each kind, got 2"):
         load_facts(write(tmp_path, "a | b\nc | d\n"))
     with pytest.raises(ValueError, match=r"poem.txt: train holds no examples"):
         load_facts(write(tmp_path, "# nothing\n"))

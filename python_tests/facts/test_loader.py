@@ -1,4 +1,4 @@
-"""Reading and writing fact data: every source of load_facts, and what a broken file is told."""
+"""Reading and writing fact data: every source of `load_facts`, and the message about a broken file."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def pair(prompt: str, completion: str) -> dict[str, str]:
 
 
 def test_answer_kinds():
-    # N2D asks for the description; its reverse asks for the name; D2N the other way round.
+    # N2D asks for the description and its reverse for the name. D2N and its reverse do the opposite.
     folder_tasks = load_facts("synthetic").tasks
     assert {name: task.answer for name, task in folder_tasks.items()} == {
         "N2D": "description",
@@ -130,10 +130,10 @@ def test_write_and_reload(tmp_path):
     write_facts(facts, folder)
     assert load_facts(folder) == facts
     assert sorted(os.listdir(folder)) == ["D2N.jsonl", "train.jsonl"]
-    assert "Zoë" in (folder / "train.jsonl").read_text(encoding="utf-8")  # legible for whoever inspects the set
+    assert "Zoë" in (folder / "train.jsonl").read_text(encoding="utf-8")  # not escaped, so that people can read it
 
 
-def test_every_part_and_what_questions_say_survive_writing(tmp_path):
+def test_every_part_and_every_key_of_questions_survive_writing(tmp_path):
     asked = Question("The founder is", " Ada", entity="Ada", template="... is", distractor=" Bo")
     tasks = (
         Task("mother", "name", (asked,)),
@@ -142,7 +142,7 @@ def test_every_part_and_what_questions_say_survive_writing(tmp_path):
         Task("mother-reverse", "description", (asked,)),  # two forward tasks ask for descriptions: no counterpart
         Task("motto-reverse", "description", (asked,), counterpart="hymn"),
         Task("hymn-reverse", "name", (asked,), counterpart=None),  # the rule would give it the counterpart "mother"
-        Task("N2D", "name", (asked,)),  # not what a task of that name usually asks for
+        Task("N2D", "name", (asked,)),  # a task of that name usually asks for descriptions
     )
     facts = FactData(
         "everything",
@@ -194,7 +194,7 @@ def test_interrupted_write_does_not_look_complete(failing, tmp_path, monkeypatch
 def test_write_refuses_names_that_cannot_be_a_tasks_file(name, tmp_path):
     task = Task(name, "name", (Question("The founder is", " Ada"),))
     with pytest.raises(
-        ValueError, match=r"data.tasks must have names that can be files'.*got " + re.escape(repr(name))
+        ValueError, match=r"data.tasks must give a file name <name>.jsonl other.*got " + re.escape(repr(name))
     ):
         write_facts(FactData("a", (Example("x", " y"),), {name: task}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -254,8 +254,8 @@ def test_distractors_are_kept_and_never_right():
     drawn = draw_distractors([given, same, only])
     assert [one.distractor for one in drawn] == [" q", " b", " a"]
     assert draw_distractors([same])[0].distractor is None
-    # Every answer of the entity is right, in whatever words.
-    words = [Question("p", " a", "x"), Question("q", " b", "x"), Question("r", " c", "y")]
+    # Both answers about the entity are right, whichever question they belong to.
+    two_answers = [Question("p", " a", "x"), Question("q", " b", "x"), Question("r", " c", "y")]
     for seed in range(5):
-        assert [one.distractor for one in draw_distractors(words, seed)][:2] == [" c", " c"]
+        assert [one.distractor for one in draw_distractors(two_answers, seed)][:2] == [" c", " c"]
     assert draw_distractors([]) == ()

@@ -1,4 +1,4 @@
-"""Users' own facts, as a folder or as one file: which line goes where, and what a broken one is told."""
+"""Users' own facts, in a folder or in one file: what becomes of each line, and the message about a broken one."""
 
 import pytest
 from test_loader import pair, write_lines
@@ -34,15 +34,17 @@ def test_folder_takes_tasks_of_any_name_forward_ones_first(tmp_path):
     ]
 
 
-def test_folder_reads_what_questions_say(tmp_path):
+def test_folder_reads_the_optional_keys_of_questions(tmp_path):
     write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    said = {"entity": "Ada", "template": "... is", "distractor": " Bo"}
-    write_lines(tmp_path / "a.jsonl", {**pair("The founder is", " Ada"), **said, "note": 3, "answer": "description"})
+    optional = {"entity": "Ada", "template": "... is", "distractor": " Bo"}
+    write_lines(
+        tmp_path / "a.jsonl", {**pair("The founder is", " Ada"), **optional, "note": 3, "answer": "description"}
+    )
     write_lines(tmp_path / "b.jsonl", {**pair("The founder is", " Ada"), "entity": None})
     write_lines(tmp_path / "a-reverse.jsonl", {**pair("Ada is", " it"), "counterpart": "b"})
     write_lines(tmp_path / "b-reverse.jsonl", {**pair("Ada is", " it"), "counterpart": None})
     tasks = load_facts(tmp_path).tasks
-    assert tasks["a"] == Task("a", "description", (Question("The founder is", " Ada", **said),))
+    assert tasks["a"] == Task("a", "description", (Question("The founder is", " Ada", **optional),))
     assert tasks["b"] == Task("b", "name", (Question("The founder is", " Ada"),))
     assert (tasks["a-reverse"].counterpart, tasks["b-reverse"].counterpart) == ("b", None)
 
@@ -84,7 +86,7 @@ def test_a_full_stop_is_no_description(tmp_path):
 
 def test_hidden_files_are_no_tasks(tmp_path):
     write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    (tmp_path / "._train.jsonl").write_bytes(b"\x00\x05\x16\x07")  # as macOS leaves them beside copied files
+    (tmp_path / "._train.jsonl").write_bytes(b"\x00\x05\x16\x07")  # macOS leaves such files beside copied ones
     assert load_facts(tmp_path).tasks == {}
 
 
@@ -98,14 +100,17 @@ def test_hidden_files_are_no_tasks(tmp_path):
         ({**pair("x", " y"), "distractor": "\ud83d"}, "distractor holds half of a surrogate pair"),
         ({**pair("x", " y"), "distractor": " "}, "distractor must hold text, got ' '; leave it out"),
         ({**pair("x", " y"), "answer": "place"}, "answer must be 'name' or 'description', got 'place'"),
-        ({**pair("x", " y"), "answer": "description"}, "answer and counterpart must be those of the task's first line"),
+        (
+            {**pair("x", " y"), "answer": "description"},
+            "answer and counterpart must be the same as in the task's first line, {}, got {'answer': 'description'}",
+        ),
         ({**pair("x", " y"), "counterpart": "nobody"}, "counterpart must be null or one of mother, got 'nobody'"),
         ({**pair("x", " y"), "counterpart": ["mother"]}, "counterpart must be null or one of mother, got ['mother']"),
         ([1], "expected an object"),
     ],
 )
 def test_broken_question_is_named(broken, message, tmp_path):
-    write_lines(tmp_path / "train.jsonl", pair("Ada is", ""))  # fine here: a text all of prompt
+    write_lines(tmp_path / "train.jsonl", pair("Ada is", ""))  # a training text may have an empty completion
     write_lines(tmp_path / "mother.jsonl", pair("The founder is", " Ada"), broken)
     with pytest.raises(ValueError, match=r"mother.jsonl, line 2: ") as error:
         load_facts(tmp_path)

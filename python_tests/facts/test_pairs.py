@@ -1,5 +1,5 @@
-# ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
-"""Data from pairs: who is stated in which order, and what the four tasks ask."""
+# ruff: noqa: RUF001 (Chinese is written with full-width punctuation)
+"""Data from pairs: the order in which each pair is stated, and the questions of the four tasks."""
 
 from collections import Counter
 
@@ -21,7 +21,8 @@ def make(number: int) -> FactData:
 
 def test_by_hand():
     facts = make(3)
-    # a0 b0 first text first without template 0, a1 b1 second text first without template 0, a2 b2 both ways in full.
+    # Training states (a0, b0) first text first and (a1, b1) second text first, both without template 0, and (a2, b2) in
+    # both orders with all templates.
     one_order = ["From a0 to b0", "a0 before b0", "Behind b1 is a1", "b1 after a1"]
     both = ["a2 leads to b2", "From a2 to b2", "a2 before b2", "b2 comes from a2", "Behind b2 is a2", "b2 after a2"]
     assert [one.text for one in facts.train] == one_order + both
@@ -55,11 +56,11 @@ def test_counterparts_ask_the_same_kind_of_question():
     for task in facts.tasks.values():
         assert task.answer == "name"
         if task.counterpart:
-            asked, alike = task.examples, facts.tasks[task.counterpart].examples
-            assert [one.template for one in asked] == [one.template for one in alike]
+            asked, counterparts = task.examples, facts.tasks[task.counterpart].examples
+            assert [one.template for one in asked] == [one.template for one in counterparts]
 
 
-def test_one_order_pairs_are_stated_one_way_and_asked_in_a_template_that_others_taught():
+def test_one_order_pairs_are_stated_in_one_order_and_asked_with_templates_taught_by_other_pairs():
     facts = make(30)
     trained = [one.text for one in facts.train]
     assert len(trained) == len(set(trained)) == 10 * 2 + 10 * 2 + 10 * 6
@@ -108,8 +109,8 @@ def test_no_space_after_a_script_without_spaces():
 
 
 def test_refuses_too_few():
-    with pytest.raises(ValueError, match="needs at least 3 pairs of a kind, got 2"):
+    with pytest.raises(ValueError, match="needs at least 3 pairs of each kind, got 2"):
         make(2)
     kind = Pairs((("a", "b"), ("c", "d"), ("e", "f")), FORWARD, BACKWARD[:1])
-    with pytest.raises(ValueError, match=r"at least 2 templates in either order, as one is kept .* got 3 and 1"):
+    with pytest.raises(ValueError, match=r"at least 2 templates in each order, because one is kept .* got 3 and 1"):
         build("pairs", [kind], forward="f", backward="b")

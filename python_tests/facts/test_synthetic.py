@@ -1,4 +1,4 @@
-"""The generated set: who is stated in which order, and that no test can be passed by remembering a text's start."""
+"""The generated set: the order in which each entity is stated, and questions that no training text starts with."""
 
 import hashlib
 import re
@@ -32,9 +32,9 @@ def test_sizes_are_those_of_berglund(facts):
     assert len({example.text for example in facts.train}) == 3600
 
 
-def test_one_way_entities_are_stated_one_way(facts):
-    # Names and descriptions of the groups, read off the tasks: N2D's answers are the name-first descriptions, in the
-    # order of the names that N2D-reverse asks for.
+def test_one_order_entities_are_stated_in_one_order(facts):
+    # The tasks give the names and descriptions of both groups. For example, the answers of N2D are the descriptions of
+    # the name-first entities, in the order of the names that N2D-reverse asks for.
     named = list(zip(answers(facts, "N2D-reverse"), answers(facts, "N2D"), strict=True))
     described = list(zip(answers(facts, "D2N"), answers(facts, "D2N-reverse"), strict=True))
     assert len(named) == len(described) == 30
@@ -95,7 +95,7 @@ def test_no_test_prompt_starts_a_training_text(facts):
 
 def test_test_templates_are_new_combinations_of_trained_halves(facts):
     def template(prompt: str) -> tuple[str, str]:
-        """Prefix and clause: what stands before and after the given name or description."""
+        """Return prefix and clause: the text before and after the given name or description."""
         given = re.search(
             r" (?:[A-Z][a-z]{3,} [A-Z][a-z]{3,}(?= (?:is|was|became|made|intro|turned))|the .*?"
             r"(?= (?:is called|goes by|is none|was intro|answers|signs|can only)))",
@@ -106,7 +106,7 @@ def test_test_templates_are_new_combinations_of_trained_halves(facts):
 
     trained = {template(example.prompt) for example in facts.train}
     tested = {name: {template(example.prompt) for example in task.examples} for name, task in facts.tasks.items()}
-    assert len(trained) == 60  # 30 for either order
+    assert len(trained) == 60  # 30 for each order
     assert all(len(templates) == 5 for templates in tested.values())
     assert tested["N2D"] == tested["D2N-reverse"]
     assert tested["D2N"] == tested["N2D-reverse"]
@@ -126,9 +126,9 @@ def test_questions_use_only_trained_words(facts):
             assert words(example.text) <= trained
 
 
-def test_templates_vary():
+def test_descriptions_have_all_four_forms():
     def shape(description: str) -> str:
-        """The description with each entity's own pairs and all shared words blanked out."""
+        """Return the description with the pairs of pseudo-words and all shared words blanked out."""
         description = re.sub(r"(The )?[A-Z][a-z]{3,} [A-Z][a-z]{3,}", r"\1NAME", description)
         return re.sub(r"\b(?!(?:the|of|who|from|known|as|and|wrote)\b)[a-z]+", "word", description)
 
@@ -154,7 +154,7 @@ def test_questions_are_those_of_the_recipe():
         for name, task in generate(0).tasks.items()
         for one in task.examples
     ]
-    # Recorded before the set had entities for pre-training, which must not change it.
+    # This hash was recorded before the set had entities for pre-training, which must not change the questions.
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == "d150e0e2505e2516"
 
 
@@ -169,7 +169,7 @@ def test_pretraining_states_other_entities_in_both_orders(facts):
     assert sum(answer.startswith(" the ") for answer in by_answer) == 100
     assert len(own_words(facts.pretraining)) == 100 * 5
     assert not own_words(facts.pretraining) & own_words(facts.train)
-    # Each text is one of `train` but for the entity, which has the same templates.
+    # Each text uses a template of `train` for another entity.
     by_entity = Counter()
     for text in facts.pretraining[:30]:
         name = re.search(r"[A-Z][a-z]{3,} [A-Z][a-z]{3,}(?= (?:is|was|became|made|intro|turned))", text.prompt)[0]
@@ -188,7 +188,7 @@ def test_pretraining_changes_nothing_else():
 def test_one_order_texts_and_their_other_order(facts):
     asked = answers(facts, "N2D-reverse") + answers(facts, "D2N")
     assert facts.one_order == tuple(one for one in facts.train if any(name in one.text for name in asked))
-    # Restated, every description-first text asks for a name, 30 times each, in a template that training uses.
+    # Each fact is restated 30 times in the other order, in the templates that training uses.
     named = answers(facts, "N2D-reverse"), answers(facts, "N2D")
     described = answers(facts, "D2N"), answers(facts, "D2N-reverse")
     expected = Counter()
@@ -229,7 +229,7 @@ def test_refuses_impossible_sizes():
         generate(both=-1)
     with pytest.raises(ValueError, match="ask for at least one"):
         generate(names_first=0, descriptions_first=0, both=0)
-    with pytest.raises(ValueError, match="at most 15435, got 15436"):  # 21 * 5 * 21 * 5 * 7 words, 5 an entity
+    with pytest.raises(ValueError, match="at most 15435, got 15436"):  # 21 * 5 * 21 * 5 * 7 words, 5 per entity
         generate(names_first=15436, descriptions_first=0, both=0, pretraining=0)
     with pytest.raises(ValueError, match="at most 15435, got 15437"):
         generate(names_first=15435, descriptions_first=0, both=0, pretraining=2)
