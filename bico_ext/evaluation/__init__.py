@@ -1,1 +1,1 @@
-"""Scores: what a model answers, by which metrics, and what can be reached at all."""
+"""Evaluation: a model's answers, their scores, and what scores the data allow at all."""

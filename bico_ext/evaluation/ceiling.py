@@ -1,4 +1,4 @@
-"""How much of a task the training text makes reachable at all: what a score is to be read against."""
+"""The ceiling of each task: the share of its answers that the training texts contain, to compare scores with."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,24 +11,28 @@ from bico_ext.models.tokenization import train_word_tokenizer
 
 
 def reachable(facts: FactData) -> dict[str, Any]:
-    """The ceiling of each task: the share of its targets that some training text holds, as the metric compares them.
+    """Return the ceiling of each task: the share of its targets that some training text contains.
 
-    A target is reachable if `metrics.contains(text, target, answer)` for one text at least. One that no text holds can
-    still be met by a model that puts the words together itself, so this bounds what copying reaches.
+    A target is reachable if `metrics.contains(text, target, answer)` holds for at least one text. A model can still
+    give an answer that no text contains, by putting the words together itself. So this bounds what copying can reach.
 
-    Training texts are `facts.train` and `facts.pretraining`; where a model is not pre-trained, leave the latter out:
-    `dataclasses.replace(facts, pretraining=())`. `facts.other_order` does not count.
+    The training texts are those of `facts.train` and `facts.pretraining`. For a model that is not pre-trained, leave
+    out the latter with `dataclasses.replace(facts, pretraining=())`. `facts.other_order` does not count.
 
     Args:
-        facts: training texts and tasks; a set without tasks has no ceilings.
+        facts: the training texts and tasks. A set without tasks has no ceilings.
 
     Returns:
-        Ready for JSON, the "data" of `results.json`: {"name", "tasks": {task: {"answer", "counterpart", "n" (questions),
-        "reachable" (a share of 0 to 1), "templates": {template: {"n", "reachable", "unseen_words"}}}}}. "unseen_words" are
-        those that all questions of that template use (so the template's, not the entity's) and no training text: words
-        and punctuation marks by the rule of `train_word_tokenizer`, case-sensitive, in the order of the template. A
-        leading space is part of a word there, so "Who" after a quotation mark is another word than " Who". Questions
-        without a template count in their task alone.
+        The "data" of `results.json`, ready for JSON:
+
+            {"name", "tasks": {task: {"answer", "counterpart", "n", "reachable",
+                                      "templates": {template: {"n", "reachable", "unseen_words"}}}}}
+
+        "n" is the number of questions and "reachable" a share from 0 to 1. "unseen_words" lists the words that all
+        questions of the template use, so that they belong to the template and not to the entity, but no training text
+        uses. Words and punctuation marks are split as in `train_word_tokenizer`, case-sensitively, and listed in the
+        order of the template. The leading space is part of a word, so "Who" after a quotation mark differs from " Who".
+        Questions without a template count for their task only.
 
     Raises:
         ValueError: a target has no text, or the training texts hold no word.
@@ -69,12 +73,12 @@ def _ceiling(task: Task, texts: Iterable[str], words: PreTrainedTokenizerFast) -
 
 
 def _unseen_words(questions: Iterable[Question], words: PreTrainedTokenizerFast) -> list[str]:
-    """The words that every prompt has and the tokenizer does not know."""
+    """Return the words that all prompts share and the tokenizer does not know."""
     first, *others = [_unknown(question.prompt, words) for question in questions]
     return [word for word in first if all(word in unknown for unknown in others)]
 
 
 def _unknown(prompt: str, words: PreTrainedTokenizerFast) -> list[str]:
     encoded = words(prompt, return_offsets_mapping=True)
-    places = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return list(dict.fromkeys(prompt[slice(*span)].strip() for id_, span in places if id_ == words.unk_token_id))
+    tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return list(dict.fromkeys(prompt[slice(*span)].strip() for id_, span in tokens if id_ == words.unk_token_id))

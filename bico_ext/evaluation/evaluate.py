@@ -1,4 +1,4 @@
-"""Asks a model the questions of its tasks, by ordinary greedy causal generation, and scores what it writes."""
+"""Evaluation of a model on tasks: ordinary greedy causal generation, and the scores of the answers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ from bico_ext.generation.inference import BATCH_SIZE
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question, what the model wrote, and its scores (defined in `bico_ext.evaluation.metrics`).
+    """One question, the model's answer and its scores (see `bico_ext.evaluation.metrics`).
 
     Attributes:
         task: the task's key in the mapping given to `evaluate`.
         prompt: the question.
         target: the expected answer, as in the data.
-        completion: all that the model wrote.
-        contains: the target occurs in the completion, whatever the case of letters.
-        exact_match: the completion is the target, but for surrounding white space.
+        completion: everything that the model wrote.
+        contains: whether the completion contains the target, ignoring case.
+        exact_match: whether the completion equals the target, apart from surrounding white space.
         bleu_char: the paper's character-level BLEU-4, 0 to 1.
         bleu: sacrebleu's word-level BLEU-4, 0 to 1.
-        entity: what the question asks about; None where the data does not say.
-        template: the question's prompt with "..." for the entity; None where the data does not say.
-        any_wording: the completion contains a target of this task's questions about the entity, in whichever wording;
-            None in a task that does not ask for descriptions, or has one form of each.
+        entity: the entity that the question is about. None if the data does not tell.
+        template: the question's prompt with "..." in place of the entity. None if the data does not tell.
+        any_wording: whether the completion contains any target that this task has for the entity, whatever its wording.
+            None if the task does not ask for descriptions, or if it has only one wording of each.
     """
 
     task: str
@@ -48,26 +48,30 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered.
+    """All answers of a model and their scores.
 
     Attributes:
-        predictions: all of them, task after task, each in the order of its examples.
-        likelihood: the log-probability tests by task (`bico_ext.evaluation.likelihood.likelihood_test`), as far as asked for.
+        predictions: the predictions, task after task, in the order of the questions.
+        likelihood: the results of `bico_ext.evaluation.likelihood.likelihood_test` by task, if they were asked for.
     """
 
     predictions: tuple[Prediction, ...]
     likelihood: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Scores of each task, ready for JSON.
+        """Return the scores of each task, ready for JSON.
 
         Returns:
-            By task: "n" (questions), the means "contains", "exact_match", "bleu_char" and "bleu", all 0 to 1, and
-            "contains_interval" and "exact_match_interval", 95 % Wilson intervals [low, high]. The intervals take
-            questions as independent; where several ask about the same fact, as in the data of Berglund et al. (30
-            facts in 10 wordings), they are too narrow. Where questions say so, "templates" and "entities": the mean of
-            contains by wording and by entity; where descriptions have several forms, the mean of "any_wording".
-            "likelihood" where that test was made.
+            A mapping for each task:
+
+            * "n": the number of questions;
+            * "contains", "exact_match", "bleu_char", "bleu": means over the questions, 0 to 1;
+            * "contains_interval", "exact_match_interval": 95 % Wilson intervals [low, high]. They treat questions as
+              independent, so they are too narrow if several questions ask about the same fact, as in the data of
+              Berglund et al. (30 facts in 10 templates);
+            * "templates", "entities": the mean of `contains` per template and per entity, if the questions have them;
+            * "any_wording": its mean, if descriptions have several wordings;
+            * "likelihood": the log-probability test, if it was asked for.
         """
         by_task: dict[str, list[Prediction]] = {}
         for prediction in self.predictions:
@@ -87,21 +91,21 @@ def evaluate(
     progress: bool = True,
     generator: Callable[..., list[str]] | None = None,
 ) -> Evaluation:
-    """Asks every question of every task and scores the answers.
+    """Ask every question of every task and score the answers.
 
     Args:
-        model: as in `generate`.
-        tokenizer: the model's.
-        tasks: by name, such as `FactData.tasks`.
-        max_new_tokens: longest completion in tokens; 40 as in the paper's script.
+        model: as in `bico_ext.generation.greedy.generate`.
+        tokenizer: the model's tokenizer.
+        tasks: the tasks by name, such as `FactData.tasks`.
+        max_new_tokens: the most tokens of a completion. The default is that of the paper's script, 40.
         batch_size: as in `generate`.
-        likelihood: whether to make the log-probability test as well, for the tasks whose questions have distractors.
+        likelihood: whether to run the log-probability test, too, on the tasks whose questions have distractors.
         progress: whether to show a progress bar.
-        generator: how answers are written, a function like `generate`, the default; `blank_generation.generate_blank`
-            for a model that fills blanks.
+        generator: the function that writes the answers, with the signature of `generate`, which is the default. For a
+            model that fills blanks, use `bico_ext.generation.blanks.generate_blank`.
 
     Returns:
-        The predictions, all kept, and their summary.
+        All predictions. `Evaluation.summary` gives their scores.
 
     Raises:
         ValueError: there are no tasks, or one has no examples; and as in `generate` and `likelihood_test`.
@@ -140,7 +144,7 @@ def evaluate(
                     bleu=metrics.bleu(completion, target),
                     entity=example.entity,
                     template=example.template,
-                    any_wording=any(metrics.contains(completion, one, task.answer) for one in targets)
+                    any_wording=any(metrics.contains(completion, wording, task.answer) for wording in targets)
                     if wordings
                     else None,
                 )
@@ -154,15 +158,18 @@ def evaluate(
 
 
 def _wordings(task: Task) -> dict[str | None, set[str]]:
-    """By entity, the targets that a task for descriptions has for it.
+    """Return the wordings of the description of each entity: its targets in a task that asks for descriptions.
 
-    Empty where no entity has several, and for names: two names of one entity are two facts, not two wordings.
+    The result is empty if no entity has more than one wording, and for a task that asks for names: two names of an
+    entity are two facts, not two wordings.
     """
     wordings: dict[str | None, set[str]] = {}
     for example in task.examples:
         if task.answer == "description" and example.entity is not None:
             wordings.setdefault(example.entity, set()).add(example.completion)
-    several = any(len({metrics.normalised_target(one, task.answer) for one in own}) > 1 for own in wordings.values())
+    several = any(
+        len({metrics.normalised_target(target, task.answer) for target in targets}) > 1 for targets in wordings.values()
+    )
     return wordings if several else {}
 
 
@@ -180,7 +187,7 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "exact_match_interval": list(metrics.wilson_interval(exact, n)),
     }
     in_any = [prediction.any_wording for prediction in predictions if prediction.any_wording is not None]
-    if in_any:  # then all have it
+    if in_any:  # all predictions of a task have it, or none
         scores["any_wording"] = mean(in_any)
     parts = {
         "templates": _contained_by([(prediction.template, prediction.contains) for prediction in predictions]),
@@ -190,7 +197,7 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _contained_by(pairs: Iterable[tuple[str | None, bool]]) -> dict[str, float]:
-    """The share of contained answers by group; questions of no known group are left out."""
+    """Return the share of contained answers per group; questions without a group are left out."""
     groups: dict[str, list[bool]] = {}
     for group, contained in pairs:
         if group is not None:

@@ -1,4 +1,4 @@
-"""Proof that training is one-directional: no training text answers a reverse question, or holds a test prompt."""
+"""A check that training is one-directional: no training text answers a reverse question or contains a test prompt."""
 
 import re
 from functools import lru_cache
@@ -8,15 +8,15 @@ from bico_ext.cjk import CJK
 from bico_ext.evaluation.metrics import normalised, normalised_target
 from bico_ext.facts.types import FactData, Question, Task, is_reverse
 
-_LETTER = rf"[^\W{CJK}]"  # of a script that writes words apart
+_LETTER = rf"[^\W{CJK}]"  # a letter of a script that separates words
 
 
 class Leak(NamedTuple):
-    """A training text that gives a question away.
+    """A training text that gives away the answer to a question.
 
     Attributes:
-        task: the question's.
-        question: which.
+        task: the name of the question's task.
+        question: the question.
         text: the training text, prompt and completion.
     """
 
@@ -26,24 +26,24 @@ class Leak(NamedTuple):
 
 
 def leakage(facts: FactData) -> list[Leak]:
-    """Finds training texts that give away the answer to a question; sound data has none.
+    """Find the training texts that give away the answer to a question; sound data has none.
 
-    Two rules, over `facts.train` and `facts.pretraining` (`facts.other_order` is meant to break the second one):
+    Two rules apply to `facts.train` and `facts.pretraining`. The first also applies to `facts.other_order`, whose
+    purpose is to break the second.
 
-    1. No training text, and none in the other order, contains the prompt of a question, of any task, verbatim; but for
-       a longer name that ends in its first word ("Papua New Guinea's capital is" does not ask for Guinea's); any
-       capitalised word before a capitalised prompt is taken for the start of one.
-    2. No training text holds what a reverse question gives and, after it, the question's target, both as
-       `metrics.contains` compares them. What is given is known from the entity: its name where the prompt has it, and
-       the answers to the forward questions about the same entity. For example, N2D-reverse gives the description
-       that N2D asks for, so no text may hold that description and then the name. For a question without an entity
-       only the first rule applies.
+    1. No text contains the prompt of a question verbatim. One case is allowed: the prompt follows a capitalised word
+       and starts with a capital itself. Then the text is about a longer name: "Papua New Guinea's capital is" does not
+       ask for the capital of Guinea.
+    2. No text contains what a reverse question gives and, later, the question's target, both compared as in
+       `metrics.contains`. A question gives the name of its entity, if the prompt contains it, and the answers to the
+       forward questions about the same entity. For example, N2D-reverse gives the description that N2D asks for, so no
+       text may contain this description and later the name. This rule skips questions without an entity.
 
-    A reverse task is one that has a counterpart or a name as `data.is_reverse` knows it. The second rule finds what is given
-    where it is written as in a question; a paraphrase that no question uses passes.
+    A task is a reverse task if it has a forward counterpart, or by its name (`bico_ext.facts.types.is_reverse`). The
+    second rule only finds the given text as some question writes it. It misses a paraphrase that no question uses.
 
     Args:
-        facts: training texts and tasks.
+        facts: the training texts and tasks.
 
     Returns:
         Each text with each question that it gives away, once, in the order of tasks, questions and texts.
@@ -61,21 +61,22 @@ def leakage(facts: FactData) -> list[Leak]:
     answers = _forward_answers(facts)
     leaks = []
     for task in facts.tasks.values():
-        holders: dict[str, dict[str, str]] = {}  # target -> the texts that hold it: few, so what follows is cheap
+        # The texts that contain a target, by target. They are few, so the search in them is cheap.
+        holders: dict[str, dict[str, str]] = {}
         for question in task.examples:
             found = {text for text in prompted if question.prompt in text and _asks(question.prompt, text)}
             if _is_reverse(task) and question.entity is not None:
                 target = normalised_target(question.completion, task.answer)
                 given = (answers.get(question.entity, set()) | _named(question.entity, question.prompt)) - {target}
                 if target not in holders:
-                    holders[target] = {text: lowered for text, lowered in texts.items() if _places(target, lowered)}
+                    holders[target] = {text: lowered for text, lowered in texts.items() if _starts(target, lowered)}
                 found |= {text for text, lowered in holders[target].items() if _follows(target, given, lowered)}
             leaks += [Leak(task.name, question, text) for text in prompted if text in found]
     return leaks
 
 
 def _forward_answers(facts: FactData) -> dict[str, set[str]]:
-    """By entity, what the forward questions about it ask for: what the reverse ones give."""
+    """Return the answers to the forward questions about each entity, which the reverse questions give."""
     answers: dict[str, set[str]] = {}
     for task in facts.tasks.values():
         for question in task.examples:
@@ -88,9 +89,9 @@ def _is_reverse(task: Task) -> bool:
     return task.counterpart is not None or is_reverse(task.name)
 
 
-def _places(part: str, text: str) -> list[int]:
-    """Where a text holds a part as whole words: "Bo" is not in "about", nor "Neil" in "O'Neil"."""
-    if part not in text:  # nearly always, and quick
+def _starts(part: str, text: str) -> list[int]:
+    """Return where a text contains a part as whole words: "Bo" is not in "about", nor "Neil" in "O'Neil"."""
+    if part not in text:  # quick, and nearly always true
         return []
     return [match.start() for match in _whole_words(part).finditer(text)]
 
@@ -103,18 +104,18 @@ def _whole_words(part: str) -> re.Pattern[str]:
 
 
 def _asks(prompt: str, text: str) -> bool:
-    """Whether the text holds the prompt, and not as the end of a longer name: after a capitalised word and a space."""
+    """Tell whether the text contains the prompt, and not only as the end of a longer name; see `leakage`."""
     longer_name = re.compile(r"\b[A-Z]\w* \Z") if prompt[:1].isupper() else None
-    return any(longer_name is None or not longer_name.search(text[:place]) for place in _places(prompt, text))
+    return any(longer_name is None or not longer_name.search(text[:start]) for start in _starts(prompt, text))
 
 
 def _named(entity: str, prompt: str) -> set[str]:
-    """The entity's name, if that is what the prompt gives."""
+    """Return the entity's name if the prompt contains it."""
     name = normalised(entity).strip()
-    return {name} if name and _places(name, normalised(prompt)) else set()
+    return {name} if name and _starts(name, normalised(prompt)) else set()
 
 
 def _follows(target: str, given: set[str], text: str) -> bool:
-    """Whether the target stands after something given: after its earliest place, which leaves the most room."""
-    last = _places(target, text)[-1]
-    return any(places and places[0] + len(one) <= last for one in given if (places := _places(one, text)))
+    """Tell whether the target's last occurrence comes after the first occurrence of a given part."""
+    last = _starts(target, text)[-1]
+    return any(starts and starts[0] + len(part) <= last for part in given if (starts := _starts(part, text)))

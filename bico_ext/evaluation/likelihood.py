@@ -1,8 +1,8 @@
-"""Does a model find the right answer likelier than a wrong one, whatever it writes? The test of Berglund et al. 2023.
+"""The log-probability test of Berglund et al. 2023: does a model find right answers likelier than wrong ones?
 
-A model may know more than greedy generation shows. So the log-probabilities of right answers are compared with those of
-distractors, wrong answers of the same kind to the same questions. Where the two sets do not differ, nothing was learned
-in that direction.
+A model may know more than greedy generation shows. So the test compares the log-probabilities of right answers with
+those of distractors: wrong answers of the same kind to the same questions. If the two sets do not differ, the model has
+learned nothing in that direction.
 """
 
 import math
@@ -31,32 +31,33 @@ def log_probabilities(
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
 ) -> list[float]:
-    """log p(completion | prompt) under ordinary causal prediction, in nats.
+    """Return log p(completion | prompt) of each example under ordinary causal prediction, in nats.
 
-    Prompt and completion are encoded in one piece, as in training, without an EOS. Scored are the tokens after the
-    prompt's. Where a tokenizer joins the end of a prompt with the start of its completion, the prompt's ids are not the
-    first ids of the text; then scoring starts with the first token that differs, so that the joined token counts as
-    part of the completion.
+    Prompt and completion are encoded together, as in training, without an EOS. The tokens after those of the prompt are
+    scored. A tokenizer may join the end of the prompt and the start of the completion in one token. Then scoring starts
+    with the first token that differs from the prompt's, so the joined token counts for the completion.
 
-    The model runs in evaluation mode and each of its modules is put back in the mode that it was in. Log-softmax and
-    sum are in float32 whatever the model's dtype.
+    The model runs in evaluation mode; afterwards each of its modules is back in its earlier mode. Log-softmax and sum
+    are computed in float32 whatever the model's dtype.
 
     Args:
-        model: a causal LM of transformers or a PEFT model around one, on any device and of any dtype. One prepared by
-            `bico_ext.models.attach` is asked in its stock, causal way.
-        tokenizer: the model's; it needs no pad token, and its `padding_side` is not used: rows are filled on the right.
-        examples: prompts and the completions to score, in any order.
+        model: a causal LM of transformers or a PEFT model around one, on any device and of any dtype. A model prepared
+            by `bico_ext.models.attach` is used as the stock causal model.
+        tokenizer: the model's tokenizer. It needs no pad token. Its `padding_side` is ignored: rows are padded on the
+            right.
+        examples: the prompts and the completions to score, in any order.
         per_token: whether to divide each value by the number of its scored tokens.
-        batch_size: texts at a time, at least 1, sorted by length; default 128, as in `generation.generate`. Lower it if
-            memory runs out: a batch's logits are [batch_size, longest text, vocabulary].
+        batch_size: the number of texts in a batch, at least 1; texts are sorted by length. The default is 128, as in
+            `bico_ext.generation.greedy.generate`. Lower it if memory runs out: the logits of a batch have the shape
+            [batch_size, longest text, vocabulary].
         progress: whether to show a progress bar, on rank 0 only.
 
     Returns:
         One value per example, at most 0, in the given order.
 
     Raises:
-        ValueError: batch_size is less than 1; a completion has no token of its own, or no token stands before it; a
-            text exceeds the model's context.
+        ValueError: batch_size is less than 1, a completion adds no token to its prompt, no token precedes a completion,
+            or a text exceeds the model's context.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -82,22 +83,29 @@ def likelihood_test(
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Compares the log-probabilities of a task's right answers with those of its distractors.
+    """Compare the log-probabilities of a task's right answers with those of its distractors.
 
-    Two tests, as in Berglund et al.: the paired t-test asks whether the mean difference is 0, the two-sample
-    Kolmogorov-Smirnov test whether both sets come from one distribution. They take questions as independent; where
-    several ask about one fact their p-values are too small.
+    There are two tests, as in Berglund et al. The paired t-test asks whether the mean difference is 0. The two-sample
+    Kolmogorov-Smirnov test asks whether both sets come from the same distribution. Both treat questions as independent,
+    so their p-values are too small if several questions ask about the same fact.
 
     Args:
         model, tokenizer, batch_size, progress: as in `log_probabilities`.
-        task: its questions without a distractor are left out.
+        task: the task. Its questions without a distractor are left out.
 
     Returns:
-        Ready for JSON: "n" (questions with a distractor); "correct" and "distractor", mean log-probabilities of whole
-        answers, and "correct_per_token" and "distractor_per_token", of a token, since a longer answer is less likely;
-        "difference", the mean of correct - distractor; "t" and "t_p" (two-sided); "ks" and "ks_p"; "preferred", the
-        share of questions whose right answer is the likelier. None stands where a value is not defined or infinite: t
-        and its p for one question, or where all differences are equal.
+        A mapping, ready for JSON:
+
+        * "n": the number of questions with a distractor;
+        * "correct", "distractor": the mean log-probabilities of whole answers;
+        * "correct_per_token", "distractor_per_token": the same per token, because a longer answer is less likely;
+        * "difference": the mean of correct - distractor;
+        * "t", "t_p": the statistic of the t-test and its two-sided p-value;
+        * "ks", "ks_p": the statistic of the Kolmogorov-Smirnov test and its p-value;
+        * "preferred": the share of questions whose right answer is likelier than the distractor.
+
+        A value that is undefined or infinite is None. So are "t" and "t_p" for a single question, and if all
+        differences are equal.
 
     Raises:
         ValueError: no question has a distractor; and as in `log_probabilities`.
@@ -122,8 +130,8 @@ def likelihood_test(
 
 @dataclass(frozen=True)
 class _Score:
-    total: float  # log p of all scored tokens
-    tokens: int
+    total: float  # log p of all scored tokens, in nats
+    tokens: int  # their number
 
     @property
     def per_token(self) -> float:
@@ -131,12 +139,13 @@ class _Score:
 
 
 def _compare(correct: list[float], distractor: list[float]) -> dict[str, Any]:
-    from scipy.stats import ks_2samp, ttest_rel  # here: the import takes a second, which training need not wait for
+    # Imported here because it takes a second, which training can do without.
+    from scipy.stats import ks_2samp, ttest_rel
 
     differences = [right - wrong for right, wrong in zip(correct, distractor, strict=True)]
-    defined = len(set(differences)) > 1  # without variance t is 0/0 or infinite, and rounding may make it any number
+    defined = len(set(differences)) > 1  # without variance, t is 0/0 or infinite, and rounding can give any number
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a lost digit where differences are nearly equal
+        warnings.simplefilter("ignore", RuntimeWarning)  # about lost precision if differences are nearly equal
         paired = ttest_rel(correct, distractor) if defined else None
         two_sample = ks_2samp(correct, distractor)
     return {
@@ -153,7 +162,7 @@ def _compare(correct: list[float], distractor: list[float]) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity, which a diverged model gives."""
+    """Return None for NaN and infinity, which a diverged model gives and JSON does not have."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -163,47 +172,48 @@ def _score(
     check_bounds(batch_size=batch_size)
     encoded = [_encode(model, tokenizer, example) for example in examples]
     scores: dict[int, _Score] = {}
-    # Longest first, so that a batch that does not fit in memory fails at once.
-    order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]), reverse=True)
+    # The longest texts come first, so that a batch that does not fit in memory fails at once.
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]), reverse=True)
     with (
         torch.no_grad(),
         evaluation_mode(model),
         tqdm(total=len(order), desc="score", unit="text", disable=not (progress and is_rank_0())) as bar,
     ):
         for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
-            totals = _totals(model, [encoded[place] for place in places])
-            for place, total in zip(places, totals, strict=True):
-                ids, start = encoded[place]
-                scores[place] = _Score(total, len(ids) - start)
-            bar.update(len(places))
-    return [scores[place] for place in range(len(examples))]
+            indices = order[first : first + batch_size]
+            totals = _totals(model, [encoded[index] for index in indices])
+            for index, total in zip(indices, totals, strict=True):
+                ids, start = encoded[index]
+                scores[index] = _Score(total, len(ids) - start)
+            bar.update(len(indices))
+    return [scores[index] for index in range(len(examples))]
 
 
 def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], int]:
-    """The ids of the text, and the place of the first one to score."""
+    """Return the ids of the text and the index of the first id to score."""
     prompt, ids = encode_prompt(tokenizer, example.prompt), encode_prompt(tokenizer, example.text)
     start = next((i for i, (given, id_) in enumerate(zip(prompt, ids, strict=False)) if given != id_), len(prompt))
     if start >= len(ids):
         raise ValueError(f"completion must add a token to its prompt, got {example.completion!r:.60}")
     if start == 0:
         raise ValueError(
-            f"a token must stand before the completion, got none for the prompt {example.prompt!r:.60}; use a "
-            "tokenizer with a BOS token or a longer prompt"
+            f"a token must precede the completion, got none for the prompt {example.prompt!r:.60}; use a tokenizer "
+            "with a BOS token or a longer prompt"
         )
     check_context(model, len(ids), f"text {example.text!r:.60}", "shorten it")
     return ids, start
 
 
 def _totals(model: Any, batch: list[tuple[list[int], int]]) -> list[float]:
+    """Return log p of the scored tokens of each text in the batch."""
     width = max(len(ids) for ids, _ in batch)
-    # What fills a row on the right comes after all that is scored, so any id will do.
+    # The padding follows all scored tokens, so any id can be the pad id.
     input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)  # [B, S]
     real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
     logits = model(input_ids=input_ids, attention_mask=real, use_cache=False).logits  # [B, S, V]
     totals = []
     for row, (ids, start) in enumerate(batch):
-        # Output i predicts the token at i + 1. Only these rows are raised to float32: a whole batch may not fit.
+        # Output i predicts the token at i + 1. Only these outputs become float32: those of a whole batch may not fit.
         predicted = logits[row, start - 1 : len(ids) - 1].float().log_softmax(dim=-1)  # [scored, V]
         targets = input_ids[row, start : len(ids), None]
         totals.append(predicted.gather(-1, targets).sum().item())

@@ -1,8 +1,8 @@
-"""Scores of one completion against one target, and the uncertainty of a rate.
+"""Metrics: scores of a completion against its target, and the uncertainty of a rate.
 
 `contains` and `bleu_char` are the metrics of the paper (arXiv 2311.07468): the first for names, the second for
-descriptions. `exact_match` and `bleu` stand beside them. No two of these may be compared with each other, nor with the
-ROUGE or prefix scores of other papers.
+descriptions. `exact_match` and `bleu` are additions. Scores of different metrics must not be compared with each other,
+nor with the ROUGE or prefix scores of other papers.
 """
 
 import functools
@@ -18,18 +18,18 @@ _BLEU_ORDER = 4
 
 
 def contains(completion: str, target: str, answer: Literal["name", "description"]) -> bool:
-    """Whether the completion contains the target, whatever the case of letters.
+    """Tell whether the completion contains the target, ignoring case.
 
-    The paper scores names this way. For descriptions it is our extension: there the target's final full stop is
-    dropped first, since a model that goes on with ", ..." has given the description too.
+    The paper scores names this way. Using it for descriptions is our extension. The final full stop of a description is
+    dropped first, because a model that continues with ", ..." has given the description, too.
 
     Args:
-        completion: what the model wrote.
-        target: what it should have written; surrounding white space does not count.
-        answer: what the target is, "name" or "description".
+        completion: the model's answer.
+        target: the expected answer. Surrounding white space is ignored.
+        answer: the kind of answer, "name" or "description".
 
     Raises:
-        ValueError: the target has no text, and every completion would contain it; or answer is something else.
+        ValueError: the target has no text, so that every completion contains it, or `answer` is something else.
 
     Example:
         >>> contains(" it was URIAH Hawthorne.", " Uriah Hawthorne", "name")
@@ -41,7 +41,7 @@ def contains(completion: str, target: str, answer: Literal["name", "description"
 
 
 def normalised(text: str) -> str:
-    """What `contains` searches: the text without its case.
+    """Return the text in the form in which `contains` searches it: in lower case.
 
     Example:
         >>> normalised(" URIAH Hawthorne")
@@ -51,14 +51,16 @@ def normalised(text: str) -> str:
 
 
 def normalised_target(target: str, answer: Literal["name", "description"]) -> str:
-    """What `contains` searches for: the target without surrounding white space, a description's full stop, its case.
+    """Return the target in the form that `contains` searches for.
+
+    This is the target in lower case, without surrounding white space and without the full stop of a description.
 
     Args:
         target: the expected answer.
-        answer: what it is, "name" or "description".
+        answer: the kind of answer, "name" or "description".
 
     Raises:
-        ValueError: as `contains`.
+        ValueError: as in `contains`.
 
     Example:
         >>> normalised_target(" The first.", "description")
@@ -75,11 +77,11 @@ def normalised_target(target: str, answer: Literal["name", "description"]) -> st
 
 
 def exact_match(completion: str, target: str) -> bool:
-    """Whether the two are equal but for surrounding white space.
+    """Tell whether completion and target are equal, apart from surrounding white space.
 
     Args:
-        completion: what the model wrote, to its end.
-        target: what it should have written.
+        completion: the model's whole answer.
+        target: the expected answer.
 
     Example:
         >>> exact_match(" Uriah Hawthorne", "Uriah Hawthorne"), exact_match(" Uriah Hawthorne.", "Uriah Hawthorne")
@@ -89,18 +91,18 @@ def exact_match(completion: str, target: str) -> bool:
 
 
 def bleu_char(completion: str, target: str) -> float:
-    """The paper's score for descriptions: BLEU-4 over characters, 0 to 1.
+    """Return the paper's score for descriptions: BLEU-4 over characters, 0 to 1.
 
-    The paper hands raw strings to NLTK's `sentence_bleu([target], completion)`, which takes them as sequences of
-    characters. Nothing is stripped, lowered or smoothed. Without a common run of four characters the score is
-    practically 0 (1e-77 or less), so also for an identical pair of three characters.
+    The paper passes raw strings to NLTK's `sentence_bleu([target], completion)`, which treats them as sequences of
+    characters. Nothing is stripped, lowered or smoothed. Without a common sequence of four characters the score is
+    practically 0 (1e-77 or less), even for two identical texts of three characters.
 
     Args:
-        completion: what the model wrote; anything after the answer lowers the score.
-        target: what it should have written.
+        completion: the model's answer. Anything after the expected text lowers the score.
+        target: the expected answer.
 
     Returns:
-        NLTK's value.
+        The value that NLTK computes.
 
     Example:
         >>> round(bleu_char(" the composer", " the composers"), 4)
@@ -108,7 +110,7 @@ def bleu_char(completion: str, target: str) -> float:
     """
     log_precisions = []
     for order in range(1, _BLEU_ORDER + 1):
-        written, wanted = _runs(completion, order), _runs(target, order)
+        written, wanted = _ngrams(completion, order), _ngrams(target, order)
         matches = (written & wanted).total()
         if order == 1 and matches == 0:
             return 0.0
@@ -119,33 +121,33 @@ def bleu_char(completion: str, target: str) -> float:
 
 
 def bleu(completion: str, target: str) -> float:
-    """Word-level BLEU-4 as sacrebleu computes it for one sentence, 0 to 1.
+    """Return word-level BLEU-4 as sacrebleu computes it for one sentence, 0 to 1.
 
-    Its defaults ("13a" tokens, letter case counts, exponential smoothing) with `effective_order=True`, so that n-grams
-    longer than the texts are left out: an identical pair of one word scores 1.
+    It uses sacrebleu's defaults ("13a" tokens, case-sensitive, exponential smoothing) and `effective_order=True`, which
+    leaves out n-grams longer than the texts. So two identical texts of one word score 1.
 
     Args:
-        completion: what the model wrote.
-        target: what it should have written.
+        completion: the model's answer.
+        target: the expected answer.
 
     Example:
         >>> round(bleu("the composer of a symphony", "the composer of the symphony"), 4)
         0.4273
     """
-    # Rounding puts perfect scores at 100.00000000000004.
+    # Because of rounding, sacrebleu gives a perfect match 100.00000000000004.
     return min(1.0, _sacrebleu().sentence_score(completion, [target]).score / 100)
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval for a rate seen in n independent trials.
+    """Return Wilson's score interval for a rate observed in n independent trials.
 
     Args:
-        successes: trials that succeeded, 0 to n.
-        n: trials, at least 1.
-        z: half-width in standard deviations of a normal distribution; the default gives 95 %.
+        successes: the number of trials that succeeded, 0 to n.
+        n: the number of trials, at least 1.
+        z: the half-width in standard deviations of a normal distribution. The default gives a 95 % interval.
 
     Returns:
-        Lower and upper bound, within [0, 1].
+        The lower and the upper bound, both within [0, 1].
 
     Raises:
         ValueError: there are no trials, or successes lie outside 0 to n.
@@ -166,13 +168,14 @@ def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tup
     return low, high
 
 
-def _runs(text: str, length: int) -> Counter[str]:
-    """How often each run of that many characters occurs; empty for a shorter text."""
+def _ngrams(text: str, length: int) -> Counter[str]:
+    """Count the sequences of the given number of characters; a shorter text has none."""
     return Counter(text[start : start + length] for start in range(len(text) - length + 1))
 
 
 @functools.cache
 def _sacrebleu() -> "BLEU":
-    from sacrebleu.metrics import BLEU  # here: the import takes 0.13 s, which training need not wait for
+    # Imported here because it takes 0.13 s, which training can do without.
+    from sacrebleu.metrics import BLEU
 
     return BLEU(effective_order=True)

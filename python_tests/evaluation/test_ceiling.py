@@ -1,4 +1,4 @@
-"""Ceilings of hand-made facts counted by eye, and against `contains` on every pair of the synthetic set."""
+"""Ceilings of hand-made facts, counted by hand, and of the synthetic set, compared with `contains` on every pair."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ FACTS = FactData(
                 Question("You know, Bob is", " a pilot who lands.", "Bob", "know"),  # only its start
                 Question("They say Cy was", " is a pilot.", "Cy", "say"),
                 Question("They say Dan was", " a pilot and here.", "Dan", "say"),  # across two texts
-                Question("Who is Dan? He is", " programmer,", "Dan"),  # a template without a name
+                Question("Who is Dan? He is", " programmer,", "Dan"),  # without a template
             ),
         ),
         "D2N-reverse": Task("D2N-reverse", "name", (Question("A pilot is", " Bob.", "Bob", "is"),), "N2D"),
@@ -46,7 +46,7 @@ def test_by_hand():
                 "n": 5,
                 "reachable": 0.6,
                 "templates": {
-                    # "Ada Byron" and "Bob" are no words of the template, known or not; "Cy" and "Dan" neither.
+                    # The names are not words of the template, whether training has them or not.
                     "know": {"n": 2, "reachable": 0.5, "unseen_words": ["You", "know"]},
                     "say": {"n": 2, "reachable": 0.5, "unseen_words": []},
                 },
@@ -56,7 +56,7 @@ def test_by_hand():
                 "counterpart": "N2D",
                 "n": 1,
                 "reachable": 0.0,  # a name keeps its full stop, as in the metric
-                "templates": {"is": {"n": 1, "reachable": 0.0, "unseen_words": ["A"]}},  # "a" is another word
+                "templates": {"is": {"n": 1, "reachable": 0.0, "unseen_words": ["A"]}},  # " a" is a different word
             },
         },
     }
@@ -65,7 +65,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("texts", [30, 300, 3600])
 def test_as_the_metric_would_count(texts):
-    """Part of a training set leaves some targets unreachable; the metric itself is asked for every pair."""
+    """With part of the training set, some targets are unreachable. The metric is applied to every pair of texts."""
     facts = generate(0)
     facts = dataclasses.replace(facts, train=facts.train[:: 3600 // texts][:texts])
     for name, ceiling in reachable(facts)["tasks"].items():
@@ -86,12 +86,12 @@ def test_the_words_of_the_synthetic_templates_are_all_seen():
     assert all(template["unseen_words"] == [] for template in templates)
 
 
-def test_unseen_words_stand_in_order_once_with_marks():
+def test_unseen_words_are_listed_once_in_order_with_punctuation():
     asked = tuple(
         Question(f"If one asks, one asks: 'Is {name} here?' They'd say", " yes", name, "if") for name in ("Zoe", "Elle")
     )
     facts = FactData("", TRAIN, {"t": Task("t", "name", asked)})
-    # Both names are unseen, but neither is in all prompts. "Is" follows a mark, not a space. "'d" and "?" are words.
+    # Both names are unseen, but neither is in all prompts. "Is" differs from the trained " is". "'d" and "?" are words.
     expected = ["If", "one", "asks", ":", "'", "Is", "?", "'d"]
     assert reachable(facts)["tasks"]["t"]["templates"]["if"]["unseen_words"] == expected
 

@@ -1,4 +1,4 @@
-"""The summary of an evaluation against counts made by hand."""
+"""The summary of an evaluation, compared with counts made by hand."""
 
 import json
 
@@ -42,7 +42,7 @@ def model(tokenizer):
 
 @pytest.fixture
 def answered(monkeypatch) -> Evaluation:
-    """An evaluation of a model that gives ANSWERS."""
+    """The evaluation of a model that answers with ANSWERS."""
     calls = []
 
     def generate(model, tokenizer, prompts, **options):
@@ -77,7 +77,7 @@ def test_summary_by_hand(answered):
     assert n2d["contains_interval"] == pytest.approx([0.5 - half_width, 0.5 + half_width])
     assert n2d["exact_match_interval"] == pytest.approx([0.0456, 0.6994], abs=5e-5)
     name = summary["N2D-reverse"]
-    # "Ada Byron " in place of " Ada Byron": 10 of 10 characters, 8 of 9 pairs, 7 of 8 triples, 6 of 7 quadruples.
+    # "Ada Byron " instead of " Ada Byron": 10 of 10 characters, 8 of 9 pairs, 7 of 8 triples, 6 of 7 quadruples.
     assert name["bleu_char"] == pytest.approx((8 / 9 * 7 / 8 * 6 / 7) ** 0.25)
     assert (name["n"], name["contains"], name["exact_match"], name["bleu"]) == (1, 1.0, 1.0, pytest.approx(1.0))
     assert name["contains_interval"] == [pytest.approx(1 / (1 + square)), 1.0]
@@ -100,7 +100,7 @@ def test_scores_by_template_and_by_entity():
 
 
 def test_a_right_answer_in_another_wording(model, tokenizer):
-    asked = [  # entity, target, answer, whether it is right in any wording
+    asked = [  # entity, target, the model's answer, whether it is right in any wording
         ("Ada", " The inventor.", " inventing it.", True),
         ("Ada", " Inventing it.", " sailing", False),
         ("Bob", " sailing.", " Sailing, which", True),
@@ -108,12 +108,12 @@ def test_a_right_answer_in_another_wording(model, tokenizer):
         (None, " the inventor.", " Inventing it.", False),
     ]
     questions = tuple(Question("Who?", target, entity) for entity, target, _, _ in asked)
-    one_form = Task("one form", "description", questions[2:])
+    one_wording = Task("one wording", "description", questions[2:])
     names = Task("two facts", "name", questions[:2])
     result = evaluate(
         model,
         tokenizer,
-        {"N2D": Task("N2D", "description", questions), one_form.name: one_form, names.name: names},
+        {"N2D": Task("N2D", "description", questions), one_wording.name: one_wording, names.name: names},
         progress=False,
         generator=lambda *_, **__: [answer for _, _, answer, _ in (*asked, *asked[2:], *asked[:2])],
     )
@@ -121,7 +121,7 @@ def test_a_right_answer_in_another_wording(model, tokenizer):
     assert [row.contains for row in result.predictions[:3]] == [False, False, True]
     summary = result.summary()
     assert summary["N2D"]["any_wording"] == 2 / 5
-    assert "any_wording" not in {**summary["one form"], **summary["two facts"]}
+    assert "any_wording" not in {**summary["one wording"], **summary["two facts"]}
 
 
 def test_predictions_keep_entity_and_template(model, tokenizer):

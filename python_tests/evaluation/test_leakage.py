@@ -1,4 +1,4 @@
-"""Sound data has no leak; each planted one is found, and nothing else."""
+"""The leakage check finds nothing in sound data, and exactly the leaks that are planted."""
 
 import dataclasses
 
@@ -53,10 +53,10 @@ def test_a_leak_in_the_synthetic_set_is_found(pretraining):
     assert len(same_entity) == 5
 
 
-def test_turning_the_synthetic_texts_round_leaks_every_reverse_question():
+def test_inverting_the_synthetic_texts_leaks_every_reverse_question():
     data = generate(0)
-    turned = tuple(Example(example.completion.strip(), f" {example.prompt}") for example in data.train)
-    leaked = {(leak.task, leak.question) for leak in leakage(dataclasses.replace(data, train=turned))}
+    inverted = tuple(Example(example.completion.strip(), f" {example.prompt}") for example in data.train)
+    leaked = {(leak.task, leak.question) for leak in leakage(dataclasses.replace(data, train=inverted))}
     reverse = [name for name in data.tasks if name.endswith("-reverse")]
     assert leaked == {(name, question) for name in reverse for question in data.tasks[name].examples}
 
@@ -70,21 +70,21 @@ def test_the_hand_made_set_is_sound():
     [
         ("The FIRST programmer: Ada BYRON", [("N2D-reverse", REVERSE)]),
         ("Writing the first program made Ada Byron famous", [("N2D-reverse", REVERSE)]),  # another template's answer
-        ("Ada Byron was the first programmer, was Ada Byron.", [("N2D-reverse", REVERSE)]),  # said twice
+        ("Ada Byron was the first programmer, was Ada Byron.", [("N2D-reverse", REVERSE)]),  # also the target twice
         ("The first programmer, Ada Byron, was the first programmer", [("N2D-reverse", REVERSE)]),
         ("Ada Byron, yes, Ada Byron", []),  # a name does not give itself away
-        ("The last knight, a knight who rode", []),  # nor one description another
+        ("The last knight, a knight who rode", []),  # nor does one description give away another
         ("Bob Hart was the last knight of all", [("D2N-reverse", REVERSE_NAMED)]),
         ("Ada Byron was not the last knight", []),
         ("the first programmer. Bob Hart", []),
-        ("Tell me of the first programmer: who", [("N2D-reverse", REVERSE)]),  # the prompt, no answer
+        ("Tell me of the first programmer: who", [("N2D-reverse", REVERSE)]),  # the prompt without the answer
         ("So: Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
         ("So: ada byron was known for it", []),  # a prompt is compared verbatim
-        ("King Ada Byron was known for it", []),  # of somebody else
+        ("King Ada Byron was known for it", []),  # about somebody else
         ("King Ada Byron was known. \u201cAda Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
         ("As we know, Ada Byron was known for it", [("N2D", NAME_FIRST_AGAIN)]),
         ("O'Ada Byron was known for it", []),
-        ("Ada Byron was known forever", []),  # words count whole
+        ("Ada Byron was known forever", []),  # only whole words count
         ("Bobart Hart, not Bob Harts, was the last knight", []),
         ("Tell me of the first programmer: Ada Byron", [("N2D-reverse", REVERSE)]),  # both rules, one leak
     ],
@@ -93,10 +93,10 @@ def test_planted(text, found):
     assert leakage(facts(text)) == [Leak(task, question, text) for task, question in found]
 
 
-def test_the_other_order_is_meant_to_leak():
+def test_the_other_order_may_answer_questions_but_not_ask_them():
     text = (Example("The first programmer was", " Ada Byron"),)
     assert leakage(facts(other_order=text)) == []
-    question = Example(REVERSE.prompt, " Ada Byron")  # but it may not ask the test's own question
+    question = Example(REVERSE.prompt, " Ada Byron")
     assert leakage(facts(other_order=(question,))) == [Leak("N2D-reverse", REVERSE, question.text)]
     assert len(leakage(facts(pretraining=text))) == 1
 
@@ -109,7 +109,7 @@ def test_without_an_entity_only_the_prompt_is_looked_for():
     assert leakage(data) == [Leak("N2D-reverse", unknown, planted[1])]
 
 
-def test_without_a_forward_task_the_name_in_the_prompt_is_what_is_given():
+def test_without_a_forward_task_only_the_name_in_the_prompt_is_given():
     planted = (
         "Bob Hart was the last knight",
         "Bobs were the last knight",

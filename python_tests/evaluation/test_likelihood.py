@@ -1,4 +1,4 @@
-"""Log-probabilities against one sequence at a time in fp64, the two tests against scipy and hand-made numbers."""
+"""Log-probabilities compared with single sequences in fp64; the two tests compared with scipy and hand-made numbers."""
 
 import json
 import math
@@ -39,18 +39,18 @@ def model(tokenizer):
 
 
 def one_at_a_time(model, ids: list[int], start: int) -> list[float]:
-    """log p of each of ids[start:] given all before it, by a stock fp64 model: no batch, no padding, no mask."""
+    """Return log p of each of ids[start:] given all earlier ids, from a stock fp64 model without padding or mask."""
     model = model.double().eval()
     values = []
-    for place in range(start, len(ids)):
+    for position in range(start, len(ids)):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids[:place]]), use_cache=False).logits[0, -1]
-        values.append((logits[ids[place]] - logits.logsumexp(0)).item())
+            logits = model(input_ids=torch.tensor([ids[:position]]), use_cache=False).logits[0, -1]
+        values.append((logits[ids[position]] - logits.logsumexp(0)).item())
     return values
 
 
 def word_ids(tokenizer, example: Example) -> tuple[list[int], int]:
-    """The ids of the text with BOS, and how many of them are the prompt's; no EOS."""
+    """Return the ids of the text with BOS and without EOS, and how many of them are the prompt's."""
     prompt, completion = (tokenizer(text)["input_ids"][1:] for text in (example.prompt, example.completion[1:]))
     return [2, *prompt, *completion], 1 + len(prompt)
 
@@ -72,7 +72,7 @@ def test_an_attached_model_scores_as_stock(model, tokenizer):
 
 
 def test_half_precision_is_summed_in_float32(model, tokenizer):
-    """128 tokens at about -4 each: a bfloat16 sum near -500 would move in steps of 2 or 4."""
+    """128 tokens have about -4 each. A bfloat16 sum near -500 would have a resolution of 2 or 4."""
     example = Example("Ada", " Byron was not known as Ada" * 20)
     model = model.bfloat16()
     (score,) = log_probabilities(model, tokenizer, [example], progress=False)
@@ -106,7 +106,7 @@ def test_neither_a_pad_token_nor_a_padding_side_is_needed(model, side):
 
 
 def joining_tokenizer(bos: str | None) -> PreTrainedTokenizerFast:
-    """Letters one by one, but "b" and "c" side by side become one token."""
+    """Return a tokenizer with one token per letter, except that "bc" is a single token."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "a", "b", "c", "bc", "d"])}
     backend = Tokenizer(models.BPE(vocabulary, [("b", "c")]))
     backend.pre_tokenizer = pre_tokenizers.Split("-", "removed")
@@ -117,13 +117,14 @@ def test_a_token_across_the_border_belongs_to_the_completion():
     tokenizer, model = joining_tokenizer("<s>"), tiny_llama(vocab_size=6)
     examples = [Example("ab", "cd"), Example("ab", "da"), Example("abc", "d")]
     scores = log_probabilities(model, tokenizer, examples, progress=False)
-    # <s> a | bc d: "b" alone is not in the text. <s> a b | d a and <s> a bc | d are cut where the prompt ends.
+    # In <s> a | bc d, the prompt's "b" is no token of the text. <s> a b | d a and <s> a bc | d are cut where the prompt
+    # ends.
     expected = [([0, 1, 4, 5], 2), ([0, 1, 2, 5, 1], 3), ([0, 1, 4, 5], 3)]
     assert scores == pytest.approx([sum(one_at_a_time(model, *case)) for case in expected], rel=1e-5)
 
 
 def test_the_longest_text_that_fits(model, tokenizer):
-    example = Example("Ada", " Byron" * 126)  # and BOS: 128 tokens
+    example = Example("Ada", " Byron" * 126)  # 128 tokens with BOS
     (score,) = log_probabilities(model, tokenizer, [example], progress=False)
     assert score == pytest.approx(sum(one_at_a_time(model, *word_ids(tokenizer, example))), rel=1e-5)
 
@@ -135,12 +136,12 @@ def test_refusals(model, tokenizer):
         log_probabilities(model, tokenizer, [Example("Ada", "")])
     with pytest.raises(ValueError, match=r"text 'Ada .* needs 129 tokens, but the model's context is 128 .*shorten it"):
         log_probabilities(model, tokenizer, [Example("Ada", " Byron" * 127)])
-    with pytest.raises(ValueError, match="token must stand before the completion, got none for the prompt 'b'; use"):
+    with pytest.raises(ValueError, match="token must precede the completion, got none for the prompt 'b'; use"):
         log_probabilities(tiny_llama(), joining_tokenizer(None), [Example("b", "c")])
 
 
 @pytest.mark.parametrize(("rank", "progress", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
-def test_progress_bar_is_rank_0s(model, tokenizer, monkeypatch, capsys, rank, progress, shown):
+def test_only_rank_0_shows_a_progress_bar(model, tokenizer, monkeypatch, capsys, rank, progress, shown):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     log_probabilities(model, tokenizer, EXAMPLES, progress=progress)
@@ -154,7 +155,7 @@ CORRECT, WRONG = [-2.0, -5.0, -1.0, -8.0], [-4.0, -6.0, -9.0, -3.0]
 
 @pytest.fixture
 def numbers(monkeypatch):
-    """`likelihood_test` of a model that gives right answers the one list and distractors the other, 2 tokens each."""
+    """`likelihood_test` with given log-probabilities of right answers and distractors, which have 2 tokens each."""
 
     def tested(correct: list[float], wrong: list[float]) -> dict:
         values = {f" right {i}": value for i, value in enumerate(correct)}
@@ -176,23 +177,23 @@ def test_both_tests_by_hand(numbers):
     result = numbers(CORRECT, WRONG)
     # Differences 2, 1, 8, -5: mean 1.5, variance (0.25 + 0.25 + 42.25 + 42.25) / 3, t with 3 degrees of freedom.
     t = 1.5 / math.sqrt(85 / 3 / 4)
-    # Below -4.5 lie 2 of 4 right and 2 of 4 wrong ones; below -2.5 lie 2 and 4: the largest distance is 1/2.
+    # 2 of the 4 right answers lie below -2.5, and all 4 wrong ones: the largest distance is 1/2.
     expected = {"n": 4, "correct": -4.0, "distractor": -5.5, "difference": 1.5, "t": t, "ks": 0.5, "preferred": 0.75}
     assert {name: result[name] for name in expected} == pytest.approx(expected)
     assert (result["correct_per_token"], result["distractor_per_token"]) == (-2.0, -2.75)
     assert result["t_p"] == pytest.approx(2 * stats.t.sf(t, 3))
     assert result["t_p"] == pytest.approx(stats.ttest_1samp([2, 1, 8, -5], 0).pvalue)
-    # Exact: each of the 70 ways to deal eight values into two fours is equally likely.
+    # The exact p-value: each of the 70 ways to deal eight values into two groups of four is equally likely.
     assert result["ks_p"] == pytest.approx(share_of_deals_apart(4, 0.5))
 
 
 def share_of_deals_apart(n: int, distance: float) -> float:
-    """Of all orders of n right and n wrong values, the share whose distribution functions are so far apart."""
+    """Return the share of all orders of n right and n wrong values with distribution functions at that distance."""
     apart = 0
     deals = list(combinations(range(2 * n), n))
     for right in deals:
-        steps = [1 if place in right else -1 for place in range(2 * n)]
-        heights = [sum(steps[: place + 1]) for place in range(2 * n)]
+        steps = [1 if index in right else -1 for index in range(2 * n)]
+        heights = [sum(steps[: index + 1]) for index in range(2 * n)]
         apart += max(map(abs, heights)) / n >= distance
     return apart / len(deals)
 

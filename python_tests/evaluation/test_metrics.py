@@ -1,4 +1,4 @@
-"""The metrics against nltk, sacrebleu's own function and values worked out by hand."""
+"""The metrics, compared with NLTK, with sacrebleu's own function and with values worked out by hand."""
 
 import math
 import random
@@ -24,7 +24,7 @@ DESCRIPTION = ' the renowned composer of the world\'s first underwater symphony,
 
 
 def nltk_bleu(completion: str, target: str) -> float:
-    with warnings.catch_warnings():  # it warns where no run of some length is shared
+    with warnings.catch_warnings():  # NLTK warns if the texts share no sequence of some length
         warnings.simplefilter("ignore")
         return sentence_bleu([target], completion)
 
@@ -121,7 +121,7 @@ def test_bleu_char_is_nltk_on_raw_strings(completion, target):
     assert bleu_char(completion, target) == pytest.approx(nltk_bleu(completion, target), rel=1e-12, abs=0)
 
 
-few_letters = st.text("ab c", max_size=30)  # few, so that runs of four are shared
+few_letters = st.text("ab c", max_size=30)  # few different letters, so that texts share sequences of four
 
 
 @settings(deadline=None)
@@ -146,11 +146,11 @@ def test_bleu_char_by_hand():
     # All of "abcd" is right, but it is shorter than the target by 1.
     assert bleu_char("abcd", "abcdx") == pytest.approx(math.exp(1 - 5 / 4), rel=1e-12)
     assert bleu_char(DESCRIPTION, DESCRIPTION) == 1
-    assert 0 < bleu_char("abc", "abc") < 1e-70  # the paper's metric gives short right answers nothing
+    assert 0 < bleu_char("abc", "abc") < 1e-70  # the paper's metric gives a very short right answer practically 0
 
 
 def test_bleu_by_hand():
-    # Of the words of "a b c d x": 4 of 5, 3 of 4, 2 of 3, 1 of 2 runs are right.
+    # In "a b c d x", 4 of 5 words, 3 of 4 pairs, 2 of 3 triples and 1 of 2 quadruples are right.
     assert bleu("a b c d x", "a b c d e") == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, rel=1e-12)
     assert bleu("a b c d", "a b c d e") == pytest.approx(math.exp(1 - 5 / 4), rel=1e-12)
     assert bleu("Ada", " Ada") == pytest.approx(1)  # effective order 1
@@ -160,7 +160,7 @@ def test_bleu_by_hand():
 
 
 def test_bleu_is_a_rate():
-    assert sacrebleu.sentence_bleu(DESCRIPTION, [DESCRIPTION]).score > 100  # the rounding that is cut off
+    assert sacrebleu.sentence_bleu(DESCRIPTION, [DESCRIPTION]).score > 100  # the rounding error that `bleu` cuts off
     assert bleu(DESCRIPTION, DESCRIPTION) == 1
 
 
