@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from measure import PRODUCT_FLOPS, in_fresh_process, interleaved, matrix_product, quartiles, ratios, spread, table
 from tqdm import tqdm
 
-from bico_ext.files import whole, write_json, write_text
+from bico_ext.files import atomic_write, write_json, write_text
 
 PRODUCT = "torch.matmul of 2048 x 2048"
 SWEEP_LENGTHS = [2**power for power in range(7, 16)]
@@ -128,7 +128,7 @@ def draw(path: Path, results: list[dict[str, Any]]) -> None:
         axes.set_xlabel(f"sequence length ({case['dtype']}, {case['B']} x {case['H']} heads of {case['D']})")
         axes.grid(alpha=0.3)
     time_axes.legend()
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
 
 
@@ -157,7 +157,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    from bico_ext.reports import environment  # imports transformers, which the processes that measure memory do without
+    from bico_ext import environment  # imports transformers, which the processes that measure memory do without
 
     print(f"seed {SEED}, {torch.get_num_threads()} threads")
     record: dict[str, Any] = {"environment": environment.describe(), "seed": SEED, "cases": [], "sweep": []}

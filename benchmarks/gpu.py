@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     if lacking := lacks():
         print(f"benchmarks/gpu.py needs {lacking}", file=sys.stderr)
         return 2
-    from bico_ext.reports import environment  # imports transformers, which takes seconds
+    from bico_ext import environment  # imports transformers, which takes seconds
 
     gpu = torch.cuda.get_device_name()
     facts = {"cuda_runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **gpu_facts()}

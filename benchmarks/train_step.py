@@ -33,7 +33,7 @@ from bico_ext.files import write_json, write_text
 from bico_ext.objectives import registry
 from bico_ext.objectives.training_sequence import pad
 from bico_ext.ops.reference import visible
-from bico_ext.reports import environment
+from bico_ext import environment
 
 MODEL: dict[str, Any] = {
     "vocab_size": 1000,

@@ -1,6 +1,9 @@
 """Results that no model has produced, small enough to work out what a report must say of them by hand."""
 
+import copy
+
 from bico_ext.files import write_json, write_json_lines
+from bico_ext.reports.records import results_from_json
 
 METRICS = ("contains", "exact_match", "bleu_char", "bleu")
 CEILINGS = {"N2D": 0.8, "D2N": 1.0, "N2D-reverse": 1.0, "D2N-reverse": 0.5}
@@ -13,7 +16,7 @@ SCORES = {
 
 
 def old_results(scores=SCORES):
-    """As the first version wrote them: no data, no curves, no templates, no log-probabilities."""
+    """As the first version wrote them, with "objective" for a run's system: no data, no curves, no templates."""
     return {
         "environment": {"torch": "2.11.0"},
         "settings": {"data": "facts", "steps": 10},
@@ -42,7 +45,7 @@ def old_results(scores=SCORES):
 
 def results(scores=SCORES):
     """With everything that a report can show."""
-    made = old_results(scores)
+    made = old_results(scores) | {"schema_version": 2}
     made["data"] = {
         "name": "facts",
         "tasks": {
@@ -60,6 +63,7 @@ def results(scores=SCORES):
         },
     }
     for run in made["runs"]:
+        run["system"] = run["objective"]
         run["curve"] = [{"step": 5, "tasks": dict.fromkeys(run["tasks"], 0.1)}]
         for values in run["tasks"].values():
             score = values["contains"]
@@ -79,11 +83,16 @@ def results(scores=SCORES):
     return made
 
 
+def typed(made):
+    """The records of a file that holds these results."""
+    return results_from_json(copy.deepcopy(made), "made up")
+
+
 def predictions(made, completion=" Ada."):
     """Four answers for each run and task, every other one right."""
     return [
         {
-            "objective": run["objective"],
+            "system": run.get("system", run["objective"]),
             "seed": run["seed"],
             "task": task,
             "prompt": f"Who is number {number}?",

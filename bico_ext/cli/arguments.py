@@ -1,7 +1,7 @@
 """Dataclasses from command-line flags and YAML files."""
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,32 @@ import yaml
 from transformers import HfArgumentParser
 
 
-def parse(command: str, configs: list[Any], arguments: list[str]) -> tuple[Any, ...]:
-    """The dataclasses from flags, over the YAML file that `--config` names, over their defaults."""
+class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of the text at the end."""
+
+
+def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = "") -> tuple[Any, ...]:
+    """The dataclasses from flags, over the YAML file that `--config` names, over their defaults.
+
+    Args:
+        command: the subcommand, for messages.
+        configs: dataclasses; the docstring of the first says what the command does.
+        arguments: of the command line, without the subcommand.
+        epilog: what `--help` says at its end.
+    """
 
     def mask_rate(text: str) -> float | str:
         return text if text == "uniform" else float(text)
 
     summary = configs[0].__doc__.split("\n")[0]
-    parser = HfArgumentParser(configs, prog=f"bico {command}", description=summary, allow_abbrev=False)
+    parser = HfArgumentParser(
+        configs,
+        prog=f"bico {command}",
+        description=summary,
+        epilog=epilog,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
     for action in parser._actions:
         if action.dest == "mask_rate":  # HfArgumentParser makes a float of `float | str`
             action.type = mask_rate
@@ -24,7 +42,8 @@ def parse(command: str, configs: list[Any], arguments: list[str]) -> tuple[Any, 
     only_config = ArgumentParser(f"bico {command}", add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", metavar="FILE")
     path = only_config.parse_known_args(arguments)[0].config
-    from_file = [] if path is None else _as_flags(path, {action.dest for action in parser._actions})
+    known = {flag.lstrip("-").replace("-", "_") for action in parser._actions for flag in action.option_strings}
+    from_file = [] if path is None else _as_flags(path, known)
     *parsed, _, unknown = parser.parse_args_into_dataclasses([*from_file, *arguments], return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from bico_ext import environment
 from bico_ext.cli.arguments import parse
-from bico_ext.cli.output import empty_folder
+from bico_ext.cli.output import empty_folder, print_report
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
@@ -15,7 +16,9 @@ from bico_ext.files import write_json, write_json_lines, write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.models import checkpoints
 from bico_ext.models.attach import attach
-from bico_ext.reports import environment, report
+from bico_ext.reports.records import Results, Run, data_from_json, scores_from_json
+from bico_ext.reports.report import markdown
+from bico_ext.reports.tables import summary_table
 
 
 @dataclass
@@ -60,14 +63,18 @@ def run(arguments: list[str]) -> None:
     evaluation = evaluate(
         model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, likelihood=config.likelihood, **extra
     )
-    run = {"objective": config.model, "parameters": model.num_parameters(), "tasks": evaluation.summary()}
-    results = {
-        "environment": environment.describe(),
-        "settings": vars(config),
-        "data": {**reachable(facts), "digest": facts.digest()},
-        "runs": [run],
-    }
+    record = Run(
+        config.model,
+        tasks={name: scores_from_json(scores) for name, scores in evaluation.summary().items()},
+        parameters=model.num_parameters(),
+    )
+    results = Results(
+        (record,),
+        environment=environment.describe(),
+        settings=vars(config),
+        data=data_from_json({**reachable(facts), "digest": facts.digest()}),
+    )
     write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
-    write_text(folder / "table.md", report.table(results))
-    write_json(folder / "results.json", results)
-    print(report.table(results))
+    write_text(folder / "table.md", markdown(results))
+    write_json(folder / "results.json", results.to_json())
+    print_report(summary_table(results), config.output_dir)

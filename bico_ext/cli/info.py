@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from bico_ext.reports import environment
+from bico_ext import environment
 
 
 def run(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bico_ext import environment
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.output import empty_folder
 from bico_ext.comparison.probe import probe
@@ -11,7 +12,6 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json
 from bico_ext.models import checkpoints
 from bico_ext.ops.attention import has_kernels
-from bico_ext.reports import environment
 from bico_ext.reports.probe_report import write_probe_report
 
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from bico_ext.cli.output import name_files
-from bico_ext.reports.report import FILES, merged_report
+from bico_ext.cli.output import print_report
+from bico_ext.reports.report import merged_report
 
 
 def run(arguments: list[str]) -> None:
@@ -13,5 +13,4 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="+", metavar="OUT", help="A folder of bico compare or bico evaluate.")
     parser.add_argument("--output-dir", "--output_dir", required=True, help="For the report; new, or of a report.")
     options = parser.parse_args(arguments)
-    print(merged_report(options.folders, options.output_dir))
-    name_files(options.output_dir, FILES)
+    print_report(merged_report(options.folders, options.output_dir), options.output_dir)

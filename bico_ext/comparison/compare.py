@@ -1,4 +1,4 @@
-"""One initial model trained as several systems say, under several seeds, each asked the same questions.
+"""The comparison: trains the same initial model with each system and evaluates it on the same questions.
 
 Runs are spread over `jobs` processes that share the cores, by default one a core with one thread each: on models of
 this size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
@@ -13,9 +13,10 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
+from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.processes import cores, run_all
-from bico_ext.comparison.run import entities, facts_read, folder, initial_model, pretrain, pretrained_folder, run
+from bico_ext.comparison.run import entities, facts_read, initial_model, pretrain, pretrained_folder, run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.leakage import leakage
@@ -24,23 +25,19 @@ from bico_ext.facts.types import FactData
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.generation.greedy import encode_prompts
 from bico_ext.models.tokenization import check_context, encode_prompt, encode_text
-from bico_ext.reports import environment
+from bico_ext.reports.records import Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 
 LOCK = ".lock"  # in the output folder, while it is written to
 
 
-def compare(config: CompareConfig) -> dict[str, Any]:
+def compare(config: CompareConfig) -> Results:
     """Train and evaluate every system under every seed; write and return the results.
 
     Args:
         config: what to run.
 
     Returns:
-        What `results.json` holds: {"environment", "settings", "data": as of `ceiling.reachable` and a "digest" of the
-        facts, "runs": [{"objective", "trained", "mixing_probability", "texts", "replayed", "threads", "seed",
-        "train_seconds", "parameters", "losses", "curve", "tasks": {name: {"n", "contains", "exact_match", "bleu_char",
-        "bleu", ...}}}], "failures": [{"objective", "seed", "error"}]}. Finished runs are in it whatever became of the
-        others.
+        What `results.json` holds. Finished runs are in it whatever became of the others.
 
     Raises:
         FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others; or
@@ -52,22 +49,19 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     facts = facts_read(config, whole)
     _check_facts(config, facts)
     _check_model(config, facts)
-    data = {**reachable(facts), "digest": whole.digest()}
+    data = data_from_json({**reachable(facts), "digest": whole.digest()})
     out = make_folder(config.output_dir)
-    _claim(out, config, data["digest"])  # so that a foreign folder gets no lock
+    _claim(out, config, whole.digest())  # so that a foreign folder gets no lock
     with _alone(out):
-        settings = _claim(out, config, data["digest"])  # another comparison may have ended since
+        settings = _claim(out, config, whole.digest())  # another comparison may have ended since
         write_json(out / "settings.json", settings)
         return _complete(out, config, data)
 
 
-def _complete(out: Path, config: CompareConfig, data: dict[str, Any]) -> dict[str, Any]:
+def _complete(out: Path, config: CompareConfig, data: Data) -> Results:
     """Make the runs that are missing, and the results of all that are there."""
     missing = [
-        (name, seed)
-        for seed in config.seeds
-        for name in config.objectives
-        if not _results_of(config, name, seed).exists()
+        (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
     jobs = config.jobs or max(1, min(cores(), len(missing)))
     failures = _pretrain_all(config, missing, jobs) if config.setting == "pretrained" else {}
@@ -78,15 +72,15 @@ def _complete(out: Path, config: CompareConfig, data: dict[str, Any]) -> dict[st
         failures |= {one: error for one, error in zip(missing, died, strict=True) if error is not None}
 
     runs, predictions = _collect(out)
-    results = {
-        "environment": {**environment.describe(), "jobs": jobs},
-        "settings": config.settings,
-        "data": data,
-        "runs": runs,
-        "failures": [{"objective": name, "seed": seed, "error": error} for (name, seed), error in failures.items()],
-    }
+    results = Results(
+        tuple(runs),
+        environment={**environment.describe(), "jobs": jobs},
+        settings=config.settings,
+        data=data,
+        failures=tuple(Failure(name, seed, error) for (name, seed), error in failures.items()),
+    )
     write_json_lines(out / "predictions.jsonl", predictions)
-    write_json(out / "results.json", results)
+    write_json(out / "results.json", results.to_json())
     return results
 
 
@@ -129,44 +123,39 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 
 
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
-    write_json(_results_of(config, name, seed), run(config, name, seed, [callback]))
+    finished = run(config, name, seed, [callback])
+    records = [{**to_json(one.run), "predictions": one.predictions} for one in finished]
+    write_json(_results_of(config, name, seed), records)
 
 
 def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
-    place = folder(config, name, seed)
+    place = run_folder(config, name, seed)
     return place.with_name(f"{place.name}.json")
 
 
-def _collect(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
     """The finished runs in the order of the systems, and their predictions."""
-    runs: list[dict[str, Any]] = []
-    for file in (out / "runs").glob("*.json"):
-        one = json.loads(file.read_text(encoding="utf-8"))
-        causal = one.pop("causal", None)
-        runs.append(one)
-        if causal is not None:
-            label = f"{one['objective']}, asked causally"
-            runs.append({**one, **causal, "objective": label, "losses": [], "curve": []})
-            for row in causal["predictions"]:
-                row["objective"] = label
+    records = [
+        record for file in (out / "runs").glob("*.json") for record in json.loads(file.read_text(encoding="utf-8"))
+    ]
     order = list(SYSTEMS)
-    runs.sort(key=lambda one: (order.index(one["objective"].split(",")[0]), one["objective"], one["seed"]))
-    return runs, [row for one in runs for row in one.pop("predictions")]
+    records.sort(key=lambda one: (order.index(one["system"].split(",")[0]), one["system"], one["seed"]))
+    return [run_from_json(one) for one in records], [row for one in records for row in one["predictions"]]
 
 
 def _check_facts(config: CompareConfig, facts: FactData) -> None:
     """Find what the systems lack in the data, and texts that give answers away."""
-    lacking = [name for name in config.objectives if SYSTEMS[name].other_order and not facts.other_order]
+    lacking = [name for name in config.systems if SYSTEMS[name].other_order and not facts.other_order]
     if lacking:
         raise ValueError(
             f"data {config.data!r} does not have its facts in the other order, as {', '.join(lacking)} needs "
-            "(other_order.jsonl in a folder of your own); leave it out of objectives"
+            "(other_order.jsonl in a folder of your own); leave it out of systems"
         )
-    untold = [name for name in config.objectives if SYSTEMS[name].entities and not entities(facts)]
+    untold = [name for name in config.systems if SYSTEMS[name].entities and not entities(facts)]
     if untold:
         raise ValueError(
             f"data {config.data!r} does not name the entities of its questions, as {', '.join(untold)} needs (a key "
-            "'entity' in questions of your own); leave it out of objectives"
+            "'entity' in questions of your own); leave it out of systems"
         )
     leaks = leakage(facts)
     if leaks:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bico_ext.bounds import BOUNDS, check_bounds
-from bico_ext.comparison import systems
-from bico_ext.comparison.systems import SYSTEMS
+from bico_ext.comparison.systems import SYSTEMS, named
 from bico_ext.objectives.denoising import check_mask_rate
 
 HEADS = 4  # of the tiny model
@@ -22,12 +21,12 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Train one initial model under several objectives and seeds, and compare them on the same questions.
+    """Train the same initial models with several systems and evaluate all of them on the same questions.
 
     `None` takes the preset of the setting and the data set (`PRESETS`).
 
     Raises:
-        ValueError: an unknown objective, a repeated seed or objective, a number out of range.
+        ValueError: an unknown system, a repeated seed or system, a number out of range.
     """
 
     output_dir: str = field(metadata={"help": "Where results, predictions, table and pictures go."})
@@ -35,12 +34,9 @@ class CompareConfig:
         default="synthetic",
         metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."},
     )
-    objectives: list[str] = field(
+    systems: list[str] = field(
         default_factory=lambda: ["ntp", "bico", "infill", "permute"],
-        metadata={
-            "help": "What to train: objectives, mixed with NTP, and the other systems of "
-            "docs/objectives.md; 'all': every one."
-        },
+        metadata={"help": "What to compare: names of the list below, or 'all'.", "aliases": ["--objectives"]},
     )
     seeds: list[int] = field(
         default_factory=lambda: [0], metadata={"help": "Seeds of initial weights, order and masks."}
@@ -107,18 +103,18 @@ class CompareConfig:
             raise ValueError(f"seeds must be in [0, 2**32), got {list(self.seeds)}")
         preset = PRESETS[self.setting, "synthetic" if self.data == "synthetic" else "other"]
         taken = {name: value for name, value in preset.items() if getattr(self, name) is None}
-        taken |= {"objectives": systems.named(self.objectives), "mask_rate": check_mask_rate(self.mask_rate)}
+        taken |= {"systems": named(self.systems), "mask_rate": check_mask_rate(self.mask_rate)}
         for name, value in taken.items():
             object.__setattr__(self, name, value)
         check_bounds(**{name: getattr(self, name) for name in BOUNDS if hasattr(self, name)})
         if self.model != "tiny":
-            others = [name for name in self.objectives if SYSTEMS[name].family != "llama"]
+            others = [name for name in self.systems if SYSTEMS[name].family != "llama"]
             if others:
                 raise ValueError(
-                    f"objectives {', '.join(others)} are of another model than {self.model}, and exist for "
+                    f"systems {', '.join(others)} are of another model than {self.model}, and exist for "
                     "model='tiny' only; leave them out"
                 )
-        if any(SYSTEMS[name].objective == "abi" for name in self.objectives) and self.hidden_size % (8 * HEADS):
+        if any(SYSTEMS[name].objective == "abi" for name in self.systems) and self.hidden_size % (8 * HEADS):
             raise ValueError(
                 f"hidden_size must be a multiple of {8 * HEADS} for abi, whose two positions share half of GLM's head, "
                 f"got {self.hidden_size}"
@@ -136,5 +132,5 @@ class CompareConfig:
         return {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("output_dir", "objectives", "seeds", "jobs", "resume")
+            if name not in ("output_dir", "systems", "seeds", "jobs", "resume")
         }

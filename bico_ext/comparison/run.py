@@ -23,7 +23,7 @@ from transformers import (
 
 from bico_ext.comparison.config import HEADS, CompareConfig
 from bico_ext.comparison.systems import SYSTEMS
-from bico_ext.evaluation.evaluate import Evaluation, evaluate
+from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Example, FactData, Task
 from bico_ext.files import write_text
@@ -32,6 +32,7 @@ from bico_ext.generation.greedy import generate
 from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.ops.attention import has_kernels
+from bico_ext.reports.records import Run, run_from_json
 from bico_ext.seeding import stream_seed
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.trainer import BicoTrainer
@@ -39,14 +40,25 @@ from bico_ext.training.trainer import BicoTrainer
 CURVE_QUESTIONS = 60  # of each task, evenly spread over it, for a point of the learning curve: a second or two
 
 
-def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCallback] | None = None) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run's record, and its predictions as `predictions.jsonl` holds them."""
+
+    run: Run
+    predictions: list[dict[str, Any]]
+
+
+def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[TrainerCallback] = ()) -> list[Finished]:
     """Train and evaluate the system `name` from the initial model of `seed`.
 
+    Args:
+        config: what to compare.
+        name: a key of `SYSTEMS`.
+        seed: of weights, order and masks.
+        callbacks: for the trainer.
+
     Returns:
-        {"objective": name, "trained": its objective, "mixing_probability", "texts": how many are to be learnt,
-        "replayed": how many of the pre-training are read beside them, "threads", "seed", "train_seconds",
-        "parameters", "losses", "curve", "tasks", "predictions"} as `compare` describes them; a system with blank
-        generation also has "causal": {"tasks", "predictions"}.
+        The run; of a system with blank generation a second one, the same model asked by plain causal generation.
     """
     facts, system = facts_read(config, load_facts(config.data)), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
@@ -55,7 +67,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     mixing = system.mixing_probability
     if config.mixing_probability is not None and mixing < 1:
         mixing = config.mixing_probability
-    output = folder(config, name, seed)
+    output = run_folder(config, name, seed)
     entities_file = None
     if system.entities:
         entities_file = output.with_name("entities.txt")
@@ -65,16 +77,17 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
     # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
     blank = partial(generate_blank, mask="mask")
     generators: dict[str, Callable[..., list[str]]]
-    generators = {"": blank, "causal": generate} if system.blank_generation else {"": generate}
-    curve = _Curve(config, tokenizer, facts.tasks, generators[""])
-    for callback in (*(callbacks or []), curve):
+    generators = {name: blank, f"{name}, asked causally": generate} if system.blank_generation else {name: generate}
+    curve = _Curve(config, tokenizer, facts.tasks, generators[name])
+    for callback in (*callbacks, curve):
         trainer.add_callback(callback)
     started = time.perf_counter()
     trainer.train()
     train_seconds = time.perf_counter() - started - curve.seconds
     trainer.save_model()
-    evaluations = {
-        kind: evaluate(
+
+    def asked(label: str, generator: Callable[..., list[str]]) -> Finished:
+        evaluation = evaluate(
             model,
             tokenizer,
             facts.tasks,
@@ -83,28 +96,26 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: list[TrainerCall
             progress=False,
             generator=generator,
         )
-        for kind, generator in generators.items()
-    }
+        record = run_from_json(
+            {
+                "system": label,
+                "objective": system.objective,
+                "seed": seed,
+                "tasks": evaluation.summary(),
+                "mixing_probability": mixing,
+                "texts": len(new),
+                "replayed": len(replayed),
+                "threads": torch.get_num_threads(),
+                "train_seconds": round(train_seconds, 1),
+                "parameters": model.num_parameters(),
+                "losses": _losses(trainer) if label == name else (),
+                "curve": curve.points if label == name else (),
+            }
+        )
+        rows = [{"system": label, "seed": seed, **dataclasses.asdict(row)} for row in evaluation.predictions]
+        return Finished(record, rows)
 
-    def scored(evaluation: Evaluation) -> dict[str, Any]:
-        predictions = [{"objective": name, "seed": seed, **dataclasses.asdict(row)} for row in evaluation.predictions]
-        return {"tasks": evaluation.summary(), "predictions": predictions}
-
-    return {
-        "objective": name,
-        "trained": system.objective,
-        "mixing_probability": mixing,
-        "texts": len(new),
-        "replayed": len(replayed),
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-        "train_seconds": round(train_seconds, 1),
-        "parameters": model.num_parameters(),
-        "losses": _losses(trainer),
-        "curve": curve.points,
-        **scored(evaluations[""]),
-        **{kind: scored(evaluation) for kind, evaluation in evaluations.items() if kind},
-    }
+    return [asked(label, generator) for label, generator in generators.items()]
 
 
 def facts_read(config: CompareConfig, facts: FactData) -> FactData:
@@ -115,7 +126,7 @@ def facts_read(config: CompareConfig, facts: FactData) -> FactData:
     """
     if not facts.tasks:
         raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
-    if not any(SYSTEMS[name].other_order for name in config.objectives):
+    if not any(SYSTEMS[name].other_order for name in config.systems):
         facts = dataclasses.replace(facts, other_order=())
     if config.setting == "scratch":
         return dataclasses.replace(facts, pretraining=())
@@ -151,7 +162,7 @@ def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCal
     Path(cast(str, trainer.args.output_dir)).rename(target)
 
 
-def folder(config: CompareConfig, name: str, seed: int) -> Path:
+def run_folder(config: CompareConfig, name: str, seed: int) -> Path:
     """Where a run keeps its trained model; its results are beside it in `<folder>.json`."""
     return Path(config.output_dir) / "runs" / f"{name}-seed{seed}"
 

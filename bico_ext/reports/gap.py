@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
-from bico_ext.reports.records import Results, by_label, ceiling, counterpart, task_names
+from bico_ext.reports.lookups import by_label, ceiling, counterpart, task_names
+from bico_ext.reports.records import Results
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A reverse task beside its counterpart, under one objective; scores are `contains`, one for each run.
+    """A reverse task beside its forward counterpart, for one system; scores are `contains`, one for each run.
 
     Attributes:
-        label: the objective, as a report calls it.
+        label: the system, as a report calls it.
         task: the reverse task.
         counterpart: the forward task that asks the same kind of question.
         forward: the counterpart's scores.
@@ -51,24 +52,25 @@ class Gap:
 
 
 def gaps(results: Results) -> list[Gap]:
-    """Every reverse task beside its counterpart, task after task, each by objective.
+    """Every reverse task beside its forward counterpart, task after task, each by system.
 
     Args:
-        results: what `results.json` holds.
+        results: any; those of an evaluated model, too.
 
     Returns:
-        One row for each reverse task and objective; none for data without reverse tasks.
+        One row for each reverse task and system; none for data without reverse tasks.
 
     Example:
-        >>> tasks = {"D2N": {"contains": 1.0}, "N2D-reverse": {"contains": 0.5}}
-        >>> data = {"tasks": {"D2N": {"reachable": 1.0}, "N2D-reverse": {"counterpart": "D2N", "reachable": 0.625}}}
-        >>> (row,) = gaps({"data": data, "runs": [{"objective": "bico", "seed": 0, "tasks": tasks}]})
+        >>> from bico_ext.reports.records import Data, Run, Scores, TaskData
+        >>> tasks = {"D2N": Scores(9, 1.0, 1.0, 1.0, 1.0), "N2D-reverse": Scores(9, 0.5, 0.5, 0.5, 0.5)}
+        >>> asked = {"D2N": TaskData("name", 9, 1.0), "N2D-reverse": TaskData("name", 9, 0.625, "D2N")}
+        >>> (row,) = gaps(Results((Run("bico", tasks, seed=0),), data=Data("facts", asked)))
         >>> row.gap, row.share_gap
         ((0.5,), (0.19999999999999996,))
     """
     rows = []
-    for task in task_names(results["runs"]):
-        for name, members in by_label(results["runs"]).items():
+    for task in task_names(results.runs):
+        for name, members in by_label(results.runs).items():
             runs = [run for run in members if counterpart(results, run, task)]
             if not runs:
                 continue
@@ -79,8 +81,8 @@ def gaps(results: Results) -> list[Gap]:
                     name,
                     task,
                     forward,
-                    tuple(run["tasks"][forward]["contains"] for run in runs),
-                    tuple(run["tasks"][task]["contains"] for run in runs),
+                    tuple(run.tasks[forward].contains for run in runs),
+                    tuple(run.tasks[task].contains for run in runs),
                     ceiling(results, runs[0], forward),
                     ceiling(results, runs[0], task),
                 )

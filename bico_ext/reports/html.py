@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.reports.records import Predictions, Results, by_label, task_names
+from bico_ext.reports.lookups import by_label, task_names
+from bico_ext.reports.records import Data, Prediction, Results, Source
 from bico_ext.reports.tables import NOTHING, Table, detail_tables, gap_tables, heading, score_tables
 
 SAMPLES = 5  # right answers, and as many wrong ones, of each objective and task
@@ -26,7 +27,7 @@ summary { cursor: pointer; }
 """
 
 
-def page(results: Results, predictions: Predictions, pictures: Mapping[str, Path]) -> str:
+def page(results: Results, predictions: Sequence[Prediction], pictures: Mapping[str, Path]) -> str:
     """The whole report.
 
     Args:
@@ -37,8 +38,8 @@ def page(results: Results, predictions: Predictions, pictures: Mapping[str, Path
     Returns:
         HTML text.
     """
-    names = sorted({data["name"] for data in _data_sets(results)})
-    title = "bico-ext: " + ", ".join(by_label(results["runs"])) + (f" on {', '.join(names)}" if names else "")
+    names = sorted({data.name for data in _data_sets(results)})
+    title = "bico-ext: " + ", ".join(by_label(results.runs)) + (f" on {', '.join(names)}" if names else "")
     images = [
         f'<h3>{html.escape(name)}</h3>\n<img alt="{html.escape(name)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode("ascii")}">\n'
@@ -60,7 +61,7 @@ def page(results: Results, predictions: Predictions, pictures: Mapping[str, Path
     )
 
 
-def sample(rows: Predictions, seed: str) -> list[Mapping[str, Any]]:
+def sample(rows: Sequence[Prediction], seed: str) -> list[Prediction]:
     """A few right answers, then a few wrong ones, chosen by the seed and by nothing else.
 
     Example:
@@ -73,11 +74,13 @@ def sample(rows: Predictions, seed: str) -> list[Mapping[str, Any]]:
     return [row for rows in (right, wrong) for row in draw.sample(rows, min(SAMPLES, len(rows)))]
 
 
-def _answers(results: Results, predictions: Predictions) -> str:
+def _answers(results: Results, predictions: Sequence[Prediction]) -> str:
     parts = []
-    groups = by_label(predictions)
-    for name in by_label(results["runs"]):
-        for task in task_names(results["runs"]):
+    groups: dict[str, list[Prediction]] = {}
+    for row in predictions:
+        groups.setdefault(row.get("label", row["system"]), []).append(row)
+    for name in by_label(results.runs):
+        for task in task_names(results.runs):
             asked = [row for row in groups.get(name, []) if row["task"] == task]
             if not asked:
                 continue
@@ -104,11 +107,11 @@ def data_tables(results: Results) -> list[Table]:
     """What each task asks, of how many items, and what can be reached; one table a data set, none in old files."""
     return [
         Table(
-            data["name"],
+            data.name,
             ["task", "answer", "forward counterpart", "items", "ceiling"],
             [
-                [task, one["answer"], one.get("counterpart") or NOTHING, str(one["n"]), f"{one['reachable']:.2f}"]
-                for task, one in data["tasks"].items()
+                [task, one.answer, one.counterpart or NOTHING, str(one.n), f"{one.reachable:.2f}"]
+                for task, one in data.tasks.items()
             ],
             "ceiling: share of the targets that the training text holds verbatim",
         )
@@ -117,34 +120,33 @@ def data_tables(results: Results) -> list[Table]:
 
 
 def source_tables(results: Results) -> list[Table]:
-    """Settings and environment; of merged results a column a folder."""
-    sources = results.get("sources") or [{**results, "folder": "value"}]
+    """Settings and environment; merged results have one column per folder."""
+    sources = results.sources or (Source("value", results.environment, results.settings),)
     tables = []
     for title in ("settings", "environment"):
-        columns = [source.get(title) or {} for source in sources]
+        columns = [getattr(source, title) for source in sources]
         names = {name: None for column in columns for name in column}
         rows = [[name, *(_plain(column.get(name, NOTHING)) for column in columns)] for name in names]
         if rows:
-            tables.append(Table(title, ["", *(source["folder"] for source in sources)], rows))
+            tables.append(Table(title, ["", *(source.folder for source in sources)], rows))
     return tables
 
 
 def run_table(results: Results) -> Table:
     """Every run's seconds of training and parameters."""
-    facts = ("seed", "train_seconds", "parameters")
     rows = [
-        [name, *(_plain(run.get(fact, NOTHING)) for fact in facts)]
-        for name, members in by_label(results["runs"]).items()
+        [name, *(NOTHING if fact is None else str(fact) for fact in (run.seed, run.train_seconds, run.parameters))]
+        for name, members in by_label(results.runs).items()
         for run in members
     ]
-    return Table("runs", ["objective", "seed", "training, seconds", "parameters"], rows)
+    return Table("runs", ["system", "seed", "training, seconds", "parameters"], rows)
 
 
-def _data_sets(results: Results) -> list[Mapping[str, Any]]:
-    sets: list[Mapping[str, Any]] = []
-    for holder in (results, *results["runs"]):
-        if holder.get("data") and holder["data"] not in sets:
-            sets.append(holder["data"])
+def _data_sets(results: Results) -> list[Data]:
+    sets: list[Data] = []
+    for data in (results.data, *(run.data for run in results.runs)):
+        if data and data not in sets:
+            sets.append(data)
     return sets
 
 

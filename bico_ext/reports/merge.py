@@ -2,37 +2,35 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bico_ext.reports.records import read_predictions, read_results
+from bico_ext.reports.records import Results, Run, Source, read_predictions, read_results
 
 
-def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read several folders' results and predictions into one.
+def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict[str, Any]]]:
+    """Read the results and predictions of several folders into one.
 
-    Runs of the same settings on the same data belong together: more seeds or objectives of one comparison. If
-    settings differ, each run's "label" says what differs, such as "bico (steps 3000)"; if data differ, it names the
-    folder and the run carries its own "data". The same data under two paths is the same data, as far as both
-    files describe it.
+    Runs of the same settings on the same data belong together: more seeds or systems of one comparison. If settings
+    differ, the label of each run says what differs, such as "bico (steps 3000)". If data differ, the label names the
+    folder and each run carries its own data. The same data under two paths is the same data, as far as both files
+    describe it.
 
     Args:
         folders: one or more, each with a `results.json` and, for samples of answers, a `predictions.jsonl`.
 
     Returns:
-        Results as in `results.json`, with "sources" (folder, environment and settings of each) instead of
-        "environment" and "settings"; and the predictions, labelled as their runs.
+        Results whose `sources` say where the runs come from, and the predictions with the "label" of their runs.
 
     Raises:
         FileNotFoundError: a folder has no results.
-        ValueError: a file is broken; the same run (settings, data, objective, seed) is in two folders or twice in one.
+        ValueError: a file is broken; the same run (settings, data, system, seed) is in two folders or twice in one.
     """
-    all_results = [read_results(folder) for folder in folders]
-    settings = [_settings(results) for results in all_results]
-    described = all(results.get("data") for results in all_results)
-    data = [
-        results["data"] if described else own.get("data") for results, own in zip(all_results, settings, strict=True)
-    ]
+    everything = [read_results(folder) for folder in folders]
+    settings = [_settings(results) for results in everything]
+    described = all(results.data for results in everything)
+    data = [results.data if described else own.get("data") for results, own in zip(everything, settings, strict=True)]
     for own in settings:
         own.pop("data", None)  # from here on it is in `data`
     same_data = all(one == data[0] for one in data)
@@ -45,58 +43,51 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, Any], li
             ", ".join(name for name, group in zip(names, groups, strict=True) if group == own) for own in groups
         ]
 
-    runs: list[dict[str, Any]] = []
+    runs: list[Run] = []
     predictions: list[dict[str, Any]] = []
     seen: dict[tuple[str, int | None], str] = {}  # a label and a seed: the file that has the run
-    for folder, results, suffix in zip(folders, all_results, suffixes, strict=True):
+    for folder, results, suffix in zip(folders, everything, suffixes, strict=True):
         file = str(Path(folder) / "results.json")
-        for run in results["runs"]:
-            run = run | {"label": _label(run["objective"], suffix)}
-            key = (run["label"], run.get("seed"))
+        for run in results.runs:
+            label = _label(run.system, suffix)
+            key = (label, run.seed)
             if key in seen:
-                seed = "" if key[1] is None else f" with seed {key[1]}"
+                seed = "" if run.seed is None else f" with seed {run.seed}"
                 raise ValueError(
-                    f"{seen[key]} and {file} both hold {run['objective']}{seed} under the same settings; leave one out"
+                    f"{seen[key]} and {file} both hold {run.system}{seed} under the same settings; leave one out"
                 )
             seen[key] = file
-            own_data = results.get("data")
-            runs.append(run if same_data or not own_data else run | {"data": own_data})
+            runs.append(replace(run, label=label, data=None if same_data else results.data))
         rows = read_predictions(folder, results)
-        predictions += [row | {"label": _label(row["objective"], suffix)} for row in rows]
-    merged: dict[str, Any] = {
-        "sources": [
-            {
-                "folder": os.fspath(folder),
-                "environment": results.get("environment", {}),
-                "settings": results.get("settings", {}),
-            }
-            for folder, results in zip(folders, all_results, strict=True)
-        ],
-        "runs": runs,
-        "failures": [
+        predictions += [row | {"label": _label(row["system"], suffix)} for row in rows]
+    merged = Results(
+        runs=tuple(runs),
+        data=next((results.data for results in everything if results.data), None) if same_data else None,
+        failures=tuple(
             failure
-            for results, suffix in zip(all_results, suffixes, strict=True)
-            for failure in results.get("failures", [])
-            if (_label(failure["objective"], suffix), failure["seed"]) not in seen
-        ],
-    }
-    known = next((results["data"] for results in all_results if results.get("data")), None)
-    if same_data and known:
-        merged["data"] = known
+            for results, suffix in zip(everything, suffixes, strict=True)
+            for failure in results.failures
+            if (_label(failure.system, suffix), failure.seed) not in seen
+        ),
+        sources=tuple(
+            Source(os.fspath(folder), results.environment, results.settings)
+            for folder, results in zip(folders, everything, strict=True)
+        ),
+    )
     return merged, predictions
 
 
-def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the numbers and is not said otherwise: bico evaluate calls the model itself the objective."""
-    settings = dict(results.get("settings") or {})
+def _settings(results: Results) -> dict[str, Any]:
+    """What decides the numbers and is not said otherwise: `bico evaluate` calls the model itself the system."""
+    settings = dict(results.settings)
     settings.pop("output_dir", None)
-    if all(run["objective"] == settings.get("model") for run in results["runs"]):
+    if all(run.system == settings.get("model") for run in results.runs):
         settings.pop("model", None)
     return settings
 
 
-def _label(objective: str, suffix: str) -> str:
-    return f"{objective} ({suffix})" if suffix else objective
+def _label(system: str, suffix: str) -> str:
+    return f"{system} ({suffix})" if suffix else system
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:

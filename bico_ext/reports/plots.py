@@ -8,9 +8,10 @@ from statistics import mean
 from typing import Any
 
 from bico_ext.facts.types import ANSWERS
-from bico_ext.files import whole
+from bico_ext.files import atomic_write
 from bico_ext.reports.gap import gaps
-from bico_ext.reports.records import LOSSES, Results, Run, by_label, ceiling, losses, scores, task_names
+from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, task_names
+from bico_ext.reports.records import Results, Run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, with a grey in place of their black.
 COLOURS = {
@@ -39,14 +40,14 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
     """A style for each label: the objective's own colour, or the next that fewest have; then another line.
 
     Example:
-        >>> styles([{"objective": "ntp"}, {"objective": "mine"}])["mine"]
+        >>> styles([Run("ntp", {}), Run("mine", {})])["mine"]
         Style(colour='#0072b2', line='-')
     """
     chosen: dict[str, Style] = {}
-    taken = [COLOURS[run["objective"]] for run in runs if run["objective"] in COLOURS]
+    taken = [COLOURS[run.system] for run in runs if run.system in COLOURS]
     for name, members in by_label(runs).items():
         used = [style.colour for style in chosen.values()]
-        colour = COLOURS.get(members[0]["objective"])
+        colour = COLOURS.get(members[0].system)
         if colour is None:
             colour = min(COLOURS.values(), key=lambda one: max(used.count(one), one in taken))
         chosen[name] = Style(colour, LINES[used.count(colour) % len(LINES)])
@@ -59,7 +60,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
     Returns:
         True: there always are scores to draw. The other pictures return whether there was anything to draw.
     """
-    runs = results["runs"]
+    runs = results.runs
     groups, look = by_label(runs), styles(runs)
     figure, panels = _panels(task_names(runs), row_height=0.26 * len(groups) + 0.9, share_labels=True)
     for task, axes in panels.items():
@@ -72,8 +73,8 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
             if len(values) > 1:
                 axes.plot(values, [row] * len(values), "k.", markersize=3)
             else:
-                (scored,) = (run["tasks"][task] for run in members if task in run["tasks"])
-                low, right = scored.get("contains_interval") or (right, right)
+                (scored,) = (run.tasks[task] for run in members if task in run.tasks)
+                low, right = scored.contains_interval or (right, right)
                 axes.plot([low, right], [row, row], "k-", linewidth=1)
             reachable = ceiling(results, members[0], task)
             if reachable is not None:
@@ -97,7 +98,7 @@ def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
     rows = gaps(results)
     if not rows:
         return False
-    groups, look = by_label(results["runs"]), styles(results["runs"])
+    groups, look = by_label(results.runs), styles(results.runs)
     as_shares = all(row.share_gap is not None for row in rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
     figure, panels = _panels(tasks, row_height=0.26 * len(groups) + 0.9, share_labels=True, width=3.6)
@@ -119,15 +120,15 @@ def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
 
 def draw_curves(results: Results, path: str | os.PathLike[str]) -> bool:
     """`contains` over training, a panel a task: a thin line a run, a thick one for their mean."""
-    runs = [run for run in results["runs"] if run.get("curve")]
+    runs = [run for run in results.runs if run.curve]
     if not runs:
         return False
-    look = styles(results["runs"])
+    look = styles(results.runs)
     figure, panels = _panels(task_names(runs), row_height=2.6)
     for task, axes in panels.items():
         for name, members in by_label(runs).items():
             lines = [
-                [(point["step"], point["tasks"][task]) for point in run["curve"] if task in point["tasks"]]
+                [(point["step"], point["tasks"][task]) for point in run.curve if task in point["tasks"]]
                 for run in members
             ]
             _lines(axes, lines, look[name], name)
@@ -142,10 +143,10 @@ def draw_curves(results: Results, path: str | os.PathLike[str]) -> bool:
 
 def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
     """Training losses: next-token prediction and the objectives' own, which differ in what they predict."""
-    runs = [run for run in results["runs"] if run.get("losses")]
+    runs = [run for run in results.runs if run.losses]
     if not runs:
         return False
-    look = styles(results["runs"])
+    look = styles(results.runs)
     figure, panels = _panels(LOSSES, row_height=2.8, width=3.6)
     for kind, axes in panels.items():
         for name, members in by_label(runs).items():
@@ -219,5 +220,5 @@ def _legend(figure: Any, panels: Iterable[Any]) -> None:
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with whole(Path(path)) as partial:
+    with atomic_write(Path(path)) as partial:
         figure.savefig(partial, format="png")

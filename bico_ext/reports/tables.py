@@ -7,21 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from bico_ext.reports.gap import gaps
+from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, seeds, task_data, task_names
 from bico_ext.reports.published import PUBLISHED
-from bico_ext.reports.records import (
-    ANY_WORDING,
-    LOSSES,
-    METRICS,
-    Results,
-    Run,
-    by_label,
-    ceiling,
-    losses,
-    scores,
-    seeds,
-    task_data,
-    task_names,
-)
+from bico_ext.reports.records import ANY_WORDING, METRICS, Results, Run
 
 WORST_ENTITIES = 10  # how many a table names
 FIRST_STEPS = 100  # whose losses a table shows, before the last one
@@ -56,6 +44,15 @@ class Table:
         title = f"**{self.title}**" + (f": {self.note}" if self.note else "")
         return "\n".join([title, "", header, "|---" * len(self.columns) + "|", *body]) + "\n"
 
+    def text(self) -> str:
+        """The table for a terminal, its columns aligned."""
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        lines = [
+            "  ".join(["", *(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))]).rstrip()
+            for cells in (self.columns, *self.rows)
+        ]
+        return "\n".join([self.title, "", *lines, *(["", self.note] if self.note else [])]) + "\n"
+
     def html(self) -> str:
         """The table as an HTML element, with its title and note as caption."""
         note = f": {html.escape(self.note)}" if self.note else ""
@@ -73,26 +70,51 @@ class Table:
 
 def heading(results: Results) -> str:
     """One line: the seeds, what the cells show, how many questions each task has, and which runs failed."""
-    runs = results["runs"]
+    runs = results.runs
     several = any(len(members) > 1 for members in by_label(runs).values())
     single = any(len(members) == 1 for members in by_label(runs).values())
     numbers = ", ".join(map(str, seeds(runs)))
     parts = [f"Seed{'s' if len(seeds(runs)) > 1 else ''} {numbers}"] if numbers else []
     parts += ["mean over seeds ± standard deviation"] if several else []
     parts += ["in brackets: 95 % Wilson interval of a single run"] if single else []
-    items = (
-        f"{task} {_joined({run['tasks'][task]['n'] for run in runs if task in run['tasks']})}"
-        for task in task_names(runs)
-    )
+    items = (f"{task} {_joined({run.tasks[task].n for run in runs if task in run.tasks})}" for task in task_names(runs))
     sentence = "; ".join(parts)
-    failed = [f"{one['objective']} with seed {one['seed']}" for one in results.get("failures", [])]
+    failed = [f"{one.system} with seed {one.seed}" for one in results.failures]
     missing = f" Failed, and in no table: {', '.join(failed)}." if failed else ""
     return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}.{missing}"
 
 
+def summary_table(results: Results) -> Table:
+    """One table that fits a screen: `contains` by system and task, the gap of each reverse task, the ceiling last."""
+    runs = results.runs
+    gap_of = {(row.task, row.label): row.gap for row in gaps(results)}
+    counterparts = {row.task: row.counterpart for row in gaps(results)}
+    columns = [[task, "gap"] if task in counterparts else [task] for task in task_names(runs)]
+    rows = []
+    for name, members in by_label(runs).items():
+        cells = [name]
+        for task, *gap in columns:
+            cells.append(_spread(scores(members, task)))
+            if gap:
+                cells.append(_spread(gap_of.get((task, name), ())))
+        rows.append(cells)
+    ceilings = [[_ceilings(results, task), *([""] if gap else [])] for task, *gap in columns]
+    if any(cells[0] != NOTHING for cells in ceilings):
+        rows.append(["(ceiling)", *(cell for cells in ceilings for cell in cells)])
+    numbers = ", ".join(map(str, seeds(runs)))
+    title = "Share of answers that contain the target"
+    if len(seeds(runs)) > 1:
+        title += f", mean ± standard deviation over seeds {numbers}"
+    elif numbers:
+        title += f", seed {numbers}"
+    pairs = ", ".join(f"{counterpart} minus {task}" for task, counterpart in counterparts.items())
+    note = f"gap: {pairs}, forward counterpart minus reverse task" if counterparts else ""
+    return Table(title, ["system", *(cell for cells in columns for cell in cells)], rows, note)
+
+
 def score_tables(results: Results) -> list[Table]:
-    """Tasks by objective, one table a metric; the published scores and the ceiling come with `contains`."""
-    runs = results["runs"]
+    """Tasks by system, one table per metric; the published scores and the ceiling come with `contains`."""
+    runs = results.runs
     tasks = task_names(runs)
     tables = []
     for metric, meaning in METRICS.items():
@@ -102,7 +124,7 @@ def score_tables(results: Results) -> list[Table]:
         if metric == "contains" and any(ceiling(results, run, task) is not None for run in runs for task in tasks):
             rows.append(["(ceiling)", *(_ceilings(results, task) for task in tasks)])
             meaning += "; ceiling: share of the targets that the training text holds verbatim"
-        tables.append(_with_seeds(results, Table(metric, ["objective", *tasks], rows, meaning)))
+        tables.append(_with_seeds(results, Table(metric, ["system", *tasks], rows, meaning)))
         if metric == "contains":
             tables += [*any_wording_tables(results), *published_tables(results)]
     return tables
@@ -110,16 +132,16 @@ def score_tables(results: Results) -> list[Table]:
 
 def any_wording_tables(results: Results) -> list[Table]:
     """Right answers in whichever wording, of the tasks where all runs have that score; none without such a task."""
-    runs = results["runs"]
+    runs = results.runs
     ((metric, meaning),) = ANY_WORDING.items()
     tasks = [task for task in task_names(runs) if len(scores(runs, task, metric)) == len(scores(runs, task))]
     rows = [[name, *(_over_seeds(members, task, metric) for task in tasks)] for name, members in by_label(runs).items()]
-    return [_with_seeds(results, Table(metric, ["objective", *tasks], rows, meaning))] if tasks else []
+    return [_with_seeds(results, Table(metric, ["system", *tasks], rows, meaning))] if tasks else []
 
 
 def published_tables(results: Results) -> list[Table]:
     """What others published of other models on the name/description tasks; none for other tasks."""
-    tasks = task_names(results["runs"])
+    tasks = task_names(results.runs)
     rows = [
         [entry.model, *(entry.scores.get(task, NOTHING) for task in tasks), entry.source]
         for entry in PUBLISHED
@@ -143,7 +165,7 @@ def gap_tables(results: Results) -> list[Table]:
         cells[0] += _of(row.forward_ceiling)
         cells[1] += _of(row.reverse_ceiling)
         tables.setdefault(f"{row.task} against {row.counterpart}", []).append([row.label, *cells])
-    columns = ["objective", "forward", "reverse", "gap", "forward, share", "reverse, share", "gap of shares"]
+    columns = ["system", "forward", "reverse", "gap", "forward, share", "reverse, share", "gap of shares"]
     width = len(columns) if known else 4
     note = "contains; gap: forward minus reverse, seed by seed"
     note += "; share: of the ceiling, which stands after “of”" if known else "; the ceilings are not recorded"
@@ -155,19 +177,20 @@ def gap_tables(results: Results) -> list[Table]:
 
 def template_tables(results: Results) -> list[Table]:
     """`contains` by template, one table a task that has templates."""
-    groups = by_label(results["runs"])
+    groups = by_label(results.runs)
     tables = []
-    for task in task_names(results["runs"]):
-        by_run = [_parts(run, task, "templates") for run in results["runs"]]
-        known = [task_data(results, run, task).get("templates") or {} for run in results["runs"]]
+    for task in task_names(results.runs):
+        by_run = [_parts(run, task, "templates") for run in results.runs]
+        asked = [task_data(results, run, task) for run in results.runs]
+        known = [one.templates for one in asked if one]
         templates = {template: None for one in (*known, *by_run) for template in one}
         if not any(by_run):
             continue
         rows = []
         for template in templates:
             facts = [one[template] for one in known if template in one]
-            unseen = {word: None for one in facts for word in one.get("unseen_words", [])}
-            cells = [_joined({one["n"] for one in facts}), _joined({f"{one['reachable']:.2f}" for one in facts})]
+            unseen = {word: None for one in facts for word in one.unseen_words}
+            cells = [_joined({one.n for one in facts}), _joined({f"{one.reachable:.2f}" for one in facts})]
             cells += [_over_parts(members, task, "templates", template) for members in groups.values()]
             rows.append([template, *cells, ", ".join(unseen)])
         columns = ["template", "items", "ceiling", *groups, "words unseen in training"]
@@ -177,10 +200,10 @@ def template_tables(results: Results) -> list[Table]:
 
 def entity_tables(results: Results) -> list[Table]:
     """The entities that are answered worst, one table a task that has entities."""
-    groups = by_label(results["runs"])
+    groups = by_label(results.runs)
     tables = []
-    for task in task_names(results["runs"]):
-        by_run = [_parts(run, task, "entities") for run in results["runs"]]
+    for task in task_names(results.runs):
+        by_run = [_parts(run, task, "entities") for run in results.runs]
         everywhere: dict[str, list[float]] = {}
         for one in by_run:
             for entity, score in one.items():
@@ -200,16 +223,16 @@ def entity_tables(results: Results) -> list[Table]:
 def likelihood_tables(results: Results) -> list[Table]:
     """The log-probability test, one table a task that has wrong answers to compare with."""
     tables = []
-    for task in task_names(results["runs"]):
+    for task in task_names(results.runs):
         rows = []
-        for name, members in by_label(results["runs"]).items():
+        for name, members in by_label(results.runs).items():
             tests = [test for run in members if (test := _parts(run, task, "likelihood"))]
             if tests:
                 means = (_spread(_defined(tests, key)) for key in LIKELIHOODS)
                 largest = (_largest(_defined(tests, key)) for key in ("t_p", "ks_p"))
                 rows.append([name, *means, *largest])
         if rows:
-            columns = ["objective", *LIKELIHOODS.values(), "p (t)", "p (KS)"]
+            columns = ["system", *LIKELIHOODS.values(), "p (t)", "p (KS)"]
             note = (
                 "log-probabilities of whole answers, correct against wrong; paired t-test and Kolmogorov-Smirnov, of "
                 "several seeds the largest p"
@@ -224,7 +247,7 @@ def loss_tables(results: Results) -> list[Table]:
     for kind in LOSSES:
         logged = {
             name: [log for run in members if (log := losses(run, kind))]
-            for name, members in by_label(results["runs"]).items()
+            for name, members in by_label(results.runs).items()
         }
         first = sorted({step for logs in logged.values() for log in logs for step, _ in log if step <= FIRST_STEPS})
         rows = []
@@ -233,10 +256,10 @@ def loss_tables(results: Results) -> list[Table]:
             if logs:
                 rows.append([name, *map(_losses, [*steps, [log[-1][1] for log in logs]])])
         if rows:
-            columns = ["objective", *(f"step {step}" for step in first), "end"]
+            columns = ["system", *(f"step {step}" for step in first), "end"]
             note = "training loss in nats a token, mean over the steps since the entry of the log before"
             if kind == LOSSES[1]:
-                note += "; objectives differ in what they predict, so it is no measure to compare them by"
+                note += "; objectives differ in what they predict, so it is no measure to compare systems by"
             tables.append(_with_seeds(results, Table(f"loss, {kind}", columns, rows, note)))
     return tables
 
@@ -256,8 +279,8 @@ def _losses(values: Sequence[float | None]) -> str:
 
 
 def _with_seeds(results: Results, table: Table) -> Table:
-    """The table with a column of seeds where the objectives do not all have the same."""
-    by_name = {name: seeds(members) for name, members in by_label(results["runs"]).items()}
+    """The table with a column of seeds where the systems do not all have the same."""
+    by_name = {name: seeds(members) for name, members in by_label(results.runs).items()}
     if len(set(map(tuple, by_name.values()))) < 2:
         return table
     cells = {name: ", ".join(map(str, own)) or NOTHING for name, own in by_name.items()}
@@ -269,7 +292,7 @@ def _over_seeds(runs: Sequence[Run], task: str, metric: str) -> str:
     """Mean ± standard deviation; of a single run its Wilson interval, where the metric has one."""
     values = scores(runs, task, metric)
     if len(values) == 1:
-        interval = next(run["tasks"][task].get(f"{metric}_interval") for run in runs if task in run["tasks"])
+        interval = next(getattr(run.tasks[task], f"{metric}_interval", None) for run in runs if task in run.tasks)
         return _spread(values) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
     return _spread(values)
 
@@ -281,7 +304,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _ceilings(results: Results, task: str) -> str:
-    known = [ceiling(results, run, task) for run in results["runs"]]
+    known = [ceiling(results, run, task) for run in results.runs]
     return _joined({f"{value:.2f}" for value in known if value is not None})
 
 
@@ -296,7 +319,7 @@ def _joined(values: Iterable[object]) -> str:
 
 def _parts(run: Run, task: str, kind: str) -> Mapping[str, Any]:
     """A run's scores of a task by "templates" or "entities", or its "likelihood"; empty where it has none."""
-    return run["tasks"].get(task, {}).get(kind) or {}
+    return (getattr(run.tasks[task], kind) if task in run.tasks else None) or {}
 
 
 def _over_parts(runs: Sequence[Run], task: str, kind: str, part: str) -> str:

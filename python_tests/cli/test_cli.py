@@ -12,6 +12,7 @@ from bico_ext.cli.main import main
 from bico_ext.cli.train import TrainConfig
 from bico_ext.comparison.config import PRESETS, CompareConfig
 from bico_ext.comparison.run import initial_model
+from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
@@ -80,11 +81,28 @@ def test_every_config_starts_with_its_command():
         assert path.read_text().startswith("# bico "), path.name
 
 
+def test_systems_have_a_second_name(tmp_path):
+    (config,) = parse("compare", [CompareConfig], ["--output-dir", "o", "--objectives", "ntp", "bico"])
+    assert config.systems == ["ntp", "bico"]
+    path = tmp_path / "c.yaml"
+    path.write_text("output_dir: o\nobjectives: [ntp]\n")
+    assert parse("compare", [CompareConfig], ["--config", str(path)])[0].systems == ["ntp"]
+    assert parse("compare", [CompareConfig], ["--config", str(path), "--systems", "bert"])[0].systems == ["bert"]
+
+
+def test_help_says_what_each_system_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    shown = capsys.readouterr().out
+    for name, system in SYSTEMS.items():
+        assert f"  {name:<17}{system.summary}\n" in shown
+
+
 def test_flags_win_over_yaml(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("output_dir: from-yaml\nseeds: [3, 4]\nsteps: 7\nbf16: false\n")
-    (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--steps", "9", "--objectives", "ntp"])
-    expected = CompareConfig(output_dir="from-yaml", seeds=[3, 4], steps=9, objectives=["ntp"], bf16=False)
+    (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--steps", "9", "--systems", "ntp"])
+    expected = CompareConfig(output_dir="from-yaml", seeds=[3, 4], steps=9, systems=["ntp"], bf16=False)
     assert dataclasses.asdict(config) == dataclasses.asdict(expected)
 
 
@@ -197,6 +215,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     ask += ["--max_new_tokens", "3"]
     assert main(ask) == 0
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert (results["schema_version"], results["runs"][0]["system"]) == (2, str(out))
     assert results["runs"][0]["tasks"].keys() == facts.tasks.keys()
     assert results["data"]["tasks"].keys() == facts.tasks.keys()
     assert results["data"]["tasks"]["N2D-reverse"]["reachable"] == 1

@@ -24,6 +24,7 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.facts.types import TASKS, Example
+from bico_ext.reports.records import METRICS, read_results, to_json
 from bico_ext.training.trainer import BicoTrainer
 
 
@@ -46,7 +47,7 @@ def config(data, tmp_path):
     return CompareConfig(
         output_dir=str(tmp_path / "out"),
         data=data,
-        objectives=["ntp", "infill"],
+        systems=["ntp", "infill"],
         steps=26,
         pretrain_steps=3,
         curve_points=2,
@@ -65,27 +66,28 @@ def predictions_in(folder):
 def test_writes_what_it_promises_and_resumes(config, data, tmp_path):
     results = compare(config)
     out = tmp_path / "out"
-    assert json.loads((out / "results.json").read_text()) == results
-    assert [(result["objective"], result["seed"]) for result in results["runs"]] == [("ntp", 0), ("infill", 0)]
-    assert results["environment"]["torch"] == torch.__version__
+    assert read_results(out) == results
+    assert [(one.system, one.objective, one.seed) for one in results.runs] == [
+        ("ntp", "ntp", 0),
+        ("infill", "infill", 0),
+    ]
+    assert results.environment["torch"] == torch.__version__
     tasks = load_facts(data).tasks
-    for result in results["runs"]:
-        assert set(result["tasks"]) == set(TASKS)
-        assert result["parameters"] > 0
-        assert result["train_seconds"] > 0
-        assert [entry["step"] for entry in result["losses"]] == [25]
-        assert [point["step"] for point in result["curve"]] == [13, 26]
+    for result in results.runs:
+        assert set(result.tasks) == set(TASKS)
+        assert result.parameters > 0
+        assert result.train_seconds > 0
+        assert [entry["step"] for entry in result.losses] == [25]
+        assert [point["step"] for point in result.curve] == [13, 26]
         # so few questions are all asked for the curve, too
-        assert {task: round(scores["contains"], 4) for task, scores in result["tasks"].items()} == (
-            result["curve"][-1]["tasks"]
-        )
-        for name, scores in result["tasks"].items():
-            assert scores["n"] == len(tasks[name].examples)
-            assert all(0 <= scores[metric] <= 1 for metric in ("contains", "exact_match", "bleu_char", "bleu"))
+        assert {task: round(scores.contains, 4) for task, scores in result.tasks.items()} == result.curve[-1]["tasks"]
+        for name, scores in result.tasks.items():
+            assert scores.n == len(tasks[name].examples)
+            assert all(0 <= getattr(scores, metric) <= 1 for metric in METRICS)
     predictions = predictions_in(out)
     assert len(predictions) == 2 * sum(len(task.examples) for task in tasks.values())
-    mean = sum(row["contains"] for row in predictions if (row["objective"], row["task"]) == ("ntp", "D2N"))
-    assert mean / len(tasks["D2N"].examples) == results["runs"][0]["tasks"]["D2N"]["contains"]
+    mean = sum(row["contains"] for row in predictions if (row["system"], row["task"]) == ("ntp", "D2N"))
+    assert mean / len(tasks["D2N"].examples) == results.runs[0].tasks["D2N"].contains
 
     with pytest.raises(FileExistsError, match="already holds a run; add --resume"):
         compare(config)
@@ -98,15 +100,15 @@ def test_writes_what_it_promises_and_resumes(config, data, tmp_path):
     (out / "runs" / "infill-seed0.json").unlink()
     again = compare(dataclasses.replace(config, resume=True))
     assert (ntp.read_bytes(), os.stat(ntp).st_mtime_ns) == finished, "a finished run was touched"
-    for before, after in zip(results["runs"], again["runs"], strict=True):
-        assert (before["losses"], before["tasks"]) == (after["losses"], after["tasks"]), "runs are seeded"
+    for before, after in zip(results.runs, again.runs, strict=True):
+        assert (before.losses, before.tasks) == (after.losses, after.tasks), "runs are seeded"
 
 
 def test_resuming_with_other_runs_adds_to_those_there_are(config, tmp_path):
-    first = dataclasses.replace(config, objectives=["ntp"])
+    first = dataclasses.replace(config, systems=["ntp"])
     compare(first)
     results = compare(dataclasses.replace(first, seeds=[1], resume=True))
-    assert [(result["objective"], result["seed"]) for result in results["runs"]] == [("ntp", 0), ("ntp", 1)]
+    assert [(one.system, one.seed) for one in results.runs] == [("ntp", 0), ("ntp", 1)]
     assert {row["seed"] for row in predictions_in(tmp_path / "out")} == {0, 1}
 
 
@@ -123,9 +125,9 @@ def test_a_diverged_run_is_a_result(config, monkeypatch):
         self.state.log_history.append({"loss": float("nan"), "loss_ntp": float("nan"), "step": 1})
 
     monkeypatch.setattr(BicoTrainer, "train", diverged)
-    result = run(config, "ntp", 0)
-    assert result["losses"] == [{"loss_ntp": None, "step": 1}]
-    json.dumps(result, allow_nan=False)
+    (finished,) = run(config, "ntp", 0)
+    assert finished.run.losses == ({"loss_ntp": None, "step": 1},)
+    json.dumps(to_json(finished.run), allow_nan=False)
 
 
 def test_a_gpu_without_kernels_is_not_used(config, monkeypatch):
@@ -139,15 +141,15 @@ def test_a_gpu_without_kernels_is_not_used(config, monkeypatch):
 
 def test_a_failed_run_leaves_the_finished_ones(config, tmp_path):
     finished = tmp_path / "out" / "runs" / "ntp-seed0.json"
-    compare(dataclasses.replace(config, objectives=["ntp"]))
+    compare(dataclasses.replace(config, systems=["ntp"]))
     before = finished.read_bytes()
     weights = tmp_path / "out" / "runs" / "infill-seed0"
     weights.write_text("a file where the run wants its folder")
-    results = compare(dataclasses.replace(config, resume=True, objectives=["infill", "permute"]))
-    assert [(one["objective"], one["seed"]) for one in results["failures"]] == [("infill", 0)]
-    assert "infill-seed0" in results["failures"][0]["error"]
-    assert [one["objective"] for one in results["runs"]] == ["ntp", "permute"]
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    results = compare(dataclasses.replace(config, resume=True, systems=["infill", "permute"]))
+    assert [(one.system, one.seed) for one in results.failures] == [("infill", 0)]
+    assert "infill-seed0" in results.failures[0].error
+    assert [one.system for one in results.runs] == ["ntp", "permute"]
+    assert read_results(tmp_path / "out") == results
     assert finished.read_bytes() == before
 
 
@@ -204,10 +206,13 @@ def test_one_initial_model_a_seed(config, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objectives": ["ntp", "mlm"]}, "objectives must be 'all' or of ntp, .*, got mlm"),
+        (
+            {"systems": ["ntp", "mlm"]},
+            "systems must be 'all' or names of this list, got mlm\n  ntp  .*shows the reversal",
+        ),
         ({"setting": "finetune"}, "setting must be 'scratch' or 'pretrained', got 'finetune'"),
         ({"permute_segments": 1}, "permute_segments must be at least 2, got 1"),
-        ({"objectives": ["ntp", "ntp"]}, "objectives must be one or more, each once"),
+        ({"systems": ["ntp", "ntp"]}, "systems must be one or more, each once"),
         ({"seeds": []}, "seeds must be one or more, each once"),
         ({"seeds": [0, 2**32]}, "seeds must be in"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
@@ -219,8 +224,8 @@ def test_one_initial_model_a_seed(config, data):
         ({"setting": "pretrained", "replay": 1.0}, "replay must be in"),
         ({"replay": 0.5}, "replay must be 0 without pre-training, got 0.5"),
         ({"jobs": 0}, "jobs must be at least 1"),
-        ({"objectives": ["glm-ntp"], "model": "some/llama"}, "glm-ntp are of another model than some/llama"),
-        ({"objectives": ["abi"], "hidden_size": 48}, "hidden_size must be a multiple of 32 for abi"),
+        ({"systems": ["glm-ntp"], "model": "some/llama"}, "glm-ntp are of another model than some/llama"),
+        ({"systems": ["abi"], "hidden_size": 48}, "hidden_size must be a multiple of 32 for abi"),
     ],
 )
 def test_config_errors(change, message):
@@ -230,35 +235,35 @@ def test_config_errors(change, message):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_trains_and_answers(config, name):
-    result = run(dataclasses.replace(config, steps=2, curve_points=1), name, 0)
-    ways = [result, result["causal"]] if SYSTEMS[name].blank_generation else [result]
+    ways = run(dataclasses.replace(config, steps=2, curve_points=1), name, 0)
+    assert len(ways) == 1 + SYSTEMS[name].blank_generation
     for way in ways:
-        assert way["tasks"].keys() == set(TASKS)
+        assert way.run.tasks.keys() == set(TASKS)
         asked_causally = way is ways[-1]  # which is what the log-probability test is about
-        assert all(("likelihood" in scores) == asked_causally for scores in way["tasks"].values())
-        assert {row["task"] for row in way["predictions"]} == set(TASKS)
-    assert [point["step"] for point in result["curve"]] == [2]
+        assert all((scores.likelihood is not None) == asked_causally for scores in way.run.tasks.values())
+        assert {row["task"] for row in way.predictions} == set(TASKS)
+    assert [point["step"] for point in ways[0].run.curve] == [2]
 
 
 def test_a_model_that_fills_blanks_is_also_asked_causally(config, tmp_path):
-    results = compare(dataclasses.replace(config, objectives=["glm-abi"], steps=2, curve_points=0))
-    assert [one["objective"] for one in results["runs"]] == ["glm-abi", "glm-abi, asked causally"]
+    results = compare(dataclasses.replace(config, systems=["glm-abi"], steps=2, curve_points=0))
+    assert [one.system for one in results.runs] == ["glm-abi", "glm-abi, asked causally"]
     rows = predictions_in(tmp_path / "out")
-    assert {row["objective"] for row in rows} == {"glm-abi", "glm-abi, asked causally"}
-    assert len(rows) == 2 * sum(scores["n"] for scores in results["runs"][0]["tasks"].values())
+    assert {row["system"] for row in rows} == {"glm-abi", "glm-abi, asked causally"}
+    assert len(rows) == 2 * sum(scores.n for scores in results.runs[0].tasks.values())
 
 
 def test_pre_trained_once_a_seed_then_fine_tuned(config, data_to_pretrain_on, tmp_path):
     pretrained = dataclasses.replace(
-        config, setting="pretrained", data=data_to_pretrain_on, replay=0.25, steps=2, objectives=["ntp", "bico"]
+        config, setting="pretrained", data=data_to_pretrain_on, replay=0.25, steps=2, systems=["ntp", "bico"]
     )
     results = compare(pretrained)
-    assert results["failures"] == []
-    assert [(one["texts"], one["replayed"]) for one in results["runs"]] == [(120, 40)] * 2
+    assert results.failures == ()
+    assert [(one.texts, one.replayed) for one in results.runs] == [(120, 40)] * 2
     start = tmp_path / "out" / "pretrained" / "llama-seed0" / "model.safetensors"
     written = os.stat(start).st_mtime_ns
-    again = dataclasses.replace(pretrained, objectives=["infill"], resume=True)
-    assert [one["objective"] for one in compare(again)["runs"]] == ["ntp", "bico", "infill"]
+    again = dataclasses.replace(pretrained, systems=["infill"], resume=True)
+    assert [one.system for one in compare(again).runs] == ["ntp", "bico", "infill"]
     assert os.stat(start).st_mtime_ns == written, "the pre-trained model was made again"
 
 
@@ -277,9 +282,7 @@ def test_replay_is_a_share_of_the_texts_as_far_as_there_are_so_many(
         raise Stop
 
     read = []
-    config = dataclasses.replace(
-        config, setting="pretrained", data=data_to_pretrain_on, objectives=[name], replay=share
-    )
+    config = dataclasses.replace(config, setting="pretrained", data=data_to_pretrain_on, systems=[name], replay=share)
     monkeypatch.setattr(runs_module, "starting_model", lambda *_: (None, None))
     monkeypatch.setattr(runs_module, "BicoTrainer", trainer)
     for seed in (0, 1):
@@ -299,19 +302,19 @@ def test_the_other_order_is_needed_before_anything_is_trained(config, data, tmp_
     shutil.copytree(data, copy)
     (copy / "other_order.jsonl").unlink()
     with pytest.raises(ValueError, match=r"in the other order, as both-orders needs \(other_order.jsonl"):
-        compare(dataclasses.replace(config, data=str(copy), objectives=["ntp", "both-orders"]))
+        compare(dataclasses.replace(config, data=str(copy), systems=["ntp", "both-orders"]))
     assert not (tmp_path / "out").exists()
 
 
 def test_other_texts_in_the_other_order_do_not_share_a_folder(config, data, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
-    changing = dataclasses.replace(config, data=str(copy), objectives=["ntp"], steps=1, curve_points=0, resume=True)
+    changing = dataclasses.replace(config, data=str(copy), systems=["ntp"], steps=1, curve_points=0, resume=True)
     compare(changing)
     lines = (copy / "other_order.jsonl").read_text().splitlines(keepends=True)
     (copy / "other_order.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(FileExistsError, match="the facts have changed"):
-        compare(dataclasses.replace(changing, objectives=["ntp", "both-orders"]))
+        compare(dataclasses.replace(changing, systems=["ntp", "both-orders"]))
 
 
 def test_a_distractor_that_does_not_fit_is_found_before_training(config, data, tmp_path):
@@ -326,7 +329,7 @@ def test_a_distractor_that_does_not_fit_is_found_before_training(config, data, t
 
 
 def test_entities_are_told_to_the_system_that_keeps_them_whole(config, data, tmp_path):
-    compare(dataclasses.replace(config, objectives=["reverse-entities"], steps=2, curve_points=0))
+    compare(dataclasses.replace(config, systems=["reverse-entities"], steps=2, curve_points=0))
     names = {question.entity for task in load_facts(data).tasks.values() for question in task.examples}
     told = tmp_path / "out" / "runs" / "entities.txt"
     assert set(told.read_text().splitlines()) == names
@@ -341,7 +344,7 @@ def test_entities_are_needed_before_anything_is_trained(config, data, tmp_path):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps({**row, "entity": None}) + "\n" for row in rows))
     with pytest.raises(ValueError, match="does not name the entities of its questions, as reverse-entities needs"):
-        compare(dataclasses.replace(config, data=str(copy), objectives=["reverse-entities"]))
+        compare(dataclasses.replace(config, data=str(copy), systems=["reverse-entities"]))
     assert not (tmp_path / "out").exists()
 
 
@@ -371,7 +374,8 @@ def test_texts_that_give_answers_away_are_refused(config, tmp_path):
 def test_a_run_is_scored_as_its_saved_model_is(config, data, tmp_path):
     """Training computes in bfloat16; the scores are those of the weights in float32."""
     trained = dataclasses.replace(config, steps=4, bf16=True, curve_points=0)
-    likelihoods = {name: scores["likelihood"] for name, scores in run(trained, "bico", 0)["tasks"].items()}
+    (finished,) = run(trained, "bico", 0)
+    likelihoods = {name: scores.likelihood for name, scores in finished.run.tasks.items()}
     saved = tmp_path / "out" / "runs" / "bico-seed0"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
     for name, task in load_facts(data).tasks.items():
@@ -385,15 +389,15 @@ def test_other_facts_or_other_pre_training_do_not_share_a_folder(config, data_to
     broken.parent.mkdir(parents=True)
     (tmp_path / "out" / "settings.json").write_text("{}")
     broken.write_text("a file where the run wants its folder")
-    results = compare(dataclasses.replace(pretrained, objectives=["ntp"]))
-    assert results["runs"] == []  # so that the folder holds nothing but a pre-trained model
+    results = compare(dataclasses.replace(pretrained, systems=["ntp"]))
+    assert results.runs == ()  # so that the folder holds nothing but a pre-trained model
     with pytest.raises(FileExistsError, match=r"other settings \(replay 0\.0 -> 0\.5\)"):
-        compare(dataclasses.replace(pretrained, objectives=["ntp"], replay=0.5))
+        compare(dataclasses.replace(pretrained, systems=["ntp"], replay=0.5))
     with pytest.raises(FileExistsError, match="other settings \\(pretrain_steps 3 -> 4\\)"):
-        compare(dataclasses.replace(pretrained, objectives=["ntp"], pretrain_steps=4))
+        compare(dataclasses.replace(pretrained, systems=["ntp"], pretrain_steps=4))
     copy = tmp_path / "copy"
     shutil.copytree(data_to_pretrain_on, copy)
-    first = dataclasses.replace(config, objectives=["ntp"], data=str(copy), output_dir=str(tmp_path / "edited"))
+    first = dataclasses.replace(config, systems=["ntp"], data=str(copy), output_dir=str(tmp_path / "edited"))
     compare(first)
     lines = (copy / "train.jsonl").read_text().splitlines()
     (copy / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n")

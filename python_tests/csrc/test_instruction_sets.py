@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 
 import bico_ext._C as _C
-from bico_ext.reports import environment
+from bico_ext import environment
 
 # What marks machine code that a CPU without AVX-512 cannot run: 512-bit registers, the upper 16 of the 32 vector
 # registers, mask registers, tiles.

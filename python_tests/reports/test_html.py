@@ -44,7 +44,7 @@ def picture(tmp_path):
 
 def test_the_page_is_balanced_and_holds_everything(picture):
     made = made_up.results()
-    text = page(made, made_up.predictions(made), {"Accuracy": picture})
+    text = page(made_up.typed(made), made_up.predictions(made), {"Accuracy": picture})
     read = Reader(text)
     assert read.addresses == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
     shown = "".join(read.text)
@@ -66,7 +66,7 @@ def test_the_page_is_balanced_and_holds_everything(picture):
 def test_what_a_model_writes_is_escaped(picture):
     made = made_up.results()
     made["settings"]["model"] = "<img src=x>"
-    made["runs"][0]["objective"] = "<u>"
+    made["runs"][0]["system"] = "<u>"
     evil = "<script>alert('&amp;')</script>\n\"'"
     answers = [
         row | {"prompt": evil, "target": evil, "task": task}
@@ -75,7 +75,7 @@ def test_what_a_model_writes_is_escaped(picture):
     ]
     for run in made["runs"]:
         run["tasks"]["<i>"] = run["tasks"]["D2N"]
-    text = page(made, answers, {"<b>": picture})
+    text = page(made_up.typed(made), answers, {"<b>": picture})
     assert not re.search("<(script|u|i|img src=x)>", text)
     shown = "".join(Reader(text).text)
     assert shown.count(evil) >= 3
@@ -83,7 +83,7 @@ def test_what_a_model_writes_is_escaped(picture):
 
 
 def test_old_results_and_no_predictions():
-    text = page(made_up.old_results(), [], {})
+    text = page(made_up.typed(made_up.old_results()), [], {})
     shown = "".join(Reader(text).text)
     assert "Not recorded in these results." in shown
     assert "No predictions were found" in shown

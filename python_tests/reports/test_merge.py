@@ -1,13 +1,15 @@
 """Several folders as one: what belongs together, what is kept apart, what is refused."""
 
 import json
+from dataclasses import replace
 
 import made_up
 import pytest
 
 from bico_ext.reports.gap import gaps
+from bico_ext.reports.lookups import by_label
 from bico_ext.reports.merge import merge
-from bico_ext.reports.records import by_label
+from bico_ext.reports.records import Failure
 
 
 def only(made, objective=None, seed=None):
@@ -17,15 +19,16 @@ def only(made, objective=None, seed=None):
 
 
 def runs_by_label(merged):
-    return {name: [run["seed"] for run in runs] for name, runs in by_label(merged["runs"]).items()}
+    return {name: [run.seed for run in runs] for name, runs in by_label(merged.runs).items()}
 
 
 def test_one_folder_is_itself(tmp_path):
     made = made_up.results()
     folder = made_up.write(tmp_path, made)
     merged, predictions = merge([folder])
-    assert [{k: v for k, v in run.items() if k != "label"} for run in merged["runs"]] == made["runs"]
-    assert merged["data"] == made["data"]
+    results = made_up.typed(made)
+    assert tuple(replace(run, label=None) for run in merged.runs) == results.runs
+    assert merged.data == results.data
     assert runs_by_label(merged) == {"ntp": [0, 1], "bico": [0, 1]}
     assert len(predictions) == 64
 
@@ -34,14 +37,14 @@ def test_seeds_and_objectives_of_the_same_settings_belong_together(tmp_path):
     made = made_up.results()
     first = made_up.write(tmp_path / "a", only(made, seed=0))
     second = made_up.write(tmp_path / "b", only(made, "bico", 1) | {"settings": {"data": "./facts", "steps": 10}})
-    failure = {"objective": "ntp", "seed": 1, "error": "OSError: no room left"}
+    failure = {"system": "ntp", "seed": 1, "error": "OSError: no room left"}
     made_up.write(tmp_path / "a", only(made, seed=0) | {"failures": [failure]})
     merged, _ = merge([first, second])
-    assert merged["failures"] == [failure]
+    assert merged.failures == (Failure(**failure),)
     again = made_up.write(tmp_path / "c", only(made, "ntp", 1) | {"settings": {"data": "./facts", "steps": 10}})
-    assert merge([first, second, again])[0]["failures"] == [], "it has been run since"
+    assert merge([first, second, again])[0].failures == (), "it has been run since"
     assert runs_by_label(merged) == {"ntp": [0], "bico": [0, 1]}
-    assert [source["folder"] for source in merged["sources"]] == [first, second]
+    assert [source.folder for source in merged.sources] == [first, second]
 
 
 def test_rows_say_which_settings_differ(tmp_path):
@@ -55,7 +58,7 @@ def test_rows_say_which_settings_differ(tmp_path):
         "bico (steps 10, layers not recorded)": [0, 1],
         "bico (steps 3000, layers 2)": [0, 1],
     }
-    assert set(by_label(predictions)) == set(runs_by_label(merged))
+    assert {row["label"] for row in predictions} == set(runs_by_label(merged))
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -101,6 +104,6 @@ def test_evaluated_models_are_told_apart_by_their_names_alone(tmp_path):
         settings = {"data": "facts", "model": model, "output_dir": f"scores/{model}"}
         folders.append(made_up.write(tmp_path / model, {"settings": settings, "runs": [run]}, []))
     merged, _ = merge(folders)
-    assert list(by_label(merged["runs"])) == ["model-a", "model-b"]
+    assert list(by_label(merged.runs)) == ["model-a", "model-b"]
     with pytest.raises(ValueError, match="both hold model-a under the same settings"):
         merge([folders[0], folders[0]])

@@ -1,10 +1,11 @@
-"""The pictures: something is drawn where there is something to draw, and an objective keeps its colour."""
+"""The pictures: something is drawn where there is something to draw, and a system keeps its colour."""
 
 import made_up
 import pytest
 from matplotlib.image import imread
 
 from bico_ext.reports.plots import COLOURS, draw_accuracy, draw_curves, draw_gaps, draw_losses, styles
+from bico_ext.reports.records import Run
 
 PICTURES = [draw_accuracy, draw_gaps, draw_curves, draw_losses]
 TWELVE = [*COLOURS, "w", "x", "y", "z"]
@@ -14,7 +15,7 @@ TWELVE = [*COLOURS, "w", "x", "y", "z"]
 @pytest.mark.parametrize("draw", PICTURES)
 def test_draws(draw, count, tmp_path):
     made = made_up.results({name: made_up.SCORES["bico"] for name in TWELVE[:count]})
-    assert draw(made, tmp_path / "p.png")
+    assert draw(made_up.typed(made), tmp_path / "p.png")
     picture = imread(tmp_path / "p.png")
     assert picture.shape[0] > 150
     assert picture[..., :3].std() > 0.05, "an empty picture"
@@ -23,15 +24,15 @@ def test_draws(draw, count, tmp_path):
 
 def test_old_results_have_no_curves(tmp_path):
     made = made_up.old_results()
-    assert not draw_curves(made, tmp_path / "p.png")
+    assert not draw_curves(made_up.typed(made), tmp_path / "p.png")
     for run in made["runs"]:
         run["curve"] = []
-    assert not draw_curves(made, tmp_path / "p.png")
+    assert not draw_curves(made_up.typed(made), tmp_path / "p.png")
     for run in made["runs"]:
         del run["losses"]
         run["tasks"] = {"D2N": run["tasks"]["D2N"]}
-    assert not draw_losses(made, tmp_path / "p.png")
-    assert not draw_gaps(made, tmp_path / "p.png")
+    assert not draw_losses(made_up.typed(made), tmp_path / "p.png")
+    assert not draw_gaps(made_up.typed(made), tmp_path / "p.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -42,28 +43,28 @@ def test_missing_parts_leave_the_others(draw, tmp_path):
     made["runs"][0]["losses"] = [{"step": 5, "loss_ntp": None}]
     made["runs"][1]["curve"] = []
     del made["runs"][2]["tasks"]["D2N"], made["runs"][3]["tasks"]["D2N"]
-    assert draw(made, tmp_path / "p.png")
+    assert draw(made_up.typed(made), tmp_path / "p.png")
 
 
 def test_a_bar_is_as_long_as_its_score(tmp_path):
     areas = []
     for score in (0.4, 0.8):
-        draw_accuracy(made_up.old_results({"bico": {"D2N": (score, score)}}), tmp_path / "p.png")
+        draw_accuracy(made_up.typed(made_up.old_results({"bico": {"D2N": (score, score)}})), tmp_path / "p.png")
         red, _, blue = imread(tmp_path / "p.png")[..., :3].transpose(2, 0, 1)
         areas.append((blue - red > 0.3).sum())
     assert areas[1] / areas[0] == pytest.approx(2, rel=0.05)
 
 
-def test_an_objective_keeps_its_colour_and_variants_differ():
+def test_a_system_keeps_its_colour_and_variants_differ():
     runs = [
-        {"objective": "x"},
-        {"objective": "bico", "label": "bico (steps 10)"},
-        {"objective": "bico", "label": "bico (steps 20)"},
+        Run("x", {}),
+        Run("bico", {}, label="bico (steps 10)"),
+        Run("bico", {}, label="bico (steps 20)"),
     ]
     look = styles(runs)
     assert look["bico (steps 10)"].colour == look["bico (steps 20)"].colour == COLOURS["bico"]
     assert look["bico (steps 10)"].line != look["bico (steps 20)"].line
     assert look["x"].colour not in (COLOURS["bico"], COLOURS["ntp"])
-    everyone = styles([{"objective": name} for name in TWELVE])
+    everyone = styles([Run(name, {}) for name in TWELVE])
     assert {name: everyone[name].colour for name in COLOURS} == COLOURS
     assert len(set(everyone.values())) == 12, "no two look alike"

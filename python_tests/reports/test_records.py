@@ -5,14 +5,17 @@ import json
 import made_up
 import pytest
 
-from bico_ext.reports.records import read_predictions, read_results, task_names
+from bico_ext.reports.lookups import losses, task_names
+from bico_ext.reports.records import Run, Scores, read_predictions, read_results, results_from_json
 
 
 def test_reads_back_what_was_written(tmp_path):
     made = made_up.results()
     made_up.write(tmp_path, made)
-    assert read_results(tmp_path) == made
-    assert read_predictions(tmp_path, made) == made_up.predictions(made)
+    results = read_results(tmp_path)
+    assert results == made_up.typed(made)
+    assert read_predictions(tmp_path, results) == made_up.predictions(made)
+    assert results_from_json(json.loads(json.dumps(results.to_json())), "again") == results
 
 
 def test_no_results_are_named(tmp_path):
@@ -24,9 +27,10 @@ def test_no_results_are_named(tmp_path):
     ("text", "message"),
     [
         ('{"runs": [', "results.json is broken: Expecting value: line 1 column 11"),
+        ('{"schema_version": 3, "runs": []}', "schema_version must be 1 or 2, got 3; update bico-ext"),
         ("[]", "must hold an object with a list of one or more runs, got None"),
         ('{"runs": []}', "one or more runs, got \\[\\]"),
-        ('{"runs": [{"tasks": {}}]}', "run 1 must be an object that names its objective"),
+        ('{"runs": [{"tasks": {}}]}', "run 1 must be an object that names its system"),
         ('{"runs": [{"objective": "ntp", "tasks": {}}]}', "run 1 \\(ntp\\) must hold scores by task, got {}"),
         (
             '{"runs": [{"objective": "ntp", "tasks": {"D2N": 1}}]}',
@@ -56,23 +60,50 @@ def test_broken_predictions_are_named(line, message, tmp_path):
     made = made_up.old_results()
     (tmp_path / "predictions.jsonl").write_text(json.dumps(made_up.predictions(made)[0]) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=f"predictions.jsonl, {message}"):
-        read_predictions(tmp_path, made)
+        read_predictions(tmp_path, made_up.typed(made))
 
 
 def test_predictions_may_be_missing_or_empty(tmp_path):
-    assert read_predictions(tmp_path, made_up.results()) == []
+    assert read_predictions(tmp_path, made_up.typed(made_up.results())) == []
     (tmp_path / "predictions.jsonl").write_text("")
-    assert read_predictions(tmp_path, made_up.results()) == []
+    assert read_predictions(tmp_path, made_up.typed(made_up.results())) == []
 
 
 def test_the_answers_of_bico_evaluate_belong_to_its_model(tmp_path):
     row = {"task": "D2N", "prompt": "Who?", "target": " Ada", "completion": " Ada\u2028", "contains": True}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-    assert read_predictions(tmp_path, {"runs": [{"objective": "path/to/model"}]}) == [
-        row | {"objective": "path/to/model"}
-    ]
+    evaluated = made_up.typed(made_up.old_results({"path/to/model": {"D2N": (0.5,)}}))
+    assert read_predictions(tmp_path, evaluated) == [row | {"system": "path/to/model"}]
 
 
 def test_tasks_stand_in_their_order_then_the_unknown_ones():
-    runs = [{"tasks": {"other": {}, "D2N-reverse": {}}}, {"tasks": {"N2D": {}, "more": {}}}]
+    some = Scores(1, 1.0, 1.0, 1.0, 1.0)
+    runs = [Run("a", {"other": some, "D2N-reverse": some}), Run("b", {"N2D": some, "more": some})]
     assert task_names(runs) == ["N2D", "D2N-reverse", "other", "more"]
+
+
+def test_the_first_version_says_objective_twin_and_frames(tmp_path):
+    """A whole file as version 0.1.0 wrote it, with a system whose objective has another name."""
+    scores = {"n": 2, "contains": 0.5, "exact_match": 0.0, "bleu_char": 0.25, "bleu": 0.125, "frames": {"... is": 0.5}}
+    asked = {"answer": "name", "twin": "D2N", "n": 2, "reachable": 1.0}
+    asked["frames"] = {"... is": {"n": 2, "reachable": 1.0, "unseen_words": ["is"]}}
+    run = {"objective": "glm-abi", "trained": "abi", "seed": 0, "tasks": {"N2D-reverse": scores}}
+    run["losses"] = [{"step": 25, "loss_abi": 1.5, "loss_ntp": 2.0}]
+    old = {"settings": {"data": "synthetic"}, "data": {"name": "facts", "tasks": {"N2D-reverse": asked}}, "runs": [run]}
+    old["failures"] = [{"objective": "ntp", "seed": 1, "error": "OSError"}]
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    answer = {"objective": "glm-abi", "seed": 0, "task": "N2D-reverse", "frame": "... is"}
+    answer |= {"prompt": "It is", "target": " Ada", "completion": " Ada", "contains": True}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(answer))
+
+    results = read_results(tmp_path)
+    (read,) = results.runs
+    assert (read.system, read.objective, read.tasks["N2D-reverse"].templates) == ("glm-abi", "abi", {"... is": 0.5})
+    assert losses(read, "the objective itself") == [(25, 1.5)]
+    known = results.data.tasks["N2D-reverse"]
+    assert (known.counterpart, known.templates["... is"].unseen_words) == ("D2N", ("is",))
+    assert results.failures[0].system == "ntp"
+    (prediction,) = read_predictions(tmp_path, results)
+    assert (prediction["system"], prediction["template"]) == ("glm-abi", "... is")
+    assert "objective" not in prediction
+    assert json.loads(json.dumps(results.to_json()))["schema_version"] == 2

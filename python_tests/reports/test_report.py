@@ -6,7 +6,9 @@ import made_up
 import pytest
 
 from bico_ext.cli.main import main
+from bico_ext.reports.records import Results
 from bico_ext.reports.report import FILES, merged_report, write_report
+from bico_ext.reports.tables import summary_table
 
 
 def names(folder):
@@ -16,37 +18,38 @@ def names(folder):
 def test_a_report_stands_beside_its_results(tmp_path):
     made = made_up.results()
     made_up.write(tmp_path, made)
-    text = write_report(made, tmp_path)
+    summary = write_report(made_up.typed(made), tmp_path)
     assert names(tmp_path) == {*FILES, "results.json", "predictions.jsonl"}
-    assert (tmp_path / "table.md").read_text() == text
+    assert summary == summary_table(made_up.typed(made))
+    text = (tmp_path / "table.md").read_text()
     assert "| bico | 0.60 ± 0.28 | 0.90 ± 0.00 | 0.40 ± 0.14 | 0.20 ± 0.14 |" in text
-    assert "| Who is {}? | 6 | 1.00 | 0.00 | 0.20 |" in (tmp_path / "details.md").read_text()
+    assert "| Who is {}? | 6 | 1.00 | 0.00 | 0.20 |" in (tmp_path / "table.md").read_text()
     assert "bico, D2N: 4 of 8 right" in (tmp_path / "report.html").read_text()
 
 
 def test_old_results_have_no_curves_and_evaluations_no_losses_either(tmp_path):
     made = made_up.old_results()
-    write_report(made_up.results(), tmp_path)
-    write_report(made, tmp_path)
+    write_report(made_up.typed(made_up.results()), tmp_path)
+    write_report(made_up.typed(made), tmp_path)
     assert names(tmp_path) == set(FILES) - {"curves.png"}, "what no longer applies is removed"
-    assert "by template" not in (tmp_path / "details.md").read_text()
+    assert "by template" not in (tmp_path / "table.md").read_text()
     for run in made["runs"]:
         del run["losses"]
-    write_report(made, tmp_path)
-    assert names(tmp_path) == set(FILES) - {"curves.png", "loss.png", "details.md"}
+    write_report(made_up.typed(made), tmp_path)
+    assert names(tmp_path) == set(FILES) - {"curves.png", "loss.png"}
 
 
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
     """Two of them would be a formula to matplotlib, and "n_per_n" a broken one."""
     made = json.loads(json.dumps(made_up.results()).replace('"N2D-reverse"', '"gain_$_per_$_spent"'))
-    write_report(made, tmp_path)
+    write_report(made_up.typed(made), tmp_path)
     assert "gain_$_per_$_spent" in (tmp_path / "table.md").read_text()
     assert set(FILES) <= names(tmp_path)
 
 
 def test_no_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one or more runs, got none"):
-        write_report({"runs": []}, tmp_path / "out")
+        write_report(Results(()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -61,8 +64,9 @@ def test_the_command_merges_and_touches_no_input(tmp_path, capsys):
     for _ in range(2):  # over its own report, too
         assert main(["report", *folders, "--output-dir", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "| bico | 0.60 ± 0.28 | 0.90 ± 0.00 | 0.40 ± 0.14 | 0.20 ± 0.14 |" in shown
-    assert f"{out}: report.html, table.md, details.md, accuracy.png, gap.png, curves.png, loss.png" in shown
+    assert "bico       0.60 ± 0.28  0.90 ± 0.00  0.40 ± 0.14  0.50 ± 0.14  0.20 ± 0.14  0.40 ± 0.14" in shown
+    assert f"In {out}:\n  table.md     every metric" in shown
+    assert "predictions.jsonl" not in shown, "no file that was not written"
     assert names(out) == set(FILES)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert "bico, D2N: 4 of 8 right" in (out / "report.html").read_text()
@@ -100,14 +104,13 @@ def test_the_report_of_an_evaluated_model(tmp_path, capsys):
     for name in ("seed", "losses", "train_seconds"):
         del made["runs"][0][name]
     answers = [
-        {name: value for name, value in row.items() if name not in ("objective", "seed")}
+        {name: value for name, value in row.items() if name not in ("system", "seed")}
         for row in made_up.predictions(made_up.old_results({"path/to/model": {"D2N": (0.5,)}}))
     ]
     folder = made_up.write(tmp_path / "scores", made, answers)
     assert main(["report", folder, "--output-dir", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "| path/to/model | 0.50 [0.05, 0.95] |" in shown
-    assert shown.endswith("/out: report.html, table.md, accuracy.png\n"), "no file that was not written"
+    assert "path/to/model  0.50\n" in shown
     assert names(tmp_path / "out") == {"report.html", "table.md", "accuracy.png"}
     assert "path/to/model, D2N: 2 of 4 right" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "scores" / "results.json").read_text()) == made

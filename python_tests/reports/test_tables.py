@@ -2,6 +2,7 @@
 
 import made_up
 import pytest
+from made_up import typed
 
 from bico_ext.evaluation.metrics import wilson_interval
 from bico_ext.reports.tables import (
@@ -13,6 +14,7 @@ from bico_ext.reports.tables import (
     loss_tables,
     published_tables,
     score_tables,
+    summary_table,
     template_tables,
 )
 
@@ -23,8 +25,8 @@ def cells(table):
 
 
 def test_scores_are_means_and_standard_deviations_over_seeds():
-    contains, published, exact, *_ = score_tables(made_up.results())
-    assert contains.columns == ["objective", "N2D", "D2N", "N2D-reverse", "D2N-reverse"]
+    contains, published, exact, *_ = score_tables(typed(made_up.results()))
+    assert contains.columns == ["system", "N2D", "D2N", "N2D-reverse", "D2N-reverse"]
     assert cells(contains) == {
         "ntp": ["0.40 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.00 ± 0.00"],
         "bico": ["0.60 ± 0.28", "0.90 ± 0.00", "0.40 ± 0.14", "0.20 ± 0.14"],
@@ -35,64 +37,83 @@ def test_scores_are_means_and_standard_deviations_over_seeds():
     assert list(cells(exact)) == ["ntp", "bico"], "the ceiling is one of `contains`"
 
 
+def test_one_table_fits_a_screen():
+    table = summary_table(typed(made_up.results()))
+    assert table.columns == ["system", "N2D", "D2N", "N2D-reverse", "gap", "D2N-reverse", "gap"]
+    assert cells(table) == {
+        "ntp": ["0.40 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.40 ± 0.00"],
+        "bico": ["0.60 ± 0.28", "0.90 ± 0.00", "0.40 ± 0.14", "0.50 ± 0.14", "0.20 ± 0.14", "0.40 ± 0.14"],
+        "(ceiling)": ["0.80", "1.00", "1.00", "", "0.50", ""],
+    }
+    assert list(cells(table))[-1] == "(ceiling)"
+    assert table.title.endswith("mean ± standard deviation over seeds 0, 1")
+    assert "D2N minus N2D-reverse, N2D minus D2N-reverse" in table.note
+    assert max(map(len, table.text().splitlines())) <= 120
+
+
+def test_one_run_of_data_without_reverse_tasks_on_a_screen():
+    table = summary_table(typed(made_up.old_results({"ntp": {"next line": (0.5,)}})))
+    assert table.text() == ("Share of answers that contain the target, seed 0\n\n  system  next line\n  ntp     0.50\n")
+
+
 def test_right_answers_in_any_wording_where_tasks_have_them():
     made = made_up.results()
-    assert "any_wording" not in [table.title for table in score_tables(made)]
+    assert "any_wording" not in [table.title for table in score_tables(typed(made))]
     for run in made["runs"]:
         run["tasks"]["D2N-reverse"]["any_wording"] = 0.5 + run["seed"] / 5
-    _, table, published, *_ = score_tables(made)
-    assert (table.title, table.columns) == ("any_wording", ["objective", "D2N-reverse"])
+    _, table, published, *_ = score_tables(typed(made))
+    assert (table.title, table.columns) == ("any_wording", ["system", "D2N-reverse"])
     assert cells(table) == {"ntp": ["0.60 ± 0.14"], "bico": ["0.60 ± 0.14"]}
     assert published.title == "published, not ours"
     del made["runs"][0]["tasks"]["D2N-reverse"]["any_wording"]  # a run of an older version
-    assert "any_wording" not in [table.title for table in score_tables(made)]
+    assert "any_wording" not in [table.title for table in score_tables(typed(made))]
 
 
 def test_a_single_seed_comes_with_its_wilson_interval():
     made = made_up.old_results({"bico": {"D2N": (0.3,)}})
     low, high = wilson_interval(3, 10)
     made["runs"][0]["tasks"]["D2N"]["contains_interval"] = [low, high]
-    contains, *_, bleu_char, _ = score_tables(made)
+    contains, *_, bleu_char, _ = score_tables(typed(made))
     assert cells(contains) == {"bico": [f"0.30 [{low:.2f}, {high:.2f}]"]}
     assert cells(contains)["bico"] == ["0.30 [0.11, 0.60]"]
     assert cells(bleu_char) == {"bico": ["0.30"]}
     del made["runs"][0]["tasks"]["D2N"]["contains_interval"]
-    assert cells(score_tables(made)[0]) == {"bico": ["0.30"]}
+    assert cells(score_tables(typed(made))[0]) == {"bico": ["0.30"]}
 
 
 def test_the_heading_says_what_the_cells_are():
     items = "Test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10."
-    assert heading(made_up.results()) == f"Seeds 0, 1; mean over seeds ± standard deviation. {items}"
+    assert heading(typed(made_up.results())) == f"Seeds 0, 1; mean over seeds ± standard deviation. {items}"
     single = made_up.old_results({"ntp": {"D2N": (0.3,)}})
-    assert heading(single) == "Seed 0; in brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
+    assert heading(typed(single)) == "Seed 0; in brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
     del single["runs"][0]["seed"]
-    assert heading(single) == "In brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
+    assert heading(typed(single)) == "In brackets: 95 % Wilson interval of a single run. Test items: D2N 10."
 
 
 def test_the_heading_names_the_runs_that_failed():
-    failed = made_up.results() | {"failures": [{"objective": "infill", "seed": 1, "error": "OSError: no room left"}]}
-    assert heading(failed).endswith(" D2N-reverse 10. Failed, and in no table: infill with seed 1.")
+    failed = made_up.results() | {"failures": [{"system": "infill", "seed": 1, "error": "OSError: no room left"}]}
+    assert heading(typed(failed)).endswith(" D2N-reverse 10. Failed, and in no table: infill with seed 1.")
 
 
 def test_unequal_seeds_are_shown():
     made = made_up.results()
     del made["runs"][3]  # bico, seed 1
-    contains = score_tables(made)[0]
-    assert contains.columns[:2] == ["objective", "seeds"]
+    contains = score_tables(typed(made))[0]
+    assert contains.columns[:2] == ["system", "seeds"]
     assert {name: row[0] for name, row in cells(contains).items()} == {"ntp": "0, 1", "bico": "0", "(ceiling)": "-"}
     assert cells(contains)["bico"][1] == "0.40 [0.05, 0.95]"
-    assert gap_tables(made)[0].columns[1] == "seeds"
+    assert gap_tables(typed(made))[0].columns[1] == "seeds"
 
 
 def test_a_task_that_no_run_of_an_objective_has_is_left_blank():
     made = made_up.results()
     for run in made["runs"][2:]:
         del run["tasks"]["N2D"]
-    assert cells(score_tables(made)[0])["bico"] == ["-", "0.90 ± 0.00", "0.40 ± 0.14", "0.20 ± 0.14"]
+    assert cells(score_tables(typed(made))[0])["bico"] == ["-", "0.90 ± 0.00", "0.40 ± 0.14", "0.20 ± 0.14"]
 
 
 def test_gaps_raw_and_as_shares_of_the_ceilings():
-    name, description = gap_tables(made_up.results())
+    name, description = gap_tables(typed(made_up.results()))
     assert (name.title, description.title) == ("N2D-reverse against D2N", "D2N-reverse against N2D")
     assert cells(description)["bico"] == [
         "0.60 ± 0.28 of 0.80",
@@ -102,13 +123,13 @@ def test_gaps_raw_and_as_shares_of_the_ceilings():
         "0.40 ± 0.28",  # 0.2, 0.6
         "0.35 ± 0.07",  # 0.3, 0.4
     ]
-    old = gap_tables(made_up.old_results())[1]
+    old = gap_tables(typed(made_up.old_results()))[1]
     assert cells(old)["bico"] == ["0.60 ± 0.28", "0.20 ± 0.14", "0.40 ± 0.14"]
     assert old.note.endswith("the ceilings are not recorded")
 
 
 def test_published_values_are_only_for_the_tasks_that_they_are_of():
-    (published,) = published_tables(made_up.results())
+    (published,) = published_tables(typed(made_up.results()))
     assert cells(published)["GPT-3 175B, NTP"] == [
         "0.500",
         "0.967",
@@ -119,50 +140,50 @@ def test_published_values_are_only_for_the_tasks_that_they_are_of():
     assert cells(published)["Llama, BICO"] == ["-", "-", "about 0.70", "hardly moves", "arXiv 2311.07468"]
     assert cells(published)["GLM, ABI"][2] == "about 0.80"
     assert "not measured here" in published.note
-    assert published_tables(made_up.old_results({"ntp": {"next line": (0.5,)}})) == []
+    assert published_tables(typed(made_up.old_results({"ntp": {"next line": (0.5,)}}))) == []
 
 
 def test_templates_with_their_ceiling_and_unseen_words():
-    tables = template_tables(made_up.results())
+    tables = template_tables(typed(made_up.results()))
     assert [table.title for table in tables] == [f"{task} by template" for task in made_up.CEILINGS]
     assert tables[3].columns == ["template", "items", "ceiling", "ntp", "bico", "words unseen in training"]
     assert cells(tables[3]) == {
         "Who is {}?": ["6", "1.00", "0.00", "0.20", ""],
         "Behold <{}> | now": ["4", "0.25", "0.00", "0.10", "Behold, now"],
     }
-    assert template_tables(made_up.old_results()) == []
+    assert template_tables(typed(made_up.old_results())) == []
 
 
 def test_templates_without_data_have_no_ceiling():
     made = made_up.results()
     del made["data"]
-    assert cells(template_tables(made)[3])["Who is {}?"] == ["-", "-", "0.00", "0.20", ""]
+    assert cells(template_tables(typed(made))[3])["Who is {}?"] == ["-", "-", "0.00", "0.20", ""]
 
 
 def test_the_worst_entities():
     made = made_up.results()
     for run in made["runs"]:
         run["tasks"]["D2N"]["entities"] = {f"Entity {number}": number / 20 for number in reversed(range(20))}
-    table = entity_tables(made)[1]
+    table = entity_tables(typed(made))[1]
     assert list(cells(table)) == [f"Entity {number}" for number in range(10)]
     assert cells(table)["Entity 9"] == ["0.45", "0.45"]
     assert "the 10 of 20 with the lowest mean" in table.note
-    assert cells(entity_tables(made)[0]) == {"Eve": ["0.00", "0.00"], "Ada": ["0.40", "0.60"]}
-    assert entity_tables(made_up.old_results()) == []
+    assert cells(entity_tables(typed(made))[0]) == {"Eve": ["0.00", "0.00"], "Ada": ["0.40", "0.60"]}
+    assert entity_tables(typed(made_up.old_results())) == []
 
 
 def test_log_probabilities_with_the_largest_p():
-    tables = likelihood_tables(made_up.results())
+    tables = likelihood_tables(typed(made_up.results()))
     assert len(tables) == 4
     assert cells(tables[0])["bico"] == ["-2.00 ± 0.00", "-5.00 ± 0.00", "3.00 ± 0.00", "0.90 ± 0.00", "0.02", "0.002"]
-    assert likelihood_tables(made_up.old_results()) == []
+    assert likelihood_tables(typed(made_up.old_results())) == []
 
 
 def test_undefined_log_probabilities_are_left_out():
     made = made_up.results()
     for run, values in zip(made["runs"][2:], ({"t_p": None}, {"t_p": None, "correct": None}), strict=True):
         run["tasks"]["N2D"]["likelihood"] |= values
-    assert cells(likelihood_tables(made)[0])["bico"][::4] == ["-2.00", "-"]
+    assert cells(likelihood_tables(typed(made))[0])["bico"][::4] == ["-2.00", "-"]
 
 
 @pytest.mark.parametrize(
@@ -189,14 +210,14 @@ def test_losses_are_those_of_the_first_steps_and_of_the_end():
     diverged["losses"][3]["loss_ntp"] = None
     for run in (diverged, other):
         del run["losses"][1]["loss_bico"]  # no step of that kind was taken
-    ntp, own = loss_tables(made)
-    assert ntp.columns == ["objective", "step 50", "step 100", "end"]
+    ntp, own = loss_tables(typed(made))
+    assert ntp.columns == ["system", "step 50", "step 100", "end"]
     assert cells(ntp) == {
         "ntp": ["51.50 ± 0.71", "101.50 ± 0.71", "501.50 ± 0.71"],
         "bico": ["51.50 ± 0.71", "101.50 ± 0.71", "NaN"],
     }
-    assert own.columns == ["objective", "step 50", "end"]
+    assert own.columns == ["system", "step 50", "end"]
     assert cells(own) == {"bico": ["25.00 ± 0.00", "150.00 ± 0.00"]}
     for run in made["runs"]:
         run.pop("losses")
-    assert loss_tables(made) == [], "bico evaluate has none"
+    assert loss_tables(typed(made)) == [], "bico evaluate has none"
