@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pkgutil
 import re
 import runpy
 from pathlib import Path
@@ -64,11 +65,10 @@ def test_files_and_modules_in_the_text_exist(page):
 
 def resolves(name: str) -> bool:
     """Whether a dotted name is a module, or something in one."""
-    parent, _, last = name.rpartition(".")
     try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        return bool(parent) and resolves(parent) and hasattr(importlib.import_module(parent), last)
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
     return True
 
 
