@@ -1,4 +1,4 @@
-"""What numbers an option may have: one table for the command line, the configurations and the functions behind them."""
+"""The valid range of each numeric option: one table for the command line, the configurations and the functions."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bound:
-    """A condition and how a message words it."""
+    """A condition on a number, and its description for error messages."""
 
     holds: Callable[[float], bool]
     text: str
@@ -25,7 +25,7 @@ BOUNDS: dict[str, Bound] = {
     "steps": _at_least(1),
     "pretrain_steps": _at_least(1),
     "batch_size": _at_least(1),
-    "max_length": _at_least(2),  # one token is read, one predicted
+    "max_length": _at_least(2),  # one token is read and one is predicted
     "mixing_probability": _SHARE,
     "learning_rate": _FINITE,
     "pretrain_learning_rate": _FINITE,
@@ -34,8 +34,8 @@ BOUNDS: dict[str, Bound] = {
     "replay": Bound(lambda value: 0 <= value < 1, "in [0, 1), a share of the fine-tuning texts"),
     # Objectives
     "infill_spans": _at_least(1),
-    "permute_segments": _at_least(2),  # one piece is next-token prediction
-    # Asking
+    "permute_segments": _at_least(2),  # one segment would be next-token prediction
+    # Generation and evaluation
     "max_new_tokens": _at_least(1),
     "samples": _at_least(1),
     # The comparison
@@ -46,13 +46,13 @@ BOUNDS: dict[str, Bound] = {
 
 
 def check_bounds(**options: float | None) -> None:
-    """Refuse numbers out of range; None stands for a default and passes.
+    """Raise an error if a number is out of range.
 
     Args:
-        options: values by the option's name, a key of `BOUNDS`.
+        options: maps option names (keys of `BOUNDS`) to values. None stands for the default and is always accepted.
 
     Raises:
-        ValueError: a value is out of its bound; the message names the option, the bound and the value.
+        ValueError: a value is out of range; the message names the option, the range and the value.
 
     Example:
         >>> check_bounds(steps=100, batch_size=None)

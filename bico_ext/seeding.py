@@ -1,16 +1,20 @@
-"""Random draws without a state: a draw's seed is a hash of what it belongs to, so that no generator has to be saved."""
+"""Random seeds that are hashes of a key, such as (purpose, run seed, step).
+
+A random draw depends on its key alone, so a resumed run needs no saved generator state.
+"""
 
 import hashlib
 
 
 def stream_seed(*key: int | str) -> int:
-    """A seed for `torch.Generator.manual_seed` that depends on nothing but `key`.
+    """Hash `key` to a seed for `torch.Generator.manual_seed`.
 
-    It is the blake2b hash of the key's repr: the same on every machine, in every process and Python version (unlike
-    `hash`), and unrelated between neighbouring keys (unlike seed + step). torch's CPU generator keeps its low 32 bits.
+    The seed is the blake2b hash of the key's repr. It is the same on every machine, in every process and in every
+    Python version (unlike `hash`), and neighbouring keys give unrelated seeds (unlike seed + step). torch's CPU
+    generator uses only its low 32 bits.
 
     Args:
-        key: what the draws belong to, for example ("masks", run seed, step, row).
+        key: identifies the draws, for example ("masks", run seed, step, row).
 
     Returns:
         An integer in [0, 2 ** 64).
@@ -23,10 +27,12 @@ def stream_seed(*key: int | str) -> int:
 
 
 def happens(probability: float, *key: int | str) -> bool:
-    """A coin with the given probability of True, thrown by `stream_seed(*key)`: the same key, the same side.
+    """Return True with the given probability, as decided by `stream_seed(*key)`.
+
+    The same key always gives the same result.
 
     Args:
-        probability: in [0, 1]; 0 is never and 1 is always.
-        key: what the draw belongs to, for example ("objective", run seed, step).
+        probability: in [0, 1]; 0 means never and 1 means always.
+        key: identifies the draw, for example ("objective", run seed, step).
     """
     return stream_seed(*key) < probability * 2.0**64

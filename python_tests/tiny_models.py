@@ -1,15 +1,10 @@
-"""Small random models with attention far from uniform, shared by the plug-in's tests."""
+"""Small random models whose attention is far from uniform, for the tests of `attach`."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 LENGTH = 19
 ROPE = {
@@ -27,7 +22,7 @@ ROPE = {
 
 
 def tiny_llama(rope: str = "default", dtype: torch.dtype = torch.float32, **overrides: object) -> Any:
-    """Two layers, 4 query and 2 key heads of 16; weights large enough for attention to be far from uniform."""
+    """A Llama with two layers, 4 query heads and 2 key heads of width 16; large weights make attention non-uniform."""
     settings: dict = {
         "vocab_size": 50,
         "hidden_size": 64,

@@ -1,1 +1,1 @@
-"""Hugging Face models: split-triangle attention plugged in, checkpoints, token ids."""
+"""Hugging Face models: attaching split-triangle attention, loading checkpoints, tokenization."""

@@ -1,4 +1,4 @@
-"""Models as they lie in a folder or on the hub, with errors that name them."""
+"""Loading a model and its tokenizer from a folder or the hub, with errors that name the model."""
 
 import os
 from pathlib import Path
@@ -6,20 +6,24 @@ from typing import Any
 
 
 def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, Any]:
-    """A causal LM and its tokenizer.
+    """Load a causal LM and its tokenizer.
 
     Args:
         model: a folder or a hub name.
-        dtype: of the weights, a name of torch's.
+        dtype: torch's name for the dtype of the weights.
+
+    Returns:
+        The model and the tokenizer.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no model in it.
-        OSError: it cannot be loaded; about a broken file libraries raise errors of many kinds, most without its name.
+        FileNotFoundError: there is no such folder, or it contains no model.
+        OSError: the model cannot be loaded. The libraries raise many kinds of errors for a broken file, most of them
+            without its name; this one names the model.
 
     Example:
         >>> network, tokenizer = load("out/runs/bico-seed0")  # doctest: +SKIP
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # here: the import takes seconds
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # imported here because it takes seconds
 
     _check_source(os.fspath(model))
     try:
@@ -29,7 +33,10 @@ def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, An
 
 
 def _check_source(model: str) -> None:
-    """Say what is wrong with a path; transformers would take it for a hub name or miss a tokenizer."""
+    """Raise an error if a path is not a model folder.
+
+    transformers would take the path for a hub name, or complain about a missing tokenizer.
+    """
     path = Path(model)
     if path.is_dir():
         if not ((path / "config.json").exists() or (path / "adapter_config.json").exists()):

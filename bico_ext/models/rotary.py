@@ -1,4 +1,4 @@
-"""How a model pairs the elements of a head when it rotates them, and ChatGLM-6B's two-dimensional positions."""
+"""Rotary pairings (which elements of a head are rotated together) and ChatGLM-6B's two-dimensional positions."""
 
 import sys
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which elements of a head turn together, and how the model's own cos and sin list the pairs.
+    """Which elements of a head are rotated together, and the layout of the model's own cos and sin tables.
 
     Attributes:
-        interleaved: pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R/2), as in Llama (the default).
+        interleaved: rotary pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R/2), as in Llama (the default).
         interleaved_tables: entries (2i, 2i + 1) of a table [.., R] belong to pair i, as in Cohere, instead of entries
             (i, i + R/2), as in Llama and GLM (the default).
     """
@@ -23,40 +23,55 @@ class Pairing:
 
     @property
     def elements(self) -> str:
-        """The two elements of a pair, for messages."""
+        """The two elements of pair i, for messages."""
         return "(2i, 2i + 1)" if self.interleaved else "(i, i + R/2)"
 
     def pairs(self, table: Tensor) -> Tensor:
-        """One value for each pair, [.., R/2], from a table [.., R] of the model."""
+        """Take one value per pair, [.., R/2], from a table [.., R] of the model."""
         return table[..., ::2] if self.interleaved_tables else table[..., : table.shape[-1] // 2]
 
     def table(self, pairs: Tensor) -> Tensor:
-        """A table [.., R] as the model lists it; the inverse of `pairs`."""
-        return _twice(pairs, self.interleaved_tables)
+        """Build a table [.., R] in the model's layout from one value per pair; the inverse of `pairs`."""
+        return _repeat_for_elements(pairs, self.interleaved_tables)
 
     def by_element(self, table: Tensor) -> Tensor:
-        """The table [.., R] with entry j for element j of the head, as `split_triangle_attention` takes it."""
+        """Reorder a table [.., R] so that entry j belongs to element j of the head, as the op needs."""
         if self.interleaved == self.interleaved_tables:
             return table
-        return _twice(self.pairs(table), self.interleaved)
+        return _repeat_for_elements(self.pairs(table), self.interleaved)
 
 
-def probe(attention: type[nn.Module]) -> Pairing:
-    """Find out how the attention class rotates, from the `apply_rotary_pos_emb` of the module that defines it.
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation that the attention hook passes to the attention function.
 
-    It is asked to turn one element by a quarter, with a different sine for each entry of the table: where the element
-    lands tells the pairing, and by which sine it was multiplied tells the layout of the tables.
+    Attributes:
+        cos, sin: [1 or B, S, R]; entry j belongs to element j of the head.
+        pairing: the model's pairing.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    pairing: Pairing
+
+
+def probe_pairing(attention: type[nn.Module]) -> Pairing:
+    """Find out how an attention class rotates q and k.
+
+    The function tested is `apply_rotary_pos_emb` of the Python module that defines the class. It gets one non-zero
+    element, cosines of 0 and a different sine for each entry of the table. Where the element ends up tells the pairing;
+    the sine that it was multiplied by tells the layout of the tables.
 
     Args:
         attention: an attention class of transformers.
 
     Returns:
-        The pairing; Llama's where there is no such function or it takes other arguments. It is a guess until a forward
-        has confirmed it.
+        The pairing, or Llama's if there is no such function or it takes other arguments. Treat it as a guess until a
+        forward has confirmed it.
 
     Example:
         >>> from transformers.models.glm.modeling_glm import GlmAttention
-        >>> probe(GlmAttention)
+        >>> probe_pairing(GlmAttention)
         Pairing(interleaved=True, interleaved_tables=False)
     """
     rotate: Callable[..., tuple[Tensor, Tensor]] | None
@@ -66,31 +81,32 @@ def probe(attention: type[nn.Module]) -> Pairing:
     element_2 = torch.eye(8, device="cpu")[2].view(1, 1, 1, 8)  # [B, H, S, D]
     sin = torch.arange(1.0, 9.0, device="cpu").view(1, 1, 8)  # [B, S, R]
     try:
-        turned = rotate(element_2, element_2, torch.zeros_like(sin), sin)[0].abs().flatten()
-    except Exception:  # made for other arguments, complex numbers for example
+        rotated = rotate(element_2, element_2, torch.zeros_like(sin), sin)[0].abs().flatten()
+    except Exception:  # it takes other arguments, for example complex numbers
         return Pairing()
-    interleaved = int(turned.argmax()) == 3  # the partner of element 2; in halves it is 6
-    return Pairing(interleaved, interleaved and int(turned.max()) in (3, 4))  # entries 2 and 3: pair 1's
+    interleaved = int(rotated.argmax()) == 3  # the partner of element 2; in the half layout it is 6
+    return Pairing(interleaved, interleaved and int(rotated.max()) in (3, 4))  # entries 2 and 3 belong to pair 1
 
 
 def block_tables(
     rotary: Callable[..., tuple[Tensor, Tensor]], block_positions: Tensor, pairing: Pairing, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of ChatGLM-6B's two-dimensional positions.
+    """Compute cos and sin for the two-dimensional positions of ChatGLM-6B.
 
-    The first half of a head's pairs turn with the first position, the second half with the second, each half at the
-    frequencies of a rotary embedding of half the width: every other one of the model's own. ChatGLM-6B puts the two
-    halves' pairs into the two halves of a head; that is the same up to a fixed permutation of a head's elements.
+    The first half of a head's pairs is rotated by the first position, the second half by the second position. Each half
+    uses the frequencies of a rotary embedding of half the width, which are every other one of the model's own.
+    ChatGLM-6B puts the pairs of the two halves into the two halves of a head; this is the same up to a fixed
+    permutation of the head's elements.
 
     Args:
-        rotary: the model's rotary module: `rotary(x, position_ids [B, S])` gives cos and sin [B, S, R] in x's dtype and
-            on its device, scaled as the model is configured.
+        rotary: the model's rotary module. `rotary(x, position_ids)` with position_ids [B, S] returns cos and sin
+            [B, S, R] with the dtype and on the device of x, scaled as the model is configured.
         block_positions: int64 [B, 2, S].
-        pairing: how `rotary` lists the pairs.
-        dtype: of the tables.
+        pairing: the model's pairing; it names the layout of `rotary`'s tables.
+        dtype: dtype of the tables.
 
     Returns:
-        cos, sin [B, S, R], as `rotary` lists them.
+        cos, sin: [B, S, R], in the layout of `rotary`'s tables.
 
     Raises:
         ValueError: block_positions is not int64 [B, 2, S], or the number of pairs is odd.
@@ -104,7 +120,7 @@ def block_tables(
     width = first[0].shape[-1]
     if width % 4:
         raise ValueError(
-            f"block_positions need an even number of rotary pairs in a head, but the model rotates {width} elements; "
+            f"block_positions need an even number of rotary pairs per head, but the model rotates {width} elements; "
             "use position_ids"
         )
     cos, sin = (
@@ -114,5 +130,6 @@ def block_tables(
     return cos, sin
 
 
-def _twice(pairs: Tensor, interleaved: bool) -> Tensor:
+def _repeat_for_elements(pairs: Tensor, interleaved: bool) -> Tensor:
+    """Give both elements of each pair its value: [.., R/2] -> [.., R]."""
     return pairs.repeat_interleave(2, dim=-1) if interleaved else torch.cat((pairs, pairs), dim=-1)

@@ -1,4 +1,4 @@
-"""Tokens with a meaning of their own, such as [MASK]: found in a tokenizer or added to it and to the model."""
+"""Special tokens such as [MASK]: looking them up in a tokenizer, or adding them to it and to the model."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.seeding import stream_seed
 
-# How tokenizers write them; the first is added where there is none. GLM-4 and ChatGLM-6B, then GLM-10B.
+# The spellings of known tokenizers: first GLM-4 and ChatGLM-6B, then GLM-10B. The first spelling is the one to add.
 SPELLINGS = {
     "mask": ("[MASK]",),
     "gmask": ("[gMASK]",),
@@ -19,17 +19,17 @@ SPELLINGS = {
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, int]:
-    """The ids of tokens that the tokenizer has.
+    """Look up the ids of special tokens that the tokenizer has.
 
     Args:
-        tokenizer: any tokenizer of transformers.
+        tokenizer: any transformers tokenizer.
         names: keys of `SPELLINGS`.
 
     Returns:
-        An id for each name, in the given order.
+        The id of each name, in the given order.
 
     Raises:
-        ValueError: an unknown name, or a token that the tokenizer does not have.
+        ValueError: a name is unknown, or the tokenizer lacks the token.
 
     Example:
         >>> from bico_ext.models.tokenization import train_word_tokenizer
@@ -40,8 +40,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[
     missing = [SPELLINGS[name][0] for name, index in ids.items() if index is None]
     if missing:
         raise ValueError(
-            f"tokenizer must have the tokens {', '.join(missing)}, but it has none so written; take the tokenizer that "
-            "was saved with the model, or added_tokens"
+            f"tokenizer must have the tokens {', '.join(missing)}, but they are not in its vocabulary; load the "
+            "tokenizer that was saved with the model, or add them with added_tokens"
         )
     return {name: index for name, index in ids.items() if index is not None}
 
@@ -49,23 +49,22 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[
 def added_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, names: Iterable[str]
 ) -> dict[str, int]:
-    """The ids of tokens, adding those that the tokenizer lacks.
+    """Look up the ids of special tokens, and add the tokens that the tokenizer lacks.
 
-    An added token is special: decoding skips it. Its rows in the model's input and output embeddings (one and the same
-    where they are tied) are normal with the mean and the standard deviation of the rows before it, each dimension by
-    itself, seeded by the token. The global random state stays as it was.
+    An added token is special, so decoding skips it. Its rows in the model's input and output embeddings (a single row
+    if they are tied) are drawn from a normal distribution. In each dimension it has the mean and the standard deviation
+    of the rows before the first added token. The seed depends on the token; the global random state does not change.
 
     Args:
-        model: a transformers causal LM, not yet wrapped by PEFT. Its embeddings grow, in place, where the new ids need
-            it.
-        tokenizer: the model's; gets the tokens, in place. Save it with the model.
+        model: a transformers causal LM, not yet wrapped by PEFT. Its embeddings grow in place if the new ids need it.
+        tokenizer: the model's tokenizer; the tokens are added in place. Save it with the model.
         names: keys of `SPELLINGS`: "mask", "gmask", "sop", "eop".
 
     Returns:
-        An id for each name, in the given order.
+        The id of each name, in the given order.
 
     Raises:
-        ValueError: there is no tokenizer, or an unknown name.
+        ValueError: there is no tokenizer, or a name is unknown.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,35 +77,40 @@ def added_tokens(
     """
     if tokenizer is None:
         raise ValueError(
-            "tokenizer must be given to add tokens such as [MASK], got None; pass the model's as processing_class"
+            "tokenizer must be given to add tokens such as [MASK], got None; pass the model's tokenizer as "
+            "processing_class"
         )
     ids = _known(tokenizer, names)
     missing = [SPELLINGS[name][0] for name, index in ids.items() if index is None]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
-        _give_rows(model, tokenizer, missing)
+        _initialise_rows(model, tokenizer, missing)
     return token_ids(tokenizer, ids)
 
 
 def _known(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, int | None]:
+    """Return the id of each name, or None if the tokenizer has no such token."""
     vocabulary = tokenizer.get_vocab()
     ids: dict[str, int | None] = {}
     for name in names:
         if name not in SPELLINGS:
-            raise ValueError(f"a token's name must be one of {', '.join(map(repr, SPELLINGS))}, got {name!r}")
+            raise ValueError(
+                f"the name of a special token must be one of {', '.join(map(repr, SPELLINGS))}, got {name!r}"
+            )
         ids[name] = next((vocabulary[token] for token in SPELLINGS[name] if token in vocabulary), None)
     return ids
 
 
-def _give_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    """Draw the embedding rows of newly added tokens; the embeddings grow if needed."""
     added = {token: tokenizer.get_vocab()[token] for token in tokens}
     first = min(added.values())
     last = max(added.values())
     inputs: Any = model.get_input_embeddings()
-    # Some models have more rows than their tokenizer has tokens; such a row is drawn anew all the same.
+    # Some models have more rows than their tokenizer has tokens. Such an unused row is drawn anew, too.
     if last >= len(inputs.weight):
         with torch.random.fork_rng(devices=[]):
-            # Rows are drawn below: transformers' own (mean_resizing) are nearly the same for all new tokens.
+            # The rows are drawn below, because those of transformers (mean_resizing) are nearly equal for all tokens.
             model.resize_token_embeddings(last + 1, mean_resizing=False)
     layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     weights: dict[int, Tensor] = {id(layer.weight): layer.weight for layer in layers if layer is not None}

@@ -1,8 +1,9 @@
-"""Token ids of examples, for any tokenizer, and a word-level tokenizer that needs no download.
+"""Token ids of prompts and training texts for any tokenizer, and a word-level tokenizer that needs no download.
 
-The word-level tokenizer keeps a word's leading space in its token and puts a space in front of every text, so that a
-word is one token wherever it stands and decoding only has to join the tokens and drop the first space. Scripts without
-spaces, Chinese and Japanese, have one token a character, and a space beside it is a token of its own.
+The word-level tokenizer keeps a word's leading space in its token and puts a space in front of every text. A word is
+therefore the same single token wherever it stands, and decoding only has to join the tokens and drop the first space.
+Chinese and Japanese, which are written without spaces, have one token per character; a space next to a character is a
+token of its own.
 """
 
 from collections.abc import Iterable
@@ -15,30 +16,32 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bico_ext.cjk import CJK
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
-# GPT-2's rule, so that a contraction ("that's") is its word and an ending that other words have too: an English
-# ending, a character of a script without spaces, a word, a punctuation mark, or one white-space character.
+# GPT-2's rule, extended by scripts without spaces. A contraction ("that's") becomes the word and an ending that it
+# shares with other words. In order: an English ending, a character of a script without spaces, a word, a punctuation
+# mark, or one white-space character.
 _WORD = rf"['\u2019](?:[sdmt]|ll|ve|re)\b|[{CJK}]| ?(?:(?![{CJK}])\w)+| ?(?![{CJK}])[^\w\s]|\s"
 
 
 def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer with one token for each word, punctuation mark and Chinese or Japanese character of the texts.
+    """Make a tokenizer with one token per word, punctuation mark and Chinese or Japanese character of the texts.
 
-    It is lossless on these texts: `decode(ids, skip_special_tokens=True)` gives the text back. Decoding an answer
-    alone drops its leading space, as decoding drops the one in front of any text. Words that no text has become
-    `<unk>`. `save_pretrained` writes what `AutoTokenizer` reloads offline.
+    It is lossless on these texts: `decode(ids, skip_special_tokens=True)` returns the text. Decoding drops the space in
+    front of any text, so an answer that is decoded alone loses its leading space. Words that occur in none of the texts
+    become `<unk>`. `AutoTokenizer` can reload offline what `save_pretrained` writes.
 
     Args:
-        texts: what to take the words from; the order does not matter.
-        model_max_length: tokens above which transformers warns, or truncates where that is asked for. The default,
-            512, is far above the fact sentences of this package (up to about 60).
+        texts: the texts from which the words are taken; their order does not matter.
+        model_max_length: the number of tokens above which transformers warns, or truncates if asked to. The default,
+            512, is far above the length of this package's fact sentences (up to about 60 tokens).
 
     Returns:
-        A tokenizer with `<pad>` 0, `<unk>` 1, `<s>` 2 (BOS, put in front by the tokenizer) and `</s>` 3 (EOS, not
-        put at the end: see `encode_text`), then the words in code-point order. The text "<s>" is not read as BOS.
+        A tokenizer with `<pad>` 0, `<unk>` 1, `<s>` 2 (BOS, which the tokenizer adds in front) and `</s>` 3 (EOS, which
+        the tokenizer does not add, see `encode_text`), followed by the words in code-point order. The characters "<s>"
+        in a text are not read as BOS.
 
     Raises:
         TypeError: texts is a single string.
-        ValueError: the texts hold no word.
+        ValueError: the texts contain no word.
 
     Example:
         >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
@@ -53,7 +56,7 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
     splitter = pre_tokenizers.Split(Regex(_WORD), behavior="isolated")
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
     if not words:
-        raise ValueError("texts must hold at least one word, got none; are the training texts empty?")
+        raise ValueError("texts must contain at least one word, got none; are the training texts empty?")
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL_TOKENS, *sorted(words)))}
     pad, unk, bos, eos = _SPECIAL_TOKENS
 
@@ -72,18 +75,18 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
         eos_token=eos,
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
-        split_special_tokens=True,  # a text that spells "<s>" must not become BOS
+        split_special_tokens=True,  # the characters "<s>" in a text must not become BOS
     )
 
 
 def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
-    """Refuse more tokens than the model's positions reach.
+    """Raise an error if a number of tokens exceeds the model's context.
 
     Args:
-        model: a causal LM of transformers, or a PEFT model around one.
-        tokens: how many are needed.
-        what: what needs them, for the message.
-        remedy: what to do about it, for the message.
+        model: a transformers causal LM, or a PEFT model around one.
+        tokens: the number of tokens that are needed.
+        what: what needs them, for the error message.
+        remedy: what the user can do about it, for the error message.
 
     Raises:
         ValueError: `tokens` exceeds the model's `max_position_embeddings`.
@@ -91,9 +94,9 @@ def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
     Example:
         >>> from types import SimpleNamespace
         >>> config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=8))
-        >>> check_context(SimpleNamespace(config=config), 9, "text 'Ada wrote it.'", "shorten it")
+        >>> check_context(SimpleNamespace(config=config), 9, "text 'Ada'", "shorten it")
         Traceback (most recent call last):
-        ValueError: text 'Ada wrote it.' needs 9 tokens, but the model's context is 8 (max_position_embeddings); shorten it
+        ValueError: text 'Ada' needs 9 tokens, but the model's context is 8 (max_position_embeddings); shorten it
     """
     context = model.config.get_text_config().max_position_embeddings
     if tokens > context:
@@ -103,13 +106,14 @@ def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of a prompt to be continued: BOS and the prompt, no EOS.
+    """Return the token ids of a prompt: BOS and the prompt, without EOS.
 
-    These are the first ids of `encode_text` for that prompt, as long as the tokenizer keeps a word's leading space
-    with the word. Tokenizers differ in what they add by themselves; a model trained with a BOS is to be asked with it.
+    They are the first ids that `encode_text` returns for a text that starts with the prompt, provided that the
+    tokenizer keeps a word's leading space with the word. Tokenizers differ in whether they add BOS and EOS themselves;
+    a model that was trained with BOS should also be prompted with it.
 
     Args:
-        tokenizer: any tokenizer of transformers.
+        tokenizer: any transformers tokenizer.
         prompt: the text to be continued.
 
     Returns:
@@ -129,11 +133,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a training text: BOS, the text, EOS. Nothing is cut off.
+    """Return the token ids of a training text: BOS, the text, EOS. Nothing is cut off.
 
     Args:
-        tokenizer: any tokenizer of transformers. BOS and EOS are added if it has them and has not added them itself.
-        text: the text, prompt and completion in one piece.
+        tokenizer: any transformers tokenizer. BOS and EOS are added if it has them and has not added them itself.
+        text: the whole text, that is prompt and completion together.
 
     Returns:
         The ids.

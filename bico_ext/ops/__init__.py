@@ -1,1 +1,1 @@
-"""The op: split-triangle rotary attention, and the dense definition that judges it."""
+"""The op, split-triangle RoPE attention, and the dense reference that defines it."""

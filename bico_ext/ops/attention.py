@@ -1,4 +1,4 @@
-"""The op: split-triangle RoPE attention, compiled, differentiable, known to autocast and torch.compile."""
+"""The compiled op: split-triangle RoPE attention with gradients, autocast and torch.compile support."""
 
 import math
 import pathlib
@@ -11,8 +11,8 @@ try:
     import bico_ext._C as _C
 except ImportError as error:
     raise ImportError(
-        "bico_ext is imported without its compiled part. Install it with `pip install --no-build-isolation .` and run "
-        "outside the source folder, or develop with `pip install --no-build-isolation -e .`"
+        "bico_ext was imported without its compiled part. Install it with `pip install --no-build-isolation .` and run "
+        "outside the source folder, or, for development, install with `pip install --no-build-isolation -e .`"
     ) from error
 torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
 _DEVICES = {"meta"} | {
@@ -46,38 +46,42 @@ def split_triangle_attention(
     interleaved: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Bidirectional rotary attention whose relative distance is always -|m - n|, as in causal pre-training.
+    """Compute bidirectional RoPE attention whose relative distance is always -|m - n|, as in causal pre-training.
 
-    Keys up to the query (n <= m) score `(R(m) q) . (R(n) k)`. For later keys every sine is negated:
-    `(R(-m) q) . (R(-n) k)`. One softmax runs over all the keys that the span ids make visible.
-    Memory beyond inputs and outputs is O(S D).
+    Keys up to the query (n <= m) are scored in the plus frame, `(R(m) q) . (R(n) k)`. Later keys are scored in the
+    minus frame, where every sine is negated: `(R(-m) q) . (R(-n) k)`. One softmax runs over all the keys that the span
+    ids make visible. Memory beyond inputs and outputs is O(S D).
 
     Args:
         q: [B, Hq, S, D], not rotated; float64, float32, bfloat16 or float16; D from 1 to 256. Any strides with a
             contiguous last dimension.
-        k, v: [B, Hkv, S, D] of the dtype and device of q; Hkv divides Hq (grouped-query attention).
-        cos, sin: [1 or B, S, R], R <= D even: the rotation of each position. The two elements of a pair carry equal
-            values. Elements from R on are not rotated. Used in float32 (float64 for float64 q).
-        span_ids: int32 [B, S]. Key n is visible to query m iff it is context (`span_ids[n] == 0`), or in m's own span
-            and not after m (`span_ids[n] == span_ids[m] > 0 and n <= m`). Negative: never a key (placeholders,
-            padding). All ones is causal attention. Default: all 0, everything is visible.
+        k, v: [B, Hkv, S, D], with the dtype and device of q; Hkv divides Hq (grouped-query attention).
+        cos, sin: [1 or B, S, R], the rotation of each position; R is even and at most D. The two elements of a pair
+            have equal values. Elements from R on are not rotated. Used in float32 (float64 if q is float64).
+        span_ids: int32 [B, S]. Key n is visible to query m if and only if it is context (`span_ids[n] == 0`), or it is
+            in m's own span and not after m (`span_ids[n] == span_ids[m] > 0 and n <= m`). A token with a negative id
+            (placeholder or padding) is never a key. All ones is causal attention. Default: all 0, so that everything
+            is visible.
         cu_seqlens: int32 [sequences + 1], ascending from 0 to S: offsets of sequences packed along S (B = 1).
         scale: Factor of the scores. Default: 1 / sqrt(D).
-        mirror: False keeps the sines for n > m: plain bidirectional rotary attention, the paper's control.
-        interleaved: Rotary pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R / 2), as in Llama.
+        mirror: False scores later keys in the plus frame, too. This is plain bidirectional RoPE attention, the paper's
+            control. Default: True.
+        interleaved: Rotary pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R / 2), as in Llama (the default).
         return_lse: Also return the log-sum-exp of each query's scores.
 
     Returns:
-        out: [B, Hq, S, D] in the dtype of q, with [B, S, Hq, D] memory; 0 where a query sees no key.
-        lse (with return_lse): [B, Hq, S], float32 (float64 for float64 q), differentiable; -inf where a query sees
-            no key.
+        out: [B, Hq, S, D] in the dtype of q, laid out in memory as [B, S, Hq, D]; 0 where a query sees no key.
+        lse (only with return_lse): [B, Hq, S], float32 (float64 if q is float64), differentiable; -inf where a query
+            sees no key.
 
     Raises:
-        RuntimeError: an argument's dtype, shape, device or stride does not fit; the message names it and what to do.
+        RuntimeError: an argument has the wrong dtype, shape, device or strides. The message names the argument and the
+            remedy.
 
-    The backward is deterministic; on CUDA in bfloat16 and float16 only under `torch.use_deterministic_algorithms`, else
-    gradients of q are summed in any order. Second derivatives raise RuntimeError. NaN in a row of q, k or v reaches the
-    outputs that see that row, and no others; so does infinity, but that a score of -inf has weight 0.
+    The backward is deterministic, except on CUDA in bfloat16 and float16: there the order in which gradients of q are
+    summed is fixed only under `torch.use_deterministic_algorithms`. Second derivatives raise RuntimeError. NaN in a row
+    of q, k or v reaches the outputs that see that row, and no others. So does infinity, except that a score of -inf
+    gets weight 0.
 
     Example:
         >>> import torch
@@ -89,7 +93,10 @@ def split_triangle_attention(
         torch.Size([1, 2, 5, 8])
     """
     if cos.requires_grad or sin.requires_grad:
-        raise RuntimeError("cos and sin must not require gradients: the op has none for them; pass them .detach()ed")
+        raise RuntimeError(
+            "cos and sin must not require gradients, because the op computes none for them; use cos.detach() and "
+            "sin.detach()"
+        )
     if not has_kernels(q.device.type):
         raise RuntimeError(f"q is on {q.device}, for which this build of bico-ext has no kernels; use q.cpu()")
     others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
@@ -130,7 +137,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: under gradient checkpointing a second read raises
+    saved = ctx.saved_tensors  # read only once: under gradient checkpointing a second read raises
     if grad_out is None:
         grad_out = torch.zeros_like(saved[3])  # out
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -140,15 +147,15 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
 
 def _second_derivative(ctx: Any, *_: Tensor) -> None:
     raise RuntimeError(
-        "split_triangle_attention has no second derivative; use bico_ext.ops.reference.split_triangle_attention for it"
+        "split_triangle_attention has no second derivative; use bico_ext.ops.reference.split_triangle_attention instead"
     )
 
 
 torch.library.register_autograd("bico::attention_forward", _backward, setup_context=_keep_for_backward)
 torch.library.register_autograd("bico::attention_backward", _second_derivative)
 
-# Under autocast q, k and v take the autocast dtype; cos and sin keep theirs (torch.library.register_autocast would
-# cast them too, and positions need float32).
+# Under autocast, q, k and v are cast to the autocast dtype, but cos and sin keep theirs because positions need float32.
+# torch.library.register_autocast would cast them, too.
 _AUTOCAST = torch.library.Library("bico", "IMPL")
 
 

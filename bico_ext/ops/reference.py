@@ -1,6 +1,7 @@
-"""The definition that every kernel is judged by: dense, plain torch, and importing nothing of ours.
+"""The definition of split-triangle attention in dense, plain torch, against which every kernel is tested.
 
-It materialises [B, Hq, S, S] scores, so use it in tests and on small inputs only.
+It imports nothing else from this package. It materialises the scores [B, Hq, S, S], so use it in tests and on small
+inputs only.
 """
 
 import math
@@ -10,7 +11,11 @@ from torch import Tensor
 
 
 def visible(span_ids: Tensor) -> Tensor:
-    """Which key each query sees: context (0), or the past of the query's own span (> 0); never -1.
+    """Return which keys each query sees.
+
+    Key n is visible to query m if it is context (`span_ids[n] == 0`), or if it is in the query's own span and not after
+    the query (`span_ids[n] == span_ids[m] > 0` and n <= m). A key with span id -1 (placeholder or padding) is visible
+    to no query.
 
     Args:
         span_ids: int [B, S].
@@ -25,15 +30,21 @@ def visible(span_ids: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the first R elements of each head of x [B, H, S, D]; cos and sin are [1 or B, S, R]."""
+    """Rotate the first R elements of each head: R(m) x with (cos, sin), R(-m) x with (cos, -sin).
+
+    Args:
+        x: [B, H, S, D].
+        cos, sin: [1 or B, S, R]. The elements from R on are not rotated.
+        interleaved: rotary pairs are (2i, 2i + 1) instead of (i, i + R / 2).
+    """
     width = cos.shape[-1]
-    turning, still = x[..., :width], x[..., width:]
+    rotary, rest = x[..., :width], x[..., width:]
     if interleaved:
-        partner = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
+        partner = torch.stack((-rotary[..., 1::2], rotary[..., ::2]), dim=-1).flatten(-2)
     else:
-        first, second = turning.chunk(2, dim=-1)
+        first, second = rotary.chunk(2, dim=-1)
         partner = torch.cat((-second, first), dim=-1)
-    return torch.cat((turning * cos[:, None] + partner * sin[:, None], still), dim=-1)
+    return torch.cat((rotary * cos[:, None] + partner * sin[:, None], rest), dim=-1)
 
 
 def split_triangle_attention(
@@ -50,10 +61,11 @@ def split_triangle_attention(
     interleaved: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Split-triangle RoPE attention, dense. Arguments as in `bico_ext.split_triangle_attention`.
+    """Compute dense split-triangle RoPE attention; the arguments are those of `bico_ext.split_triangle_attention`.
 
-    Everything is computed in the dtype of q (cos and sin are converted to it), so pass fp64 for a reference and
-    bf16 to see the error that plain torch makes in bf16.
+    Keys up to the query are scored in the plus frame R(m), later keys in the minus frame R(-m). Everything is computed
+    in the dtype of q, to which cos and sin are converted. Pass fp64 for a reference, or bf16 to see the error that
+    plain torch makes in bf16.
     """
     batch, query_heads, length, head_dim = q.shape
     if span_ids is None:
@@ -65,10 +77,10 @@ def split_triangle_attention(
 
     position = torch.arange(length, device=q.device)
     past = position[None, :] <= position[:, None]  # [m, n]: key n at or before query m
-    scores = rotate(q, cos, sin, interleaved) @ rotate(k, cos, sin, interleaved).mT  # [B, Hq, m, n]
+    scores = rotate(q, cos, sin, interleaved) @ rotate(k, cos, sin, interleaved).mT  # plus frame, [B, Hq, m, n]
     if mirror:
-        mirrored = rotate(q, cos, -sin, interleaved) @ rotate(k, cos, -sin, interleaved).mT
-        scores = torch.where(past, scores, mirrored)
+        minus = rotate(q, cos, -sin, interleaved) @ rotate(k, cos, -sin, interleaved).mT
+        scores = torch.where(past, scores, minus)
     scores = scores * scale
 
     seen = visible(span_ids)

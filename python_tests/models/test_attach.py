@@ -1,4 +1,4 @@
-"""The plug-in against a Llama written out here in fp64, and against stock transformers wherever nothing may change."""
+"""`attach` against a Llama written out here in fp64, and against stock transformers where nothing may change."""
 
 import copy
 import math
@@ -10,33 +10,28 @@ import pytest
 import torch
 from tiny_models import LENGTH, ROPE, relative, some_span_ids, tiny_family, tiny_llama, tokens
 from torch import Tensor
-from transformers import (
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    DataCollatorWithFlattening,
-    LlamaModel,
-)
+from transformers import AttentionMaskInterface, AutoModelForCausalLM, DataCollatorWithFlattening, LlamaModel
 
 from bico_ext.models.attach import attach, check_attached, detach
 
-# --- A Llama with split-triangle attention, written from the definitions: complex numbers, |m - n|, fp64. ---
+# A Llama with split-triangle attention, written from the definitions: complex numbers, |m - n|, fp64.
 
 
 def frequencies(rope: dict, head_dim: int) -> Tensor:
-    """Radians per position for each pair, fp64 [D / 2]; llama3 as in Llama 3.1's published scaling rule."""
+    """Return the radians per position of each pair, fp64 [D / 2]; llama3 follows Llama 3.1's published scaling rule."""
     theta = rope["rope_theta"] ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if rope["rope_type"] == "linear":
         return theta / rope["factor"]
     if rope["rope_type"] == "llama3":
-        turns = rope["original_max_position_embeddings"] * theta / (2 * math.pi)
+        rotations = rope["original_max_position_embeddings"] * theta / (2 * math.pi)
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the original frequency
+        kept = ((rotations - low) / (high - low)).clamp(0, 1)  # the part of the original frequency that is kept
         return theta * (kept + (1 - kept) / rope["factor"])
     return theta
 
 
 def dense_llama(model: Any, input_ids: Tensor, span_ids: Tensor) -> Tensor:
-    """Logits [B, S, vocab] in fp64."""
+    """Return the logits [B, S, vocab] in fp64."""
     config, weights = model.config, {name: w.double() for name, w in model.state_dict().items()}
     batch, length = input_ids.shape
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -51,7 +46,7 @@ def dense_llama(model: Any, input_ids: Tensor, span_ids: Tensor) -> Tensor:
         [[[sees(row, m, n) for n in range(length)] for m in range(length)] for row in span_ids.tolist()]
     )  # [B, m, n]
     index = torch.arange(length)
-    distance = (index[:, None] - index[None, :]).abs()  # key n lies |m - n| behind query m, on either side
+    distance = (index[:, None] - index[None, :]).abs()  # key n counts as |m - n| tokens before query m, on either side
     phase = torch.exp(1j * distance[..., None] * frequencies(config.rope_parameters, dim))  # [m, n, D / 2]
 
     x = weights["model.embed_tokens.weight"][input_ids]
@@ -65,9 +60,9 @@ def dense_llama(model: Any, input_ids: Tensor, span_ids: Tensor) -> Tensor:
         k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
         q, k = (torch.complex(t[..., : dim // 2], t[..., dim // 2 :]) for t in (q, k))
         scores = torch.einsum("bhmi,bhni,mni->bhmn", q, k.conj(), phase).real / math.sqrt(dim)
-        grown = scores.exp() * seen[:, None]
-        share = grown / grown.sum(-1, keepdim=True).clamp_min(1e-300)  # a blind query: all 0
-        attention = (share @ v).transpose(1, 2).reshape(batch, length, heads * dim)
+        weight = scores.exp() * seen[:, None]
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-300)  # all 0 for a query that sees no key
+        attention = (weight @ v).transpose(1, 2).reshape(batch, length, heads * dim)
         x = x + attention @ weights[prefix + "self_attn.o_proj.weight"].T
         h = norm(x, prefix + "post_attention_layernorm.weight")
         gate, up = (h @ weights[f"{prefix}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
@@ -86,7 +81,7 @@ def test_logits_match_the_dense_llama(rope: str, kv_heads: int) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_minus_one(side: str) -> None:
-    """The padded row must give the logits of the same row alone; blind and padded queries must stay finite."""
+    """A padded row has the logits of the same row without padding; queries that see no key stay finite."""
     model = attach(tiny_llama())
     input_ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
     padding = slice(0, 6) if side == "left" else slice(LENGTH - 6, LENGTH)
@@ -99,7 +94,7 @@ def test_padding_is_minus_one(side: str) -> None:
     assert relative(logits[1:, real], alone) < 1e-6
 
 
-def test_all_blind_gives_finite_logits() -> None:
+def test_queries_without_keys_give_finite_logits() -> None:
     model = attach(tiny_llama())
     span_ids = torch.full((1, 5), -1, dtype=torch.int32)
     logits = model(input_ids=tokens(1, 5), span_ids=span_ids).logits
@@ -123,10 +118,10 @@ def test_packed_sequences_do_not_see_each_other() -> None:
     ["llama", "qwen2", "mistral", "qwen3", "granite", "phi", "gpt_neox", "glm", "glm4", "cohere", "helium", "ernie4_5"],
 )
 def test_span_one_is_stock_causal_attention(family: str) -> None:
-    """NTP through the op: logits and every gradient of the stock model, in fp32.
+    """Next-token prediction through the op has the logits and all gradients of the stock model, in fp32.
 
-    granite has a score scale of its own; phi and gpt_neox rotate part of the head; glm and glm4 interleaved pairs of
-    it, cohere all of it, with tables in another layout.
+    granite has its own scale of the scores. phi and gpt_neox rotate part of the head. glm and glm4 rotate interleaved
+    pairs in part of the head. cohere rotates interleaved pairs in all of the head and has another layout of the tables.
     """
     torch.manual_seed(0)
     model = tiny_family(family)
@@ -145,7 +140,7 @@ def test_span_one_is_stock_causal_attention(family: str) -> None:
     assert grads.keys() == stock_grads.keys()
     for name, grad in grads.items():
         torch.testing.assert_close(grad, stock_grads[name], rtol=1e-4, atol=1e-5 * stock_grads[name].abs().max().item())
-    # and with context everywhere the first output hears the last token
+    # If every token is context, the first output depends on the last token.
     context = torch.zeros(1, LENGTH, dtype=torch.int32)
     other = input_ids[:1].clone()
     other[0, -1] += 1
@@ -172,7 +167,7 @@ def test_without_span_ids_everything_is_bitwise_stock() -> None:
 
 
 def test_no_cache_is_returned_with_span_ids() -> None:
-    """Its keys would be un-rotated. Also when the caller or the configuration asks for one."""
+    """The cached keys would not be rotated. None is returned even if the caller or the configuration asks for one."""
     model = attach(tiny_llama())
     assert model.config.use_cache
     for options in ({}, {"use_cache": True}):
@@ -181,7 +176,7 @@ def test_no_cache_is_returned_with_span_ids() -> None:
 
 
 def test_no_mask_is_built_with_span_ids() -> None:
-    """Packed position ids made transformers build [B, 1, S, S], the one S x S tensor of the whole step."""
+    """Packed position ids once made transformers build [B, 1, S, S], the only S x S tensor of the whole step."""
     model = attach(tiny_llama())
     mapping = AttentionMaskInterface._global_mapping
     stock_mask = mapping["bico"]
@@ -239,7 +234,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> Non
 
 @pytest.mark.parametrize("order", ["attach-then-lora", "lora-then-attach"])
 def test_lora(order: str) -> None:
-    """The adapter starts at zero, so the logits are the plain model's; it, and it alone, gets gradients."""
+    """The adapter starts at zero, so the logits are those of the plain model. Only the adapter gets gradients."""
     peft = pytest.importorskip("peft")
     ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
     expected = attach(tiny_llama())(input_ids=ids, span_ids=span_ids).logits
@@ -287,12 +282,12 @@ def test_attach_twice_is_attach_once() -> None:
 
 def test_a_deep_copy_is_attached_and_independent() -> None:
     model = attach(tiny_llama())
-    twin = copy.deepcopy(model)
-    check_attached(twin)
-    detach(twin)
+    copied = copy.deepcopy(model)
+    check_attached(copied)
+    detach(copied)
     check_attached(model)
     ids = tokens(1, LENGTH)
-    assert torch.equal(twin(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+    assert torch.equal(copied(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
 
 
 def test_a_bare_decoder_can_be_attached() -> None:
@@ -309,9 +304,9 @@ def test_a_bare_decoder_can_be_attached() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("vocab", [1, 50])
 def test_proof_leaves_no_trace(dtype: torch.dtype, vocab: int) -> None:
-    """Random state, training modes, gradients and weights are what they were, for attach and for check_attached."""
+    """attach and check_attached leave the random state, training modes, gradients and weights unchanged."""
     model = tiny_llama(dtype=dtype, vocab_size=vocab, bos_token_id=None, attention_dropout=0.5).train()
-    model.model.layers[0].eval()  # a frozen layer, as some recipes keep one
+    model.model.layers[0].eval()  # a layer kept in evaluation mode, as in some recipes
     model.lm_head.weight.requires_grad_(False)
     weights = {name: w.clone() for name, w in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
@@ -327,7 +322,7 @@ def test_proof_leaves_no_trace(dtype: torch.dtype, vocab: int) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bf16_is_as_close_as_the_stock_model_is(autocast: bool) -> None:
-    """bf16 weights, or fp32 ones under autocast: no worse than twice the error that stock bf16 makes on causal rows."""
+    """The error with bf16 weights or under autocast is at most twice the error of stock bf16 on causal rows."""
     single, ids = tiny_llama(), tokens(2, LENGTH)
     half = copy.deepcopy(single) if autocast else copy.deepcopy(single).bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -1,4 +1,4 @@
-"""GLM's rotation, plain bidirectional attention and two-dimensional positions, against decoders written out in fp64."""
+"""GLM's rotation, plain bidirectional attention and two-dimensional positions, against dense fp64 decoders."""
 
 import inspect
 import math
@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bico_ext.models.attach import attach, check_attached
-from bico_ext.models.rotary import Pairing, probe
+from bico_ext.models.rotary import Pairing, probe_pairing
 
 ORDINARY = torch.arange(LENGTH).expand(2, LENGTH)
-# A text of 12 with masks at 3 and 7, their blocks of 4 and 3; in the other row the masks are at 5 and 1.
+# Row 0: a text of 12 tokens with masks at 3 and 7, followed by their blocks of 4 and 3 tokens. Row 1: masks at 5 and 1.
 BLOCKS = torch.tensor(
     [
         [[*range(12), 3, 3, 3, 3, 7, 7, 7], [0] * 12 + [1, 2, 3, 4, 1, 2, 3]],
@@ -25,10 +25,10 @@ CAUSAL = torch.ones(2, LENGTH, dtype=torch.int32)
 
 
 def angles(positions: Tensor, rotary_dim: int) -> Tensor:
-    """Radians of each pair, fp64 [B, S, R / 2], for positions [B, S] or ChatGLM-6B's [B, 2, S]."""
+    """Return the angle of each pair in radians, fp64 [B, S, R / 2], for positions [B, S] or ChatGLM-6B's [B, 2, S]."""
 
-    def plain(place: Tensor, width: int) -> Tensor:
-        return place[..., None] * 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    def plain(position: Tensor, width: int) -> Tensor:
+        return position[..., None] * 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
 
     if positions.dim() == 2:
         return plain(positions, rotary_dim)
@@ -36,12 +36,15 @@ def angles(positions: Tensor, rotary_dim: int) -> Tensor:
 
 
 def dense(model: Any, input_ids: Tensor, span_ids: Tensor, positions: Tensor, mirror: bool = True) -> Tensor:
-    """Logits [B, S, vocab] in fp64 of a Llama, or of a GLM: interleaved pairs in half of the head, a fused gate."""
+    """Return the logits [B, S, vocab] of a Llama or a GLM in fp64.
+
+    GLM rotates interleaved pairs in half of the head and has a fused gate.
+    """
     config, weights = model.config, {name: w.double() for name, w in model.named_parameters()}  # differentiable
     batch, length = input_ids.shape
     head, is_glm = config.head_dim, config.model_type == "glm"
-    turning = head // 2 if is_glm else head
-    angle = angles(positions, turning)
+    rotary_dim = head // 2 if is_glm else head
+    angle = angles(positions, rotary_dim)
     index = torch.arange(length)
     past = index[None, :] <= index[:, None]  # [m, n]
     key, query = span_ids[:, None, :], span_ids[:, :, None]
@@ -54,7 +57,7 @@ def dense(model: Any, input_ids: Tensor, span_ids: Tensor, positions: Tensor, mi
         return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weights[name]
 
     def complex_pairs(x: Tensor) -> Tensor:
-        x = x[..., :turning]
+        x = x[..., :rotary_dim]
         return torch.complex(x[..., ::2], x[..., 1::2]) if is_glm else torch.complex(*x.chunk(2, dim=-1))
 
     x = weights["model.embed_tokens.weight"][input_ids]
@@ -68,10 +71,10 @@ def dense(model: Any, input_ids: Tensor, span_ids: Tensor, positions: Tensor, mi
             heads.append(projected.view(batch, length, -1, head).transpose(1, 2))
         q, k, v = (t.repeat_interleave(config.num_attention_heads // t.shape[1], dim=1) for t in heads)
         scores = torch.einsum("bhmi,bhni,bmni->bhmn", complex_pairs(q), complex_pairs(k).conj(), phase).real
-        scores = (scores + q[..., turning:] @ k[..., turning:].mT) / math.sqrt(head)
-        grown = scores.exp() * seen[:, None]
-        share = grown / grown.sum(-1, keepdim=True).clamp_min(1e-300)
-        attention = (share @ v).transpose(1, 2).reshape(batch, length, -1)
+        scores = (scores + q[..., rotary_dim:] @ k[..., rotary_dim:].mT) / math.sqrt(head)
+        weight = scores.exp() * seen[:, None]
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-300)
+        attention = (weight @ v).transpose(1, 2).reshape(batch, length, -1)
         x = x + attention @ weights[prefix + "self_attn.o_proj.weight"].T
         h = norm(x, prefix + "post_attention_layernorm.weight")
         if is_glm:
@@ -88,7 +91,7 @@ def tiny(family: str) -> Any:
     torch.manual_seed(0)
     model = tiny_family(family, initializer_range=0.1)
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # GLM's start at 0
+        if name.endswith("bias"):  # GLM's biases start at 0
             torch.nn.init.normal_(parameter)
     return model
 
@@ -139,7 +142,7 @@ def test_block_positions_work_without_span_ids_and_with_a_cache(family: str) -> 
 
 
 def test_the_models_own_scaling_applies_to_block_positions() -> None:
-    """Linear scaling divides both positions: by 4 here, which 4 times the positions undo."""
+    """Linear scaling divides both positions by 4 here, so multiplying the positions by 4 undoes it."""
     scaled, plain = attach(tiny_llama("linear")), attach(tiny_llama())
     inputs = {"input_ids": tokens(2, LENGTH), "span_ids": some_span_ids(2)}
     logits = scaled(**inputs, block_positions=4 * BLOCKS).logits
@@ -148,11 +151,11 @@ def test_the_models_own_scaling_applies_to_block_positions() -> None:
 
 @pytest.mark.parametrize("family", ["glm", "glm4", "cohere", "llama"])
 def test_a_wrong_guess_of_the_pairing_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = probe(type(tiny_family(family).model.layers[0].self_attn))
+    own = probe_pairing(type(tiny_family(family).model.layers[0].self_attn))
     for guess in (Pairing(a, b) for a in (False, True) for b in (False, True)):
         if guess == own:
             continue
-        monkeypatch.setattr("bico_ext.models.attach.probe", lambda _, guess=guess: guess)
+        monkeypatch.setattr("bico_ext.models.attach.probe_pairing", lambda _, guess=guess: guess)
         with pytest.raises(TypeError, match=r"Attention: it does not just rotate q's elements \("):
             attach(tiny_family(family))
 
@@ -160,7 +163,7 @@ def test_a_wrong_guess_of_the_pairing_is_refused(family: str, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"mirror": False}, "mirror says how span_ids look ahead, and the call has none"),
+        ({"mirror": False}, "mirror has an effect only together with span_ids"),
         ({"block_positions": BLOCKS, "position_ids": ORDINARY}, "position_ids cannot be given together with block_"),
         ({"block_positions": BLOCKS.int()}, r"must be int64 \[B, 2, S\], got int32 \[2, 2, 19\]$"),
         ({"block_positions": ORDINARY}, r"must be int64 \[B, 2, S\], got int64 \[2, 19\]$"),
@@ -175,7 +178,7 @@ def test_call_errors(inputs: dict, sentence: str) -> None:
 
 def test_an_odd_number_of_pairs_has_no_halves() -> None:
     model = attach(tiny_llama(head_dim=6))
-    with pytest.raises(ValueError, match="even number of rotary pairs in a head, but the model rotates 6 elements"):
+    with pytest.raises(ValueError, match="even number of rotary pairs per head, but the model rotates 6 elements"):
         model(input_ids=tokens(2, LENGTH), block_positions=BLOCKS)
 
 

@@ -1,37 +1,41 @@
-"""What the plug-in refuses, and the sentence it says: a layer that silently stays causal is the worst outcome."""
+"""Models and calls that `attach` refuses, with their messages. A layer that silently stays causal would be worst."""
 
 import pytest
 import torch
 from tiny_models import LENGTH, some_span_ids, tiny_family, tiny_llama, tokens
 from torch import nn
-from transformers import (
-    LlamaForCausalLM,
-)
+from transformers import LlamaForCausalLM
 
 from bico_ext.models.attach import attach, check_attached
 
 
 @pytest.mark.parametrize(
-    ("family", "sentence"),
+    ("family", "message"),
     [
         ("gpt2", "GPT2LMHeadModel has 2 layers but 0 attention modules that take position_embeddings"),
-        ("qwen3_next", "has 4 layers but 1 attention modules"),  # three linear-attention layers would stay causal
+        ("qwen3_next", "has 4 layers but 1 attention modules"),  # its three linear-attention layers would stay causal
         ("stablelm", r"StableLmAttention: it never received span_ids and would stay causal \(model.layers.0.self"),
         ("nemotron", "NemotronAttention: it never received span_ids"),
-        ("smollm3", r"rotate q's elements \(i, i \+ R/2\) \(model.layers.1.self_attn\)$"),  # no RoPE in that one
-        ("hunyuan_v1_dense", "HunYuanDenseV1Attention: it does not just rotate"),  # normalises after rotating
-        ("llama4_text", r"Llama4TextAttention must be given position_embeddings=\(cos, sin\)"),  # complex numbers
+        ("smollm3", r"rotate q's elements \(i, i \+ R/2\) \(model.layers.1.self_attn\)$"),  # that layer has no RoPE
+        (
+            "hunyuan_v1_dense",
+            "HunYuanDenseV1Attention: it does not just rotate",
+        ),  # it normalises q and k after rotating them
+        (
+            "llama4_text",
+            r"Llama4TextAttention must be given position_embeddings=\(cos, sin\)",
+        ),  # it uses complex numbers
         ("doge", "DogeAttention makes an attention mask of its own"),
-        ("deepseek_v3", "DeepseekV3ForCausalLM cannot have split-triangle attention"),  # rotates the end of the head
+        ("deepseek_v3", "DeepseekV3ForCausalLM cannot have split-triangle attention"),  # it rotates the end of the head
         ("gemma2", "Gemma2Attention uses sliding_window"),
     ],
 )
-def test_models_that_are_refused(family: str, sentence: str) -> None:
+def test_models_that_are_refused(family: str, message: str) -> None:
     torch.manual_seed(0)
     model = tiny_family(family)
     before = model(input_ids=tokens(2, LENGTH)).logits
     implementation = model.config._attn_implementation
-    with pytest.raises(TypeError, match=sentence):
+    with pytest.raises(TypeError, match=message):
         attach(model)
     assert model.config._attn_implementation == implementation
     assert all(not module._forward_pre_hooks for module in model.modules())
@@ -41,18 +45,18 @@ def test_models_that_are_refused(family: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "message"),
     [
         ({"sliding_window": 8}, "MistralAttention uses sliding_window"),
         ({"sliding_window": 4096}, "MistralAttention uses sliding_window"),  # longer than the proof
     ],
 )
-def test_sliding_window_is_refused(settings: dict, sentence: str) -> None:
-    with pytest.raises(TypeError, match=sentence):
+def test_sliding_window_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         attach(tiny_family("mistral", **settings))
 
 
-def test_what_is_no_transformers_model_is_refused() -> None:
+def test_anything_but_a_transformers_model_is_refused() -> None:
     with pytest.raises(TypeError, match=r"must be a transformers PreTrainedModel .* got Linear"):
         attach(nn.Linear(2, 2))
     with torch.device("meta"):
@@ -64,22 +68,22 @@ def test_what_is_no_transformers_model_is_refused() -> None:
 def test_a_layer_unhooked_later_is_named() -> None:
     model = attach(tiny_llama())
     model.model.layers[1].self_attn._forward_pre_hooks.clear()
-    with pytest.raises(RuntimeError, match="LlamaAttention got span_ids but has no hook of ours"):
+    with pytest.raises(RuntimeError, match="LlamaAttention got span_ids but lacks the hook of attach"):
         check_attached(model)
 
 
 def test_changed_implementation_is_noticed() -> None:
-    """The hooks alone would hand un-rotated q and k to the other implementation."""
+    """Otherwise the hooks would pass un-rotated q and k to the other implementation."""
     model = attach(tiny_llama())
     model.set_attn_implementation("sdpa")
-    with pytest.raises(RuntimeError, match="implementation 'bico' that attach had set, but it is now 'sdpa'"):
+    with pytest.raises(RuntimeError, match="implementation 'bico', which attach had set, but it is now 'sdpa'"):
         check_attached(model)
     with pytest.raises(RuntimeError, match="it is now 'sdpa'"):
         model(input_ids=tokens(1, LENGTH), span_ids=some_span_ids(1))
 
 
 @pytest.mark.parametrize(
-    ("inputs", "error", "sentence"),
+    ("inputs", "error", "message"),
     [
         (
             {"span_ids": torch.zeros(2, LENGTH, dtype=torch.int64)},
@@ -93,9 +97,9 @@ def test_changed_implementation_is_noticed() -> None:
     ],
     ids=["int64", "batch", "no-batch", "attention_mask", "output_attentions"],
 )
-def test_call_errors(inputs: dict, error: type[Exception], sentence: str) -> None:
+def test_call_errors(inputs: dict, error: type[Exception], message: str) -> None:
     model = attach(tiny_llama())
-    with pytest.raises(error, match=sentence):
+    with pytest.raises(error, match=message):
         model(**({"input_ids": tokens(2, LENGTH), "span_ids": some_span_ids(2)} | inputs))
 
 
@@ -104,7 +108,7 @@ def test_a_given_cache_is_refused() -> None:
     cache = model(input_ids=tokens(2, LENGTH)).past_key_values
     with pytest.raises(ValueError, match=r"(past_key_values|cache) cannot be given together with span_ids"):
         model(input_ids=tokens(2, LENGTH), span_ids=some_span_ids(2), past_key_values=cache)
-    with pytest.raises(ValueError, match=r"not used by the model: .'span_ids'."):  # transformers' own sentence
+    with pytest.raises(ValueError, match=r"not used by the model: .'span_ids'."):  # transformers' own message
         model.generate(tokens(2, LENGTH), span_ids=some_span_ids(2), max_new_tokens=2)
 
 

@@ -1,11 +1,11 @@
-"""What the probe says of known families, and the tables of two-dimensional positions by hand."""
+"""Pairings found by `probe_pairing` for known families, and tables of two-dimensional positions computed by hand."""
 
 import pytest
 import torch
 from tiny_models import tiny_family
 from torch import Tensor, nn, tensor
 
-from bico_ext.models.rotary import Pairing, block_tables, probe
+from bico_ext.models.rotary import Pairing, block_tables, probe_pairing
 
 
 @pytest.mark.parametrize(
@@ -19,26 +19,26 @@ from bico_ext.models.rotary import Pairing, block_tables, probe
         ("helium", Pairing(interleaved=True)),
         ("ernie4_5", Pairing(interleaved=True)),
         ("cohere", Pairing(interleaved=True, interleaved_tables=True)),
-        ("llama4_text", Pairing()),  # complex numbers: no such function
+        ("llama4_text", Pairing()),  # it uses complex numbers and has no such function
     ],
 )
-def test_probe(family: str, pairing: Pairing) -> None:
+def test_probe_pairing(family: str, pairing: Pairing) -> None:
     attention = next(module for module in tiny_family(family).modules() if type(module).__name__.endswith("Attention"))
-    assert probe(type(attention)) == pairing
+    assert probe_pairing(type(attention)) == pairing
 
 
 def apply_rotary_pos_emb(q: Tensor, cos: Tensor) -> None:
-    """Made for other arguments than the probe's."""
+    """A function that takes other arguments than `probe_pairing` passes."""
 
 
-def test_probe_of_a_function_with_other_arguments() -> None:
+def test_probe_pairing_of_a_function_with_other_arguments() -> None:
     class Attention(nn.Module):
         pass
 
-    assert probe(Attention) == Pairing()
+    assert probe_pairing(Attention) == Pairing()
 
 
-def test_layouts_by_hand() -> None:
+def test_table_layouts_by_hand() -> None:
     halves, mixed, interleaved = Pairing(), Pairing(interleaved=True), Pairing(True, True)
     assert halves.pairs(tensor([1, 2, 1, 2])).tolist() == [1, 2]
     assert mixed.pairs(tensor([1, 2, 1, 2])).tolist() == [1, 2]
@@ -53,7 +53,7 @@ def test_layouts_by_hand() -> None:
 
 @pytest.mark.parametrize("pairing", [Pairing(), Pairing(True), Pairing(True, True)], ids=["llama", "glm", "cohere"])
 def test_block_tables_by_hand(pairing: Pairing) -> None:
-    """Four pairs of frequencies 1, .1, .01, .001: with half the width they are 1 and .01, once for each position."""
+    """Four pairs have the frequencies 1, .1, .01, .001. At half the width these are 1 and .01, for each position."""
 
     def rotary(x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angle = position_ids[..., None] * tensor([1.0, 0.1, 0.01, 0.001])

@@ -1,4 +1,4 @@
-"""Tokens that were there are found, those that were not get ids and rows like the others'."""
+"""Special tokens: existing ones are found, missing ones get an id and embedding rows like those of other tokens."""
 
 import copy
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_the_model_grows_by_the_tokens(family: str, tied: bool) -> None:
     assert inputs[:50].equal(before["model.embed_tokens.weight"])
     assert outputs[:50].equal(before["lm_head.weight"])
     assert not inputs[50:].equal(outputs[50:]) or tied
-    for rows in {inputs, outputs}:  # 4 x 64 draws from N(0, 0.2^2): within four standard errors of the deviation
+    for rows in {inputs, outputs}:  # 4 x 64 draws from N(0, 0.2^2): their deviation is within four standard errors
         assert abs(rows[50:].std() - 0.2) < 4 * 0.2 / (2 * 256) ** 0.5
         assert (rows[50] - rows[51]).norm() > 0.5 * rows[50].norm()
     assert model(input_ids=torch.arange(50, 54)[None]).logits.shape == (1, 4, 54)
@@ -64,7 +64,7 @@ def test_the_same_tokens_get_the_same_rows() -> None:
 
 
 def test_existing_tokens_are_used(tmp_path: Path) -> None:
-    """Also under the spellings of GLM-10B, and after saving and loading; then the model stays as it is."""
+    """Also with the spellings of GLM-10B and after saving and loading. The model then stays as it is."""
     words, model = tokenizer(), tiny_llama()
     words.add_tokens(["[MASK]", "<|startofpiece|>", "<eop>"], special_tokens=True)
     model.resize_token_embeddings(53)
@@ -100,5 +100,7 @@ def test_errors() -> None:
         added_tokens(tiny_llama(), None, NAMES)
     with pytest.raises(ValueError, match="must be one of 'mask', 'gmask', 'sop', 'eop', got 'cls'"):
         added_tokens(tiny_llama(), tokenizer(), ["cls"])
-    with pytest.raises(ValueError, match=r"tokenizer must have the tokens \[MASK\], <sop>, but it has none so written"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer must have the tokens \[MASK\], <sop>, but they are not in its vocabulary"
+    ):
         token_ids(tokenizer(), ["mask", "sop"])

@@ -1,5 +1,5 @@
-# ruff: noqa: RUF001 (full-width punctuation is what Chinese is written with)
-"""The word-level tokenizer is lossless and prompts are prefixes; encode_text with tokenizers of other habits."""
+# ruff: noqa: RUF001 (Chinese is written with full-width punctuation)
+"""The word-level tokenizer is lossless and prompts are prefixes; `encode_text` with tokenizers that add BOS or EOS."""
 
 import os
 from pathlib import Path
@@ -44,12 +44,12 @@ def test_words_are_tokens_with_their_space():
     assert tokens == [" Daphne", "'s", ' "', "Time", ".", '"', ",", " they", "'re", ":", " 3", " words", "\u2019s"]
 
 
-def test_white_space_leaves_the_word_its_space():
+def test_a_word_keeps_its_space_after_white_space():
     text = "a  b\n c\nb"
     assert train_word_tokenizer([text]).tokenize(text) == [" a", " ", " b", "\n", " c", "\n", "b"]
 
 
-def test_scripts_without_spaces_have_a_token_a_character():
+def test_scripts_without_spaces_have_one_token_per_character():
     text = "床前明月光，疑是 Ada 地上霜 の IT街々"
     tokens = train_word_tokenizer([text]).tokenize(text)
     assert tokens == [" ", *"床前明月光，疑是", " Ada", " ", *"地上霜", " ", "の", " IT", "街", "々"]
@@ -71,9 +71,9 @@ def test_chinese_answers_follow_their_prompt():
 
 
 def test_other_scripts_are_split_as_without_the_rule_for_characters():
-    texts = [one.text for one in load_facts("synthetic").train[::40]]
+    texts = [example.text for example in load_facts("synthetic").train[::40]]
     texts += ["Zoë's naïve “e\u0301” — 3.14, привет мир! שלום עולם \u00a0 a_b's rock'n'roll 한국어 말 👩\u200d🚀"]
-    # GPT-2's rule for words, as it was before.
+    # GPT-2's rule for words, without the rule for characters
     rule = Regex(r"['\u2019](?:[sdmt]|ll|ve|re)\b| ?\w+| ?[^\w\s]|\s")
     before = pre_tokenizers.Split(rule, behavior="isolated")
     tokenizer = train_word_tokenizer(texts)
@@ -184,7 +184,7 @@ def test_refuses_no_words_and_single_strings():
 
 
 def plain_tokenizer(template: str | None, **special: str) -> PreTrainedTokenizerFast:
-    """Whitespace words a=0, b=1, [B]=2, [E]=3, adding what the template says."""
+    """Make a tokenizer of the words a=0, b=1, [B]=2, [E]=3 that adds the special tokens of the template."""
     backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[B]": 2, "[E]": 3}, unk_token="a"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     if template:
@@ -192,7 +192,7 @@ def plain_tokenizer(template: str | None, **special: str) -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-HABITS = {
+CASES = {
     "adds-neither": (plain_tokenizer(None, bos_token="[B]", eos_token="[E]"), [2, 0], [2, 0, 1, 3]),
     "adds-bos": (plain_tokenizer("[B] $A", bos_token="[B]", eos_token="[E]"), [2, 0], [2, 0, 1, 3]),
     "adds-both": (plain_tokenizer("[B] $A [E]", bos_token="[B]", eos_token="[E]"), [2, 0], [2, 0, 1, 3]),
@@ -204,7 +204,7 @@ HABITS = {
 }
 
 
-@pytest.mark.parametrize(("tokenizer", "prompt", "whole"), HABITS.values(), ids=HABITS.keys())
-def test_bos_and_eos_once_whatever_the_tokenizer_adds(tokenizer, prompt, whole):
+@pytest.mark.parametrize(("tokenizer", "prompt", "text"), CASES.values(), ids=CASES.keys())
+def test_bos_and_eos_once_whatever_the_tokenizer_adds(tokenizer, prompt, text):
     assert encode_prompt(tokenizer, "a") == prompt
-    assert encode_text(tokenizer, "a b") == whole
+    assert encode_text(tokenizer, "a b") == text

@@ -1,4 +1,4 @@
-"""The definition itself, against the paper's formula written out pair by pair with complex numbers."""
+"""The reference against the paper's formula, written out pair by pair with complex numbers."""
 
 import cmath
 import math
@@ -10,7 +10,7 @@ from bico_ext.ops import reference
 
 
 def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
-    """One head [S, D], one pair at a time: the pair's rotation is by frequency * -(|m - n|)."""
+    """Compute one head [S, D], one pair at a time: each pair is rotated by the angle frequency * -|m - n|."""
     length, head_dim = len(q), len(q[0])
     half = len(frequencies)
     out, lse = [], []
@@ -21,12 +21,12 @@ def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
             if not (s_n == 0 or (s_n > 0 and s_n == s_m and n <= m)):
                 continue
             distance = -abs(m - n) if mirror else n - m
-            total = sum(q[m][i] * k[n][i] for i in range(2 * half, head_dim))
+            score = sum(q[m][i] * k[n][i] for i in range(2 * half, head_dim))
             for i, frequency in enumerate(frequencies):
                 a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
-                turned = complex(k[n][a], k[n][b]) * cmath.exp(1j * frequency * distance)
-                total += (complex(q[m][a], q[m][b]).conjugate() * turned).real
-            scores[n] = total * scale
+                rotated = complex(k[n][a], k[n][b]) * cmath.exp(1j * frequency * distance)
+                score += (complex(q[m][a], q[m][b]).conjugate() * rotated).real
+            scores[n] = score * scale
         norm = sum(math.exp(s) for s in scores.values())
         lse.append(math.log(norm) if scores else -math.inf)
         out.append([sum(math.exp(s) / norm * v[n][d] for n, s in scores.items()) for d in range(head_dim)])

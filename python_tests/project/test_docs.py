@@ -1,17 +1,32 @@
-"""The documentation names things that exist."""
+"""The documentation names things that exist, its examples run, and its numbers are those of the results."""
 
 import ast
+import importlib
+import pkgutil
 import re
+import runpy
+from pathlib import Path
 
+import matplotlib
 import pytest
+import torch
+import yaml
+from matplotlib.image import imread
 from paths import ROOT
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import bico_ext
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.ops import reference
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", CHANGELOG, *DOCS, ROOT / "examples" / "README.md"]
+OF_EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@OF_EVERY_PAGE
 def test_links_lead_somewhere(page):
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
         linked = page.parent / target if target else page
@@ -25,24 +40,131 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@OF_EVERY_PAGE
 def test_python_examples_parse_and_import_what_exists(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in python_blocks(page):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module == "bico_ext":
-                assert all(hasattr(bico_ext, alias.name) for alias in node.names), ast.unparse(node)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bico_ext":
+                home = importlib.import_module(node.module)
+                assert all(hasattr(home, alias.name) for alias in node.names), ast.unparse(node)
 
 
-def test_the_readme_attach_example_runs():
-    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
-    (block,) = (text for text in blocks if "attach(" in text)
-    names: dict = {}
-    exec(block, names)
-    assert names["logits"].shape == (1, 6, 100)
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@OF_EVERY_PAGE
+def test_files_and_modules_in_the_text_exist(page):
+    text = page.read_text()
+    folders = "bico_ext|csrc|python_tests|benchmarks|configs|docs|examples"
+    missing = [path for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text) if not (ROOT / path).exists()]
+    assert not missing
+    unknown = [name for name in re.findall(r"`(bico_ext(?:\.\w+)+)", text) if not resolves(name)]
+    assert not unknown
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def test_every_public_name_is_there_and_documented():
-    for name in bico_ext.__all__:
+    for name in set(bico_ext.__all__) - {"__version__"}:
         assert getattr(bico_ext, name).__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'atach'"):
         bico_ext.atach  # noqa: B018
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().split()) <= 600  # all of it: code, tables and links count
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_word_tokenizer(["Daphne Barrington directed A Journey Through Time, which was directed by her."])
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for part in (tokenizer, LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))):
+        part.save_pretrained("path/to/llama")
+    (block,) = python_blocks(README)
+    assert "max_steps=1000" in block
+    names: dict = {}
+    exec(block.replace("max_steps=1000", "max_steps=2, use_cpu=True"), names)
+    assert names["trainer"].state.global_step == 2
+    printed = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert [type(answer) for answer in printed] == [str]
+    assert LlamaForCausalLM.from_pretrained("out").config.hidden_size == 32
+
+
+def test_the_readme_table_is_that_of_the_results():
+    results = (ROOT / "docs" / "results" / "berglund" / "table.md").read_text()
+    contains = rows(results.split("**contains**")[1].split("\n**")[0])
+    shown = rows(README.read_text())
+    assert list(shown) == ["system", "ntp", "bico", "infill", "permute", "(ceiling)"]
+    assert shown.pop("system") == list(bico_ext.load_facts("synthetic").tasks)
+    assert shown == {system: contains[system] for system in shown}
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of the only table of a text by those of its first column."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [^-]", line)]
+    return {first: rest for first, *rest in lines}
+
+
+def test_the_index_links_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in DOCS if page.name != "README.md" and f"]({page.name})" not in index] == []
+
+
+def test_the_tree_of_the_architecture_page_is_that_of_the_folders():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = re.search(r"```\n(.*?)```", page, re.DOTALL)[1]
+    modules = {path.stem for path in (ROOT / "bico_ext").rglob("*.py")} - {"__init__"}
+    below = [path for source in ("bico_ext", "csrc") for path in (ROOT / source).rglob("*") if path.is_dir()]
+    folders = {f"{path.name}/" for path in below} - {"__pycache__/"}
+    assert [name for name in sorted(modules) if not re.search(rf"\b{name}\b", tree)] == []
+    assert [name for name in sorted(folders) if name not in tree] == []
+    assert [name for name in re.findall(r"(\w+)/", tree) if not any(ROOT.glob(f"**/{name}/"))] == []
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "preferred-citation"} <= citation.keys()
+    assert citation["version"] == version == bico_ext.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert f"## [Unreleased], {version}\n" in CHANGELOG.read_text()
+
+
+def test_the_triangles_are_drawn_by_their_script(tmp_path):
+    committed = ROOT / "docs" / "triangles.png"
+    drawn_by = Image.open(committed).info["Software"].split(",")[0]
+    if drawn_by != f"Matplotlib version{matplotlib.__version__}":
+        pytest.skip(f"docs/triangles.png is by {drawn_by}, and this is {matplotlib.__version__}: letters may differ")
+    runpy.run_path(str(ROOT / "docs" / "draw_triangles.py"))["draw"](tmp_path / "triangles.png")
+    assert (imread(tmp_path / "triangles.png") == imread(committed)).all()
+
+
+@pytest.mark.parametrize(("mirror", "name"), [(False, "plain_distance"), (True, "split_distance")])
+def test_the_triangles_show_the_distances_of_the_reference(mirror, name):
+    script = runpy.run_path(str(ROOT / "docs" / "draw_triangles.py"))
+    length, distance = script["LENGTH"], script[name]
+    q, k = torch.randn(2, 1, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    angle = torch.arange(length, dtype=torch.float64)[None, :, None].expand(1, length, 2) * 0.3  # under half a circle
+
+    def score(m: int, n: int) -> torch.Tensor:
+        rotated = reference.rotate(k, (0.3 * distance(m, n) * one).cos(), (0.3 * distance(m, n) * one).sin(), False)
+        return (q * rotated).sum()
+
+    one = torch.ones(1, 1, 2, dtype=torch.float64)
+    v = torch.eye(length, dtype=torch.float64)[None, None]  # the output of query m is its row of weights
+    same_q, same_k = (x.expand(1, 1, length, 2) for x in (q, k))
+    weights, lse = reference.split_triangle_attention(
+        same_q, same_k, v, angle.cos(), angle.sin(), scale=1.0, mirror=mirror, return_lse=True
+    )
+    expected = torch.stack([torch.stack([score(m, n) for n in range(length)]) for m in range(length)])
+    torch.testing.assert_close(weights[0, 0].log() + lse[0, 0, :, None], expected)
