@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: each is written under a temporary name, then renamed."""
+"""Atomic writes: a file is either complete or absent, because it is written under a temporary name and then renamed."""
 
 import json
 import os
@@ -9,23 +9,36 @@ from typing import Any
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path to write to, renamed to `path` if all went well; an existing file stays whole until then."""
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path, and rename it to `path` if the block succeeds.
+
+    Until then an existing file at `path` keeps its old content. Parent folders are created.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "results" / "scores.txt"
+        >>> with atomic_write(target) as temporary:
+        ...     _ = temporary.write_text("0.5")
+        >>> target.read_text()
+        '0.5'
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield partial
-        os.replace(partial, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder that a command writes to, made before its work, so that none is lost to a path that cannot be one.
+    """Create the folder that a command writes to.
+
+    Commands call this before they start to work, so that a bad path does not cost them their results.
 
     Raises:
-        OSError: a file is there or above it, or the place is not writable.
+        OSError: the path or one of its parents is a file, or the folder is not writable.
     """
     folder = Path(path)
     try:
@@ -38,16 +51,16 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write text as UTF-8, making the folder."""
-    with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    """Write text as UTF-8; parent folders are created."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON; NaN raises ValueError, as JSON has none."""
+    """Write a value as indented JSON; NaN raises ValueError because JSON cannot represent it."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
+    """Write one JSON value per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))

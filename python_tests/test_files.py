@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Files are either complete or absent, and folders that cannot be made are reported."""
 
 import json
 import os
@@ -12,12 +12,12 @@ def test_a_folder_that_cannot_be_made_says_why(tmp_path):
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert make_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    for place, why in (("file", "File exists"), ("file/in/it", "Not a directory")):
-        with pytest.raises(OSError, match=rf"output_dir .*{place} cannot be made \({why}\); name another folder"):
-            make_folder(tmp_path / place)
+    for path, reason in (("file", "File exists"), ("file/in/it", "Not a directory")):
+        with pytest.raises(OSError, match=rf"output_dir .*{path} cannot be made \({reason}\); name another folder"):
+            make_folder(tmp_path / path)
 
 
-def test_lines_stay_whole_whatever_the_text(tmp_path):
+def test_line_breaks_in_a_value_do_not_break_its_line(tmp_path):
     value = {"text": ' "zwei"\n日本\u2028語 🎻 \t\\'}
     path = tmp_path / "new" / "rows.jsonl"
     write_json_lines(path, [value, value])
