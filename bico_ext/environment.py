@@ -8,7 +8,12 @@ from typing import Any
 import torch
 import transformers
 
-import bico_ext._C as _C
+try:
+    import bico_ext._C as _C
+except ImportError:
+    _C = None  # type: ignore[assignment]
+
+NOT_COMPILED = "none: bico_ext is here without its compiled part; see the README for how to install it"
 
 
 def describe() -> dict[str, Any]:
@@ -18,27 +23,32 @@ def describe() -> dict[str, Any]:
         >>> describe()["kernels"] in describe()["instruction_sets"]
         True
     """
-    supported = _C.instruction_sets()
-    try:
-        kernels = _C.chosen_instruction_set()
-    except RuntimeError as error:  # none for this CPU, or BICO_ISA names no such set: the rest is worth knowing
-        kernels = f"none: {error}"
     return {
         "bico_ext": version("bico-ext"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "built_with_torch": _C.built_with_torch,
-        "compiler": _C.compiler,
+        "built_with_torch": _C.built_with_torch if _C else None,
+        "compiler": _C.compiler if _C else None,
         "transformers": transformers.__version__,
         "cpu": _cpu_name(),
-        "instruction_sets": sorted(name for name, present in supported.items() if present),
-        "kernels": kernels,
+        "instruction_sets": sorted(name for name, present in _C.instruction_sets().items() if present) if _C else [],
+        "kernels": _kernels(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "cuda_kernels": _C.cuda_kernels or None,
+        "cuda_kernels": (_C.cuda_kernels or None) if _C else None,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }
+
+
+def _kernels() -> str:
+    """The instruction set whose kernels run here, or why none do."""
+    if _C is None:
+        return NOT_COMPILED
+    try:
+        return _C.chosen_instruction_set()
+    except RuntimeError as error:  # none for this CPU, or BICO_ISA names no such set: the rest is worth knowing
+        return f"none: {error}"
 
 
 def _cpu_name() -> str:

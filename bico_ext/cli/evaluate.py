@@ -13,9 +13,7 @@ from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json, write_json_lines, write_text
-from bico_ext.generation.blanks import generate_blank
 from bico_ext.models import checkpoints
-from bico_ext.models.attach import attach
 from bico_ext.reports.records import Results, Run, data_from_json, scores_from_json
 from bico_ext.reports.report import markdown
 from bico_ext.reports.tables import summary_table
@@ -58,6 +56,10 @@ def run(arguments: list[str]) -> None:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":
+        # Here, because only this way of asking needs the compiled part.
+        from bico_ext.generation.blanks import generate_blank
+        from bico_ext.models.attach import attach
+
         attach(model)
         extra["generator"] = partial(generate_blank, mask=config.generation)
     evaluation = evaluate(

@@ -27,6 +27,7 @@ FOUNDATION = {
     "_planted",
     "bounds",
     "cjk",
+    "environment",
     "files",
     "seeding",
 }  # at the root; they know none of the folders
