@@ -1,15 +1,21 @@
-"""How long is split-triangle attention beside what one would call instead, and how much memory does each take?
+"""How much time and memory does split-triangle attention take on a CPU, compared with the alternatives?
 
     python benchmarks/attention.py --output-dir out/benchmark
 
-Beside ours: PyTorch's SDPA full (the same products, but no rotation and no split triangle) and causal (half of them),
-the paper's two dense score matrices as transformers' eager attention would compute them, and two causal flash calls
-merged by log-sum-exp. All of them take turns in one run. TFLOP/s count 4 B H S^2 D for a forward, 2.5 times that for a
-backward and half for causal attention, nothing for the rotation; their share is that of torch.matmul, a library's
-product of two 2048 x 2048 matrices, measured before each case. [a, b] are quartiles; ratios are taken round by round.
-Extra memory is the peak of forward + backward beyond inputs and outputs, each in a fresh process.
+The alternatives to ours are
 
-Each named case has a ceiling for ours / its peer. Whether it was met is printed; the exit status never depends on it.
+* SDPA full: PyTorch's SDPA without a mask, which computes the same products without rotation and split triangle;
+* SDPA causal: the same with a causal mask, so half of the products;
+* two matrices: the paper's two dense score matrices, written as transformers' eager attention is;
+* two flash calls: two causal flash calls, merged by log-sum-exp.
+
+All calls are interleaved in one run. TFLOP/s count 4 B H S^2 D operations for a forward, 2.5 times that for a backward,
+half of it for causal attention, and nothing for the rotation. "of matmul" compares this rate with that of torch.matmul
+on two 2048 x 2048 matrices, measured before each case. [a, b] are quartiles. Ratios are computed round by round. Extra
+memory is the peak of forward + backward beyond inputs and outputs, measured in a fresh process for each call.
+
+Each named case has a ceiling for the ratio of ours to its first peer. The report tells whether it was met; the exit
+status does not depend on it.
 """
 
 import argparse
@@ -29,12 +35,12 @@ from bico_ext.files import atomic_write, write_json, write_text
 
 PRODUCT = "torch.matmul of 2048 x 2048"
 SWEEP_LENGTHS = [2**power for power in range(7, 16)]
-LEAST_SECONDS = 3.0  # of rounds: a call of a millisecond is timed often enough to outlast a disturbance
-MOST_SWEEP_SECONDS = 30.0  # after which no further round of a length starts
+LEAST_SECONDS = 3.0  # of all rounds of a case, so that short disturbances do not dominate calls of a millisecond
+MOST_SWEEP_SECONDS = 30.0  # no further round of a sweep length starts after this time
 
 
 def measure_case(case: Case, repetitions: int, passes: list[str], most: float = math.inf) -> dict[str, Any]:
-    """Every sample of every way to compute the case, ready for JSON."""
+    """Return all samples of all ways to compute the case, ready for JSON."""
     excuses = {way: excuse for way in case.peers if (excuse := left_out(case, way))}
     ways = [way for way in ("ours", *case.peers) if way not in excuses]
     return {
@@ -50,7 +56,7 @@ def measure_case(case: Case, repetitions: int, passes: list[str], most: float = 
 def time_case(
     case: Case, ways: list[str], repetitions: int, passes: list[str], most: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds by pass and way, the ways taking turns."""
+    """Return milliseconds by pass and way; the calls are interleaved."""
     calls = {way: prepare(case, way) for way in ways}
 
     def clear() -> None:
@@ -63,7 +69,7 @@ def time_case(
 
 
 def measured_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of the table of times."""
+    """Return the cells of the table of times."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         case, product_ms = result["case"]["name"], result["matrix_product_ms"]
@@ -79,7 +85,7 @@ def measured_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def target_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of the table of ceilings."""
+    """Return the cells of the table of ceilings."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         case = result["case"]
@@ -92,7 +98,7 @@ def target_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """The tables, and what was left out of them."""
+    """Return the tables, and the list of what they leave out."""
     columns = ("case", "pass", "call", "ms", "TFLOP/s", "of matmul", "ours / it", "extra MiB")
     parts = [table(columns, measured_rows(results))]
     targets = target_rows(results)
@@ -103,7 +109,7 @@ def report(results: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, results: list[dict[str, Any]]) -> None:
-    """Time and extra memory against the sequence length, both axes logarithmic."""
+    """Plot time and extra memory against the sequence length, on logarithmic axes."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     case = results[0]["case"]
@@ -137,17 +143,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     names = [case.name for case in CASES]
     parser.add_argument(
         "--cases", nargs="*", default=names, choices=names, metavar="NAME",
-        help=f"named cases to run, none or some of {', '.join(names)}; default: all",
+        help=f"named cases to run, any of {', '.join(names)}, or none. Default: all",
     )  # fmt: skip
-    parser.add_argument("--sweep", action="store_true", help="also S = 128 to 32768, drawn: time and memory")
+    parser.add_argument("--sweep", action="store_true", help="also plot time and memory for S = 128 to 32768")
     parser.add_argument(
         "--repetitions",
         type=int,
         default=7,
-        help="rounds, more of them where they take under 3 seconds, fewer in a long sweep length. Default: 7",
+        help="rounds; more if they take under 3 seconds, fewer for the long lengths of a sweep. Default: 7",
     )
     parser.add_argument(
-        "--output-dir", type=Path, help="folder for attention.json, table.md and, of a sweep, attention.png"
+        "--output-dir", type=Path, help="folder for attention.json, table.md and, after a sweep, attention.png"
     )
     options = parser.parse_args(arguments)
     if options.repetitions < 1:
@@ -157,7 +163,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    from bico_ext import environment  # imports transformers, which the processes that measure memory do without
+    from bico_ext import environment  # imports transformers, which the processes that measure memory do not need
 
     print(f"seed {SEED}, {torch.get_num_threads()} threads")
     record: dict[str, Any] = {"environment": environment.describe(), "seed": SEED, "cases": [], "sweep": []}

@@ -1,4 +1,4 @@
-"""What is timed: the named problems with their ceilings, and each way to compute one."""
+"""The cases of the CPU benchmark, with their ceilings, and the ways to compute each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from bico_ext import split_triangle_attention
 
 SEED = 0
-SCORE_BYTES = {"bfloat16": 15, "float32": 18}  # of the two-matrix way for a query, key and head, as `extra_memory` saw
-SCORE_LIMIT = 4 * 2**30  # bytes; where that way would take more, it is left out
+# Bytes that the two matrices take per query, key and head, as measured by `extra_memory`.
+SCORE_BYTES = {"bfloat16": 15, "float32": 18}
+SCORE_LIMIT = 4 * 2**30  # bytes; the two matrices are left out if they would take more
 
 FULL = ("SDPA full", "SDPA causal", "two matrices", "two flash calls")
 CAUSAL = ("SDPA causal",)
@@ -24,9 +25,14 @@ PADDED = ("SDPA padded", "two matrices padded")
 
 @dataclass(frozen=True)
 class Case:
-    """A problem of B sequences of up to S tokens, H heads of D, and the ceilings of ours / the first of its peers.
+    """A problem of B sequences of up to S tokens with H heads of D, its peers and its ceilings.
 
-    causal: all span ids 1. packed: lengths from S / 3 to S, ours as one row with cu_seqlens, the peers padded to S.
+    Attributes:
+        peers: the other ways to compute the case.
+        ceilings: the largest ratio of ours to the first peer, by pass.
+        causal: all span ids are 1.
+        packed: the lengths lie between S / 3 and S. Ours packs the sequences into one row (cu_seqlens), and the peers
+            pad them to S.
     """
 
     name: str
@@ -36,12 +42,12 @@ class Case:
     S: int
     D: int
     peers: tuple[str, ...]
-    ceilings: dict[str, float] = field(default_factory=dict)  # by pass
+    ceilings: dict[str, float] = field(default_factory=dict)
     causal: bool = False
     packed: bool = False
 
     def lengths(self) -> list[int]:
-        """Tokens of each sequence."""
+        """Return the number of tokens of each sequence."""
         if not self.packed:
             return [self.S] * self.B
         generator = torch.Generator().manual_seed(SEED)
@@ -73,13 +79,13 @@ def sweep_case(length: int) -> Case:
 
 @dataclass
 class Call:
-    """One way to compute a case, with inputs of its own."""
+    """One way to compute a case, with its own inputs."""
 
     attention: Callable[..., Any]  # of q, k, v
-    q: Tensor  # and k and v: [B, H, S, D] with [B, S, H, D] memory, as projections are
+    q: Tensor  # q, k and v: [B, H, S, D] with [B, S, H, D] memory, as the projections give them
     k: Tensor
     v: Tensor
-    grad_out: Tensor  # in the layout that every way gives to its output
+    grad_out: Tensor  # in the layout of the output, which all ways share
 
     def forward(self) -> Tensor:
         with torch.no_grad():
@@ -98,11 +104,11 @@ PASSES: dict[str, Callable[[Call], Tensor]] = {
     "forward": Call.forward,
     "forward + backward": Call.forward_backward,
 }
-PASS_FLOPS = {"forward": 1.0, "forward + backward": 3.5}  # relative to the forward: 2 products there, 5 backward
+PASS_FLOPS = {"forward": 1.0, "forward + backward": 3.5}  # the forward has 2 products, the backward 5
 
 
 def prepare(case: Case, way: str) -> Call:
-    """The case's inputs, the same for every way that shares their shape, and the call."""
+    """Return the call with the inputs of the case, which are equal for all ways that share their shape."""
     generator = torch.Generator().manual_seed(SEED)
     dtype = getattr(torch, case.dtype)
     lengths = case.lengths()
@@ -137,20 +143,23 @@ def prepare(case: Case, way: str) -> Call:
 
 
 def forward_flops(case: Case, way: str) -> float:
-    """Of the two products of the forward, over real tokens; causal attention computes half of the pairs."""
+    """Return the operations of the two products of the forward, over real tokens.
+
+    Causal attention computes half of the pairs.
+    """
     share = 0.5 if case.causal or way == "SDPA causal" else 1.0
     return share * 4 * case.H * case.D * sum(n**2 for n in case.lengths())
 
 
 def rotary_tables(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos, sin [1, S, D] of Llama's base, float32."""
+    """Return cos and sin [1, S, D] in float32, with Llama's base."""
     frequency = 10_000 ** -(torch.arange(0, head_dim, 2) / head_dim)
     angle = torch.outer(positions, frequency).repeat(1, 2)[None]
     return angle.cos(), angle.sin()
 
 
 def left_out(case: Case, way: str) -> str | None:
-    """Why a way is not timed on the case; None if it is."""
+    """Return why a way is not timed on the case; None if it is timed."""
     needed = case.B * case.H * case.S**2 * SCORE_BYTES[case.dtype]
     if way.startswith("two matrices") and needed > SCORE_LIMIT:
         return f"{way} at {case.name}: would take about {needed / 2**30:.0f} GiB"
@@ -158,12 +167,12 @@ def left_out(case: Case, way: str) -> str | None:
 
 
 def extra_memory(case: Case, way: str) -> int:
-    """Bytes that forward + backward take at their peak beyond inputs and outputs. Call it in a fresh process.
+    """Return the peak bytes of forward + backward beyond inputs and outputs. Call it in a fresh process.
 
-    It is the first call of its shape, so some MiB of what libraries generate for a shape are part of it.
+    It measures the first call of its shape, so it includes some MiB of code that libraries generate for the shape.
     """
     warm = prepare(replace(case, B=1, S=min(case.S, 64)), way)
-    warm.forward_backward()  # loads code and starts threads, which are not the call's memory
+    warm.forward_backward()  # loads code and starts threads, whose memory does not belong to the call
     call = prepare(case, way)
     grown, out = peak_memory(call.forward_backward)
     grads = [x.grad for x in (call.q, call.k, call.v) if x.grad is not None]

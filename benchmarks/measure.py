@@ -1,4 +1,4 @@
-"""How the benchmarks measure: calls that take turns, quartiles, and peak memory in a process of its own."""
+"""Measuring: interleaved calls, quartiles, and the peak memory of a call in a fresh process."""
 
 import ctypes
 import itertools
@@ -25,14 +25,16 @@ def interleaved(
     least: float = 0.0,
     most: float = math.inf,
 ) -> dict[Key, list[float]]:
-    """Milliseconds of each call in each round. A, B, C, A, B, C, ...: a slow spell of the machine meets all of them.
+    """Return the milliseconds of each call in each round.
+
+    Every round runs all calls, A, B, C, A, B, C, ..., so that a slow phase of the machine affects all of them.
 
     Args:
-        calls: what to time; what a call returns is freed after its clock has stopped.
-        repetitions: rounds that count; one before them warms up.
-        between: run after each call, not timed.
-        least: seconds that the rounds shall fill; short calls take more of them than `repetitions`.
-        most: seconds after which no further round starts; the first always counts.
+        calls: the calls to time. The result of a call is freed after its time is taken.
+        repetitions: the number of rounds that count. One more round before them warms up.
+        between: a function that runs after each call and is not timed.
+        least: the seconds that the rounds should fill. Short calls get more rounds than `repetitions`.
+        most: the seconds after which no further round starts. There is always one round that counts.
     """
     samples: dict[Key, list[float]] = {key: [] for key in calls}
     began = time.perf_counter()
@@ -52,47 +54,50 @@ def interleaved(
 
 
 def quartiles(samples: list[float]) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile."""
+    """Return the lower quartile, the median and the upper quartile."""
     low, median, high = torch.tensor(samples, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
     return low.item(), median.item(), high.item()
 
 
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """Ours / theirs, round by round: both of a round met the same machine, so these spread less than the times."""
+    """Return ours / theirs for each round.
+
+    Both calls of a round meet the same state of the machine, so the ratios vary less than the times.
+    """
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def spread(samples: list[float], digits: int) -> str:
-    """The cell of a table: median [quartiles]."""
+    """Return a table cell: median [lower quartile, upper quartile]."""
     low, median, high = quartiles(samples)
     return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def matrix_product(dtype: torch.dtype, repetitions: int) -> list[float]:
-    """Milliseconds of torch.matmul on square matrices: not the machine's peak, but what a library gets from it."""
+    """Return the milliseconds of torch.matmul on square matrices: the practical peak, not that of the machine."""
     a, b = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, generator=torch.Generator().manual_seed(0)).to(dtype).unbind()
     return interleaved({"product": lambda: a @ b}, repetitions)["product"]
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in a process that has run nothing before it."""
+    """Run the function in a fresh process and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
 def peak_memory(call: Callable[[], Any]) -> tuple[int, Any]:
-    """Bytes by which the resident memory of this process grew at most while the call ran (Linux), and its result.
+    """Return by how many bytes the call raised the resident memory of this process at its peak, and its result.
 
-    Good to about a MiB. Memory that an earlier call has left to the process for reuse does not count, hence
-    `in_fresh_process`.
+    Linux only; precise to about a MiB. Memory that an earlier call has freed but the process has kept does not count,
+    so use `in_fresh_process`.
     """
-    ctypes.CDLL(None).malloc_trim(0)  # give back what building the inputs has freed
+    ctypes.CDLL(None).malloc_trim(0)  # returns to the system what building the inputs has freed
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
     before = _status("VmRSS")
     result = call()

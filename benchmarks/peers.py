@@ -1,7 +1,7 @@
-"""What one would call instead of the op: the paper's two dense score matrices, or two flash calls merged by lse.
+"""Alternatives to the op: the paper's two dense score matrices, and two flash calls merged by log-sum-exp.
 
-Both are differentiable, take q, k, v [B, H, S, D] not rotated and cos, sin [1, S, D] as the op does, and return out
-[B, H, S, D] with [B, S, H, D] memory, as SDPA and the op do.
+Both are differentiable. Like the op, they take q, k, v [B, H, S, D] that are not rotated and cos, sin [1, S, D]. They
+return out [B, H, S, D] with [B, S, H, D] memory, as SDPA and the op do.
 """
 
 import math
@@ -17,16 +17,19 @@ _CUDA_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotation of x [B, H, S, D] as transformers' Llama does it: in the dtype of x, and into the layout of x."""
+    """Rotate x [B, H, S, D] as transformers' Llama does, in the dtype and the layout of x."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
 def two_matrices(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The paper's way, written as transformers' eager attention is: everything in the dtype of q but the softmax.
+    """Compute the paper's formulation, written as transformers' eager attention is.
+
+    Everything but the softmax is computed in the dtype of q.
 
     Args:
-        mask: added to the scores, broadcastable to [B, H, S, S] and of their dtype: 0, or `torch.finfo(dtype).min`.
+        mask: a tensor that is added to the scores, broadcastable to [B, H, S, S] and of their dtype. It holds 0 for
+            visible keys and `torch.finfo(dtype).min` for hidden ones.
     """
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
     scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT  # [B, H, m, n]
@@ -40,11 +43,11 @@ def two_matrices(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask
 
 
 def two_flash_calls(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal flash attention twice: on the keys up to the query, and, in reverse order, on those strictly after it.
+    """Call causal flash attention twice: on the keys up to the query, and in reverse order on the later keys.
 
-    In reverse order the keys after a query come before it. Causal attention would add the query's own key, so the last
-    query, which sees no later key, and the first key, which is later than no query, are left out: the others then line
-    up.
+    In reverse order, the keys after a query come before it. But causal attention would also include the query's own
+    key. So the second call leaves out the last query, which has no later key, and the first key, which is later than no
+    query. Then the causal mask covers exactly the later keys.
     """
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
     below = (rotate(q, cos, sin), rotate(k, cos, sin), v)
@@ -55,7 +58,7 @@ def two_flash_calls(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Causal out and lse, and what the backward on this device takes besides."""
+    """Return causal out and lse, and the other arguments of the backward on this device."""
     if q.device.type == "cpu":
         out, lse = _CPU(q, k, v, 0.0, True)
         return out, lse, ()
@@ -73,14 +76,14 @@ def _flash_backward(
 
 
 class _TwoFlashCalls(torch.autograd.Function):
-    """Each backward call gets the merged out and lse, so that it computes its part of the one softmax."""
+    """Two flash calls as one function. Each backward gets the merged out and lse: its part of the common softmax."""
 
     @staticmethod
     def forward(ctx: Any, *operands: Tensor) -> Tensor:
         out, lse, ctx.rest = _flash(*operands[:3])
         out_above, lse_above, ctx.rest_above = _flash(*operands[3:])
         out_above, lse_above = out_above.flip(2), lse_above.flip(2)  # of the queries 0 to S - 2
-        share = torch.sigmoid(lse_above - lse[:, :, :-1])  # of the softmax that falls to the later keys
+        share = torch.sigmoid(lse_above - lse[:, :, :-1])  # the share of the softmax that the later keys have
         out[:, :, :-1].lerp_(out_above, share[..., None].to(out.dtype))
         lse[:, :, :-1] = torch.logaddexp(lse[:, :, :-1], lse_above)
         ctx.save_for_backward(*operands, out, lse)

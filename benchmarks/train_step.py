@@ -1,16 +1,21 @@
-"""What does a training step cost with split-triangle attention? A whole optimizer step, beside the stock one.
+"""What does a whole optimizer step cost with split-triangle attention, compared with the stock step?
 
     python benchmarks/train_step.py --output-dir out/benchmark-train
 
-A random Llama (25 million parameters; a small vocabulary, so that layers and attention dominate) takes forward, loss,
-backward and a fused AdamW step: next-token prediction with transformers' SDPA attention, which is what one has, and
-with ours (span ids of 1); BICO's mask denoising with ours, and with the paper's two dense score matrices in the place
-of the op. bfloat16 is autocast over float32 weights. Steps take turns in one run, [a, b] are quartiles, and each step
-is divided, round by round, by the stock one.
+The model is a random Llama with 25 million parameters; its vocabulary is small, so that layers and attention dominate.
+A step is forward, loss, backward and fused AdamW. There are four steps:
 
-Each step has the same number of token places. padded: rows of S / 2 to S tokens, the longest of them S, stock with an
-attention mask where it needs one. packed: such sequences in one row, told apart by cu_seq_lens_q (ours) or by
-position_ids (stock: transformers turns them into a dense mask).
+* NTP, SDPA: next-token prediction with transformers' SDPA attention, the stock step;
+* NTP, ours: the same with split-triangle attention (all span ids 1);
+* BICO, ours: BICO's mask denoising with split-triangle attention;
+* BICO, two matrices: the same with the paper's two dense score matrices instead of the op.
+
+bfloat16 is autocast over float32 weights. The steps are interleaved in one run. [a, b] are quartiles. The time of each
+step is divided by that of the stock step, round by round.
+
+All steps have the same number of token positions. In the padded layout, rows have S / 2 to S tokens and the longest has
+S; the stock step has an attention mask if it needs one. In the packed layout, such sequences lie in one row. Ours tells
+them apart by cu_seq_lens_q, and the stock step by position_ids, which transformers turns into a dense mask.
 """
 
 import argparse
@@ -28,12 +33,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bico_ext import attach
+from bico_ext import attach, environment
 from bico_ext.files import write_json, write_text
 from bico_ext.objectives import registry
 from bico_ext.objectives.training_sequence import pad
 from bico_ext.ops.reference import visible
-from bico_ext import environment
 
 MODEL: dict[str, Any] = {
     "vocab_size": 1000,
@@ -46,12 +50,12 @@ MODEL: dict[str, Any] = {
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 STOCK, OURS, DENSE = "NTP, SDPA", "BICO, ours", "BICO, two matrices"
 WAYS = [STOCK, "NTP, ours", OURS, DENSE]
-TARGET_LENGTH, CEILING = 1024, 1.1  # of BICO, ours / NTP, SDPA
-SCORE_LIMIT = 4 * 2**30  # bytes; where the two matrices would take more, they are left out
+TARGET_LENGTH, CEILING = 1024, 1.1  # the ceiling is for the ratio of "BICO, ours" to "NTP, SDPA"
+SCORE_LIMIT = 4 * 2**30  # bytes; the two matrices are left out if they would take more
 
 
 def sequences(length: int, places: int, packed: bool) -> list[Tensor]:
-    """Random token sequences of length / 2 to length tokens that fill the places, padded or packed."""
+    """Return random sequences of length / 2 to length tokens that fill the token positions, padded or packed."""
     generator = torch.Generator().manual_seed(SEED)
     lengths = torch.randint((length + 1) // 2, length + 1, (2 * places // length + 1,), generator=generator).tolist()
     if packed:
@@ -63,7 +67,7 @@ def sequences(length: int, places: int, packed: bool) -> list[Tensor]:
 
 
 def batch(way: str, tokens: list[Tensor], packed: bool) -> dict[str, Tensor]:
-    """The model's keyword arguments."""
+    """Return the model's keyword arguments for a step."""
     generator = torch.Generator().manual_seed(SEED)
     objective = registry.bind("ntp" if way.startswith("NTP") else "bico", placeholder_id=0, special_ids=())
     rows = [objective(sequence, generator) for sequence in tokens]
@@ -86,7 +90,7 @@ def batch(way: str, tokens: list[Tensor], packed: bool) -> dict[str, Tensor]:
 
 
 def densely(span_ids: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """An attached model calls the two matrices in the place of the op, with one mask for all layers, as eager does."""
+    """Make attached models call the two matrices instead of the op, with one mask for all layers, as eager does."""
     seen = visible(span_ids)  # [B, m, n]
     if offsets is not None:
         sequence = torch.searchsorted(offsets, torch.arange(span_ids.shape[1]), right=True)
@@ -108,7 +112,7 @@ def loss_of(model: Any, way: str, arguments: dict[str, Tensor], dtype: torch.dty
 def step(
     model: Any, optimizer: torch.optim.Optimizer, way: str, arguments: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """What is timed."""
+    """Do one optimizer step: this is what the benchmark times."""
     loss_of(model, way, arguments, dtype).backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -116,23 +120,24 @@ def step(
 
 def build(attached: bool) -> Any:
     torch.manual_seed(SEED)
-    model: Any = LlamaForCausalLM(LlamaConfig(**MODEL)).train()  # whose attention is SDPA, the default
+    model: Any = LlamaForCausalLM(LlamaConfig(**MODEL)).train()  # its attention is SDPA, the default
     return attach(model) if attached else model
 
 
 def left_out(way: str, tokens: list[Tensor], packed: bool, dtype: str) -> str | None:
-    """Why a step is not timed; None if it is."""
+    """Return why a step is not timed; None if it is timed."""
     if way != DENSE:
         return None
     rows, length = (1, sum(map(len, tokens))) if packed else (len(tokens), max(map(len, tokens)))
-    kept = 6 if dtype == "bfloat16" else 4  # bytes of a score in each layer until the backward: the softmax, its cast
+    # Bytes per score that each layer keeps for the backward: the softmax, and its cast in bfloat16.
+    kept = 6 if dtype == "bfloat16" else 4
     layers = MODEL["num_hidden_layers"]
     needed = rows * MODEL["num_attention_heads"] * length**2 * (kept * layers + 15)  # 15: as in cases.SCORE_BYTES
     return f"would take about {needed / 2**30:.0f} GiB" if needed > SCORE_LIMIT else None
 
 
 def measure_steps(dtype: str, length: int, places: int, packed: bool, repetitions: int) -> dict[str, Any]:
-    """Every sample of every step at one length, ready for JSON."""
+    """Return all samples of all steps at one length, ready for JSON."""
     tokens = sequences(length, places, packed)
     trained = {attached: build(attached) for attached in (False, True)}
     optimizers = {
@@ -157,7 +162,7 @@ def measure_steps(dtype: str, length: int, places: int, packed: bool, repetition
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """The tables, and what was left out of them."""
+    """Return the tables, and the list of what they leave out."""
     rows: list[tuple[str, ...]] = []
     targets: list[tuple[str, ...]] = []
     notes = ""
@@ -183,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024, 4096], metavar="S")
-    parser.add_argument("--tokens", type=int, default=4096, help="token places of a step. Default: 4096")
+    parser.add_argument("--tokens", type=int, default=4096, help="token positions of a step. Default: 4096")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds. Default: 5")
     parser.add_argument("--output-dir", type=Path, help="folder for train_step.json and train_step.md")
     options = parser.parse_args(arguments)
