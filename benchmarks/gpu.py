@@ -1,22 +1,24 @@
-"""How fast is split-triangle attention on a GPU, beside what one would call instead, and how much memory does it take?
+"""How fast is split-triangle attention on a GPU, compared with the alternatives, and how much memory does it take?
 
     python benchmarks/gpu.py
 
-bfloat16, 16384 tokens of 2048 features a call (the inputs outgrow the L2 cache), S = 512 to 32768, head dim 64 and 128.
-The ways take turns in one run: SDPA's FlashAttention and cuDNN backends and FlexAttention, which compute plain full
-attention (no rotation, no split triangle; FlexAttention cannot express a rotation that depends on the frame), two
-causal flash calls merged by log-sum-exp, and the paper's two dense score matrices. Causal attention (span ids 1) stands
-beside SDPA's, 15 % placeholders beside SDPA without a mask and with one.
+All calls use bfloat16, head dim 64 or 128 and S = 512 to 32768, with 16384 tokens of 2048 features per call, so that
+the inputs outgrow the L2 cache. The calls are interleaved in one run. SDPA's FlashAttention and cuDNN backends and
+FlexAttention compute plain full attention, without rotation and split triangle: FlexAttention cannot express a rotation
+that differs between the plus and the minus frame. Two causal flash calls merged by log-sum-exp, and the paper's two
+dense score matrices, compute the same function as ours. Causal attention (span ids 1) is compared with causal SDPA, and
+15 % placeholders with SDPA without and with a mask.
 
-Each call runs forward and then backward, both recorded for autograd as in training; a CUDA event before, between and
-after them gives either time. The GPU pauses while a call is queued, so that launching kernels does not show.
-TFLOP/s count 4 B H S^2 D for a forward, 2.5 times that for a backward and half for causal attention, nothing for the
-rotation; their share is that of torch.matmul on 8192 x 8192 bfloat16, which takes its turn in every round. [a, b] are
-quartiles; ratios are taken round by round. Extra memory is the peak of forward and backward beyond their inputs and
-outputs. "off ours" is the relative difference of a way that computes the same function, the largest of out and the
-gradients.
+Each call runs forward and then backward, both recorded for autograd as in training. CUDA events before, between and
+after them give the two times. The GPU waits while a call is queued, so that launch times do not count.
 
-Targets are printed as met or missed; the exit status never depends on them. It is 2 where there is nothing to time on.
+TFLOP/s count 4 B H S^2 D operations for a forward, 2.5 times that for a backward, half of it for causal attention, and
+nothing for the rotation. "of matmul" compares this rate with torch.matmul on 8192 x 8192 bfloat16 matrices, timed in
+every round. [a, b] are quartiles. Ratios are computed round by round. Extra memory is the peak of forward and backward
+beyond inputs and outputs. "off ours" is the relative difference from ours of a call that computes the same function:
+the largest of out and the gradients.
+
+Targets are printed as met or missed; the exit status does not depend on them. It is 2 if there is nothing to time on.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from bico_ext.files import write_json, write_text
 from bico_ext.ops.attention import has_kernels
 
 RESULTS = Path(__file__).parent / "results"
-CASE_SECONDS = 8.0  # after which no further round of a case starts
+CASE_SECONDS = 8.0  # no further round of a case starts after this time
 GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 COLUMNS = ("case", "B", "H", "pass", "call", "ms", "TFLOP/s", "of matmul", "ours / it", "extra MiB", "off ours")
 
@@ -73,9 +75,10 @@ def run(
 
 
 def judge(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each target that speaks of the case, in each pass: the ratios, and whether their median is at most the ceiling.
+    """Return the verdict on each target that covers the case, for each pass.
 
-    Both are None where ours or the peer was not timed.
+    A verdict holds the ratios, and whether their median is at most the ceiling. Both are None if ours or the peer was
+    not timed.
     """
     case = result["case"]
     verdicts = []
@@ -90,7 +93,7 @@ def judge(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measured_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The cells of the table of times for one case."""
+    """Return the cells of the table of times for one case."""
     case, product_ms = result["case"], result["matrix_product_ms"]
     place = (case["name"], str(case["B"]), str(case["H"]))
     product = math.nan
@@ -114,7 +117,7 @@ def off_cell(relative: float | None) -> str:
 
 
 def conclusion(record: dict[str, Any]) -> str:
-    """Targets, and what was not timed."""
+    """Return the table of targets, and the list of what was not timed."""
     words = {True: "met", False: "missed", None: "not measured"}
     rows: list[tuple[str, ...]] = []
     for verdict in record["targets"]:
@@ -134,7 +137,7 @@ def conclusion(record: dict[str, Any]) -> str:
 
 
 def report(record: dict[str, Any]) -> str:
-    """The page of Markdown: how to read it, what it was measured on, and the tables."""
+    """Return the report in Markdown: how to read it, the machine, and the tables."""
     explanation = (__doc__ or "").split("\n\n", 2)[2]
     facts = "".join(f"- {name}: {value}\n" for name, value in record["environment"].items())
     rows = [row for result in record["cases"] for row in measured_rows(result)]
@@ -147,7 +150,7 @@ def write(base: str, record: dict[str, Any]) -> None:
 
 
 def gpu_facts() -> dict[str, str]:
-    """What nvidia-smi tells about the GPU, by name; nothing where there is no nvidia-smi, or it fails."""
+    """Return what nvidia-smi tells about the GPU, by name; empty if there is no nvidia-smi or it fails."""
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -157,7 +160,7 @@ def gpu_facts() -> dict[str, str]:
 
 
 def default_base(gpu: str) -> str:
-    """results/nvidia-h200-2026-11-24, say."""
+    """Return the default path without suffix, such as results/nvidia-h200-2026-11-24."""
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return str(RESULTS / f"{slug}-{datetime.date.today().isoformat()}")
 
@@ -166,13 +169,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--budget", type=float, default=240, metavar="SECONDS",
-        help="after which no further case starts; the others are listed as not run. Default: 240",
+        help="no further case starts after this time; the rest is listed as not run. Default: 240",
     )  # fmt: skip
     parser.add_argument(
-        "--repetitions", type=int, default=20, help="rounds, fewer where they take over 8 seconds. Default: 20"
+        "--repetitions", type=int, default=20, help="rounds; fewer if they take over 8 seconds. Default: 20"
     )
     parser.add_argument(
-        "--output", metavar="BASE", help="BASE.json and BASE.md are written. Default: benchmarks/results/<gpu>-<date>"
+        "--output", metavar="BASE", help="write BASE.json and BASE.md. Default: benchmarks/results/<gpu>-<date>"
     )
     options = parser.parse_args(arguments)
     if options.repetitions < 1 or options.budget <= 0:
@@ -181,7 +184,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def lacks() -> str | None:
-    """What there is nothing to time without; None if all of it is there."""
+    """Return what the benchmark needs and does not find; None if nothing is missing."""
     if not torch.cuda.is_available():
         return "an NVIDIA GPU and a torch with CUDA: torch.cuda.is_available() is false"
     if not has_kernels("cuda"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds with CUDA, tests, checks under compute-sanitizer and times, on a machine with a GPU: see --help.
+# On a machine with a GPU: builds with CUDA, runs the tests, compute-sanitizer and the benchmark. See --help.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -7,35 +7,35 @@ logs=$root/out/gpu
 target=$root/build/gpu
 
 steps=(device build info tests memcheck racecheck initcheck synccheck benchmark)
-not_judged=" device benchmark " # they say nothing about correctness
-# Seconds. With a second to kill each step, under nine minutes in all.
+not_judged=" device benchmark " # these steps do not check correctness
+# Limits in seconds. With one more second per step to kill it, the sum is under nine minutes.
 declare -A limit=(
   [device]=15 [build]=130 [info]=15 [tests]=60
   [memcheck]=35 [racecheck]=45 [initcheck]=35 [synccheck]=35 [benchmark]=150
 )
-benchmark_budget=120 # the case in progress and the imports take the rest
+benchmark_budget=120 # the rest of the limit is for imports and the case in progress
 
 usage() {
   cat <<END
 usage: [PYTHON=python3] bash benchmarks/gpu.sh [--only STEP...] [--dry-run]
 
 Needs an NVIDIA GPU, nvcc, and a torch with CUDA in \$PYTHON (default: python3) beside scikit-build-core, pybind11,
-cmake, ninja, pytest, hypothesis and transformers; no network. Steps, each tried whatever became of those before:
+cmake, ninja, pytest, hypothesis and transformers; no network. A step is tried even if an earlier one failed:
 
   device     nvidia-smi, nvcc and torch
   build      the package with CUDA kernels for this GPU, into build/gpu
-  info       bico info, of that build as all that follows
+  info       bico info of that build; the later steps use it, too
   tests      the op's tests on the GPU
   memcheck, racecheck, initcheck, synccheck
-             small cases under that tool of compute-sanitizer
+             small cases under this tool of compute-sanitizer
   benchmark  benchmarks/gpu.py for $benchmark_budget seconds
 
-Each step has a limit in seconds and a log in out/gpu. benchmarks/results/<gpu>-<date>.steps.json lists what became of
-them, beside the benchmark's .json and .md. The exit status is 1 if a step failed or ran out of time, be it not device
-or benchmark; 2 for wrong usage.
+Each step has a time limit, and a log in out/gpu. benchmarks/results/<gpu>-<date>.steps.json lists the results of the
+steps; the benchmark's .json and .md lie beside it. The exit status is 1 if a step other than device and benchmark
+failed or ran out of time, and 2 for wrong usage.
 
-  --only STEP...  these steps alone
-  --dry-run       print the steps, their limits and commands, and run none
+  --only STEP...  run only these steps
+  --dry-run       print the steps with their limits and commands, and run none
 END
 }
 
@@ -79,8 +79,8 @@ for step in "${steps[@]}"; do
   fi
 done
 
-# -S leaves out the .pth files of site-packages, as that of an editable installation would hide the build; what else
-# site-packages holds comes by PYTHONPATH. Steps run in python_tests, as in the root Python would import the sources.
+# -S ignores the .pth files of site-packages, because that of an editable installation would hide the build. PYTHONPATH
+# adds the rest of site-packages. Steps run in python_tests, because in the root Python would import the sources.
 ask='import os, sys
 print(sys.executable)
 print(os.pathsep.join(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))))'
@@ -99,7 +99,7 @@ gpu=${gpu:-no GPU}
 slug=$(tr '[:upper:]' '[:lower:]' <<<"$gpu" | tr -cs 'a-z0-9\n' '-' | sed 's/^-//; s/-$//')
 base=$root/benchmarks/results/$slug-$(date +%F)
 
-# Sets `command` to what a step runs.
+# Sets `command` to the command of a step.
 command_of() {
   case $1 in
     device)
@@ -108,7 +108,7 @@ command_of() {
         "$0" -c "import torch; print(torch.__version__, torch.version.cuda)" || status=1; exit $status' "$python")
       ;;
     build)
-      # An older build must not pass the tests in the place of one that failed.
+      # The old build is removed first: if this build fails, the tests must not pass with the old one.
       # shellcheck disable=SC2016
       command=(bash -c 'rm -rf "$0" && exec "$@"' "$target"
         "$python" -m pip install --progress-bar off --no-build-isolation --no-deps --no-index --target "$target"
@@ -123,7 +123,7 @@ command_of() {
     benchmark)
       command=("${built[@]}" "$python" -S "$root/benchmarks/gpu.py" --budget "$benchmark_budget" --output "$base")
       ;;
-    *) # Without torch's cache each tensor is an allocation of its own, past whose end the tool can see.
+    *) # Without torch's cache, each tensor is a separate allocation, so the tool sees accesses beyond its end.
       command=("${built[@]}" PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${sanitizer:-compute-sanitizer}"
         --tool "$1" --error-exitcode 9 "$python" -S "$root/benchmarks/gpu_small_cases.py")
       ;;
@@ -145,12 +145,12 @@ if [[ $dry_run ]]; then
   exit 0
 fi
 
-export PYTHONUNBUFFERED=1 # a step that is killed leaves its log
+export PYTHONUNBUFFERED=1 # so that a killed step leaves its log
 mkdir -p "$logs" "$(dirname "$base")"
 cd "$root/python_tests" || exit 1
 declare -A result=() seconds=()
 
-# BASE.steps.json, whole at any time.
+# Writes BASE.steps.json atomically.
 write_summary() {
   local separator='' step
   {
@@ -177,7 +177,7 @@ for step in "${chosen[@]}"; do
     echo "${result[$step]}" >"$log"
     status=0
   else
-    # Into a file, not a pipe: a process that the step leaves behind would keep a pipe open, and this script waiting.
+    # The output goes to a file: a process that the step leaves behind would keep a pipe open, and the script waiting.
     timeout --kill-after=1 "${limit[$step]}" "${command[@]}" >"$log" 2>&1 </dev/null
     status=$?
     if ((status == 0)); then

@@ -1,4 +1,4 @@
-"""What the GPU benchmark times: its shapes, each way to compute one, and the targets."""
+"""The cases of the GPU benchmark, the ways to compute each of them, and the targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from bico_ext import split_triangle_attention
 
 DTYPE = torch.bfloat16
-TOKENS = 16_384  # B S, but for a sequence that alone is longer
+TOKENS = 16_384  # B S, unless a single sequence is longer
 WIDTH = 2048  # H D
 PLACEHOLDERS = 0.15  # share of the span ids that are -1
-SCORE_SHARE = 0.8  # of the free memory; where the two matrices would take more, they are left out
-FLEX_LENGTHS = (2048, 8192, 32_768)  # FlexAttention compiles some ten seconds for each shape
+SCORE_SHARE = 0.8  # of the free memory; the two matrices are left out if they would take more
+FLEX_LENGTHS = (2048, 8192, 32_768)  # FlexAttention compiles for some ten seconds per shape
 
 OURS = "ours"
 FLASH, CUDNN, TWO_CALLS = "SDPA flash", "SDPA cuDNN", "two flash calls"
@@ -31,15 +31,15 @@ WAYS = {
     "causal": (OURS, FLASH, CUDNN),
     "placeholders": (OURS, UNMASKED, MASKED),
 }
-SAME_FUNCTION = (TWO_CALLS, EAGER)  # as ours: their results are compared with ours
+SAME_FUNCTION = (TWO_CALLS, EAGER)  # they compute the same function as ours, so their results are compared
 _BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, UNMASKED: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
 
-PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # relative to the forward: 2 products there, 5 backward
+PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # the forward has 2 products, the backward 5
 
 
 @dataclass(frozen=True)
 class GpuCase:
-    """B sequences of S tokens, H heads of D. mask: full, causal (span ids 1) or placeholders (some span ids -1)."""
+    """B sequences of S tokens with H heads of D; the mask is full, causal (span ids 1) or placeholders (some -1)."""
 
     mask: str
     B: int
@@ -56,7 +56,7 @@ def gpu_case(mask: str, length: int, head_dim: int) -> GpuCase:
     return GpuCase(mask, max(1, TOKENS // length), WIDTH // head_dim, length, head_dim)
 
 
-# In the order of their weight: the time of a run is limited, and its last cases may be left out.
+# The most important cases come first, because the time of a run is limited and its last cases may be left out.
 CASES = [
     gpu_case(mask, length, head_dim)
     for mask, lengths in (
@@ -72,7 +72,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Target:
-    """Ours / the peer, in each pass on full attention of `least` to `most` tokens, is at most the ceiling."""
+    """The ratio of ours to the peer is at most the ceiling, in each pass of full attention on least to most tokens."""
 
     peer: str
     ceiling: float
@@ -84,7 +84,7 @@ TARGETS = [Target(FLASH, 1.1, 2048, 32_768), Target(TWO_CALLS, 0.8, 2048, 32_768
 
 
 def inputs(case: GpuCase, device: str) -> tuple[list[Tensor], Tensor]:
-    """q, k, v [B, H, S, D] with [B, S, H, D] memory, as projections are, and the gradient of out in that layout."""
+    """Return q, k, v [B, H, S, D] with [B, S, H, D] memory, as projections give them, and the gradient of out."""
     generator = torch.Generator(device).manual_seed(SEED)
     *operands, grad_out = (
         torch.randn(case.B, case.S, case.H, case.D, generator=generator, device=device).to(DTYPE).transpose(1, 2)
@@ -94,7 +94,7 @@ def inputs(case: GpuCase, device: str) -> tuple[list[Tensor], Tensor]:
 
 
 def span_ids(case: GpuCase, device: str) -> Tensor | None:
-    """int32 [B, S]; None for full attention."""
+    """Return the span ids, int32 [B, S]; None for full attention."""
     if case.mask == "full":
         return None
     if case.mask == "causal":
@@ -105,7 +105,7 @@ def span_ids(case: GpuCase, device: str) -> Tensor | None:
 
 
 def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
-    """The way as a function of q, k, v."""
+    """Return the way as a function of q, k, v."""
     ids = span_ids(case, device)
     cos, sin = (table.to(device) for table in rotary_tables(torch.arange(case.S), case.D))
     if way == OURS:
@@ -115,7 +115,7 @@ def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
     if way == EAGER:
         return partial(two_matrices, cos=cos, sin=sin)
     if way == FLEX:
-        torch.compiler.reset()  # else the limit of recompilations, which counts shapes, is reached
+        torch.compiler.reset()  # otherwise the shapes would reach the limit of recompilations
         return torch.compile(flex_attention, fullgraph=True, dynamic=False)
     if way == MASKED:
         assert ids is not None
@@ -124,15 +124,15 @@ def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
 
 
 def sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
-    """SDPA by that backend; it raises RuntimeError where the backend does not take the case."""
+    """Call SDPA with the given backend; RuntimeError if the backend does not support the case."""
     with sdpa_kernel(backend):
         return scaled_dot_product_attention(q, k, v, is_causal=is_causal)
 
 
 def left_out(case: GpuCase, way: str, free_bytes: Callable[[], int]) -> str | None:
-    """Why a way is not tried on the case; None if it is."""
+    """Return why a way is not tried on the case; None if it is tried."""
     if way == FLEX and case.S not in FLEX_LENGTHS:
-        return f"each shape compiles anew, so only S = {', '.join(map(str, FLEX_LENGTHS))} are timed"
+        return f"it compiles for each shape, so only S = {', '.join(map(str, FLEX_LENGTHS))} are timed"
     needed = case.B * case.H * case.S**2 * SCORE_BYTES["bfloat16"]
     if way == EAGER and needed > SCORE_SHARE * (free := free_bytes()):
         return f"would take about {needed / 2**30:.0f} GiB, over {SCORE_SHARE:.0%} of the {free / 2**30:.0f} GiB free"
@@ -140,5 +140,8 @@ def left_out(case: GpuCase, way: str, free_bytes: Callable[[], int]) -> str | No
 
 
 def forward_flops(case: GpuCase) -> float:
-    """Of the two products of the forward. Placeholders count as keys; causal attention computes half of the pairs."""
+    """Return the operations of the two products of the forward.
+
+    Placeholders count as keys. Causal attention computes half of the pairs.
+    """
     return (0.5 if case.mask == "causal" else 1.0) * 4 * case.B * case.H * case.S**2 * case.D

@@ -1,4 +1,4 @@
-"""How the GPU benchmark measures a case: ways that take turns, timed by marks on the device, and their peak memory."""
+"""Measuring a case of the GPU benchmark: interleaved calls, timed by marks on the device, and their peak memory."""
 
 import gc
 import itertools
@@ -16,12 +16,12 @@ from torch import Tensor
 
 PRODUCT, PRODUCT_SIZE = "torch.matmul", 8192
 PAUSE_CYCLES = 2_000_000  # about 1 ms, in which the host queues a call
-LEAST_ROUNDS = 3  # run even where the time of a case is over
-Work = Callable[[Callable[[], None]], Any]  # calls its argument before, between and after what is timed
+LEAST_ROUNDS = 3  # these run even if the time of the case is over
+Work = Callable[[Callable[[], None]], Any]  # calls its argument before, between and after the timed passes
 
 
 class Meter(Protocol):
-    """What the benchmark asks of a device; the tests have one for the CPU."""
+    """What the benchmark needs from a device; the tests have one for the CPU."""
 
     device: str
 
@@ -47,12 +47,12 @@ class CudaMeter:
         return event
 
     def milliseconds(self, marks: list[torch.cuda.Event]) -> list[float]:
-        """Between each mark and the next, once the device has reached the last."""
+        """Return the time between each mark and the next, after the device has reached the last."""
         marks[-1].synchronize()
         return [start.elapsed_time(end) for start, end in itertools.pairwise(marks)]
 
     def extra_bytes(self, call: Callable[[], list[Tensor]]) -> tuple[int, list[Tensor]]:
-        """The peak of the call beyond what it returns, and what it returns."""
+        """Return the peak of the call beyond its results, and its results."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -66,13 +66,13 @@ class CudaMeter:
         return torch.cuda.mem_get_info()[0]
 
     def release(self) -> None:
-        """Give back what failed calls or the case before have left."""
+        """Free the memory that failed calls or the previous case have left."""
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> dict[str, Any]:
-    """Every sample of every way that runs, and why the others do not, ready for JSON."""
+    """Return all samples of the ways that run, and why the others do not, ready for JSON."""
     result: dict[str, Any] = {
         "case": {"name": case.name, **asdict(case)},
         "forward_flops": gpu_cases.forward_flops(case),
@@ -86,7 +86,7 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> 
         meter.release()
         works = {PRODUCT: matrix_product(meter.device), **first_calls(case, meter, result)}
         laps, failures = take_turns(works, meter, repetitions, most)
-    except Exception as error:  # a kernel's fault spoils what follows; what was recorded before is worth having
+    except Exception as error:  # after a fault in a kernel nothing else works; what is already recorded is kept
         result["left_out"]["the whole case"] = sentence(error)
         return result
     result["matrix_product_ms"] = [ms for (ms,) in laps.pop(PRODUCT, [])]
@@ -97,7 +97,10 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> 
 
 
 def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any]) -> dict[str, Work]:
-    """The ways that run, after two calls of each. Peaks, differences and why others do not run go into the result."""
+    """Call each way twice and return those that run.
+
+    The peaks, the differences from ours and the reasons why the other ways do not run are stored in the result.
+    """
     operands, grad_out = gpu_cases.inputs(case, meter.device)
     works: dict[str, Work] = {}
     ours: list[Tensor] = []
@@ -149,9 +152,9 @@ def matrix_product(device: str) -> Work:
 def take_turns(
     works: dict[str, Work], meter: Meter, repetitions: int, most: float
 ) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
-    """Milliseconds of every lap of each work, round by round, and the error of each work that raised.
+    """Return the milliseconds of every lap of each work, round by round, and the errors of the works that failed.
 
-    One round before those that count warms up. No round starts after `most` seconds once LEAST_ROUNDS have been run.
+    One more round, before those that count, warms up. After LEAST_ROUNDS, no round starts later than `most` seconds.
     """
     samples: dict[str, list[list[float]]] = {way: [] for way in works}
     failures: dict[str, str] = {}
@@ -166,7 +169,7 @@ def take_turns(
             except Exception as error:
                 failures[way] = sentence(error)
                 del samples[way]
-        for way, marks in reached.items():  # waited for only now, so that the host stays ahead of the device
+        for way, marks in reached.items():  # the host waits only now, so that it stays ahead of the device
             laps = meter.milliseconds(marks)
             if repetition > 0:
                 samples[way].append(laps)
@@ -181,12 +184,12 @@ def marks_of(work: Work, meter: Meter) -> list[Any]:
 
 
 def difference(theirs: list[Tensor], ours: list[Tensor]) -> float | None:
-    """The largest relative difference of a tensor; None if one is not finite."""
+    """Return the largest relative difference of a tensor from ours; None if one is not finite."""
     relative = [((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in zip(theirs, ours, strict=True)]
     return max(relative) if all(map(math.isfinite, relative)) else None
 
 
 def sentence(error: Exception) -> str:
-    """An error in one line of at most 400 characters."""
+    """Return the error as one line of at most 400 characters."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= 400 else f"{text[:399]}…"

@@ -1,9 +1,9 @@
-"""A few small hostile problems, forward and backward, against the reference: for compute-sanitizer, which is slow.
+"""Small hostile cases for compute-sanitizer, which is slow: forward and backward, compared with the reference.
 
     compute-sanitizer --tool memcheck --error-exitcode 9 python benchmarks/gpu_small_cases.py
 
-Inputs are made on the CPU and results are compared there, so that the op's kernels are the only ones that the tool
-watches. The exit status is 1 where a result is wrong.
+Inputs are made and results are compared on the CPU, so that the tool watches no other kernels than the op's. The exit
+status is 1 if a result is wrong.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
 
 @dataclass(frozen=True)
 class SmallCase:
-    """spans: the values that span ids are drawn from, none: everything is visible. packed: sequence lengths."""
+    """A case. `spans` holds the values to draw span ids from (if empty, all is visible), `packed` sequence lengths."""
 
     name: str
     dtype: torch.dtype
@@ -51,7 +51,10 @@ CASES = [
 
 
 def inputs(case: SmallCase) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
-    """On the CPU, in float64, values that the dtype has: q, k, v, cos, sin; gradients of out and lse; the options."""
+    """Return (q, k, v, cos, sin), the gradients of (out, lse), and the options.
+
+    They lie on the CPU in float64; all but cos and sin hold values that the case's dtype can represent.
+    """
     generator = torch.Generator().manual_seed(SEED)
 
     def draw(*shape: int) -> Tensor:
@@ -73,11 +76,11 @@ def inputs(case: SmallCase) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]
 
 
 def results(case: SmallCase, attention: Callable[..., Any], dtype: torch.dtype, device: str) -> list[Tensor]:
-    """out, lse and the gradients, computed in the dtype on the device; in float64 on the CPU."""
+    """Compute out, lse and the gradients in the dtype on the device; return them in float64 on the CPU."""
     (q, k, v, cos, sin), (grad_out, grad_lse), options = inputs(case)
     on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
     operands = [x.to(dtype).to(device).requires_grad_() for x in (q, k, v)]
-    table_dtype = torch.promote_types(dtype, torch.float32)  # that the op computes rotations in
+    table_dtype = torch.promote_types(dtype, torch.float32)  # the op computes rotations in this dtype
     cos, sin = (x.to(table_dtype).to(device) for x in (cos, sin))
     out, lse = attention(*operands, cos, sin, return_lse=True, **on_device)
     grads = torch.autograd.grad(
@@ -87,11 +90,11 @@ def results(case: SmallCase, attention: Callable[..., Any], dtype: torch.dtype, 
 
 
 def complaints(case: SmallCase, device: str) -> list[str]:
-    """What is wrong: an RMS error over twice that of the dense formula in the case's dtype, or other blind rows."""
+    """Return what is wrong: an RMS error over twice that of the reference in the case's dtype, or other blind rows."""
     exact = results(case, reference.split_triangle_attention, torch.float64, "cpu")
     plain = results(case, reference.split_triangle_attention, case.dtype, "cpu")
     ours = results(case, split_triangle_attention, case.dtype, device)
-    # Where torch's result happens to be exact: some roundings of the precision that the kernels compute in.
+    # In case torch's result happens to be exact, a few rounding errors of the kernels' precision are allowed.
     floor = 16 * torch.finfo(torch.promote_types(case.dtype, torch.float32)).eps
     wrong = []
     for name, want, torchs, got in zip(NAMES, exact, plain, ours, strict=True):
