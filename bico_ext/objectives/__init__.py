@@ -1,1 +1,1 @@
-"""The objectives: each turns one token sequence into inputs, labels and span ids for one optimizer step."""
+"""The objectives: each turns one token sequence into the inputs, labels and span ids of a training sequence."""

@@ -1,7 +1,8 @@
-"""Autoregressive blank infilling, GLM's objective (arXiv 2103.10360): spans are cut out and written after the text.
+"""Autoregressive blank infilling, GLM's objective (arXiv 2103.10360): spans are cut out and predicted after the text.
 
-Part A is the text with one [MASK] in the place of each span; it is read in both directions. Part B holds the spans in
-random order, each after a [sop] and closed by an [eop], written left to right: a span sees part A and its own past.
+Part A is the text in which each span is replaced by one [MASK]; its tokens see each other in both directions. Part B
+contains the spans in random order, each between a [sop] and an [eop]. It is predicted from left to right: a span sees
+part A and its own past.
 """
 
 from collections.abc import Collection
@@ -14,10 +15,10 @@ from torch import Generator, Tensor
 from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, may_be_hidden
 
 Positions = Literal["2d", "in-place"]
-Place = TypeVar("Place", int, Tensor)
+Position = TypeVar("Position", int, Tensor)
 
-COVERAGE = Fraction(15, 100)  # of the eligible tokens, at least; GLM's
-MEAN_LENGTH = 3.0  # of the Poisson law of span lengths, its zeros included; GLM's
+COVERAGE = Fraction(15, 100)  # of the eligible tokens, at least, as in GLM
+MEAN_LENGTH = 3.0  # of the Poisson distribution of span lengths, including its zeros, as in GLM
 
 
 def abi(
@@ -32,59 +33,60 @@ def abi(
 ) -> TrainingSequence:
     """Autoregressive blank infilling.
 
-    Spans are drawn until they cover at least 15 % of the eligible tokens, so that every sequence with an eligible token
-    has one. A length is Poisson(3) with zeros drawn again, as in GLM's code, and cut to the longest stretch that is
-    still free; its place is uniform among those where the span fits with a token between it and every other span.
+    Spans are drawn until they cover at least 15 % of the eligible tokens, so every sequence with an eligible token has
+    at least one span. The length of a span is Poisson(3), where zeros are drawn again as in GLM's code, and cut to the
+    longest stretch that is still free. Its start is uniform among the positions where the span fits with at least one
+    token between it and every other span.
 
     Args:
         input_ids: int64 [S].
-        generator: the source of the draws.
-        mask_id: stands in part A for a span, whatever its length.
-        sop_id: opens a span in part B.
-        eop_id: closes it.
+        generator: the source of random numbers.
+        mask_id: id of the token that replaces a span of any length in part A.
+        sop_id: id of the token that opens a span in part B.
+        eop_id: id of the token that closes a span in part B.
         special_ids: ids that no span covers, such as BOS and EOS. Position 0 is not eligible either.
-        positions: "2d" (the default), those of ChatGLM-6B: first a token's place in part A, for part B the place of its
-            mask; second 0 in part A and 1, 2, ... in a block of part B, its [sop] included. "in-place": every token has
-            its place in the text, as if nothing had been moved, and a [sop] that of the token before its span, so that
-            distances are those of next-token prediction.
+        positions: "2d" (the default) gives each token the two positions of ChatGLM-6B. The first is the token's
+            position in part A, or, in part B, the position of its [MASK]. The second is 0 in part A and 1, 2, ... in a
+            block of part B, starting at its [sop]. "in-place" gives each token its position in the original text, and a
+            [sop] that of the token before its span. Distances are then those of next-token prediction.
 
     Returns:
-        Part A (span ids 0) and the blocks of part B (span ids 1, 2, ... in the order they are written): [sop] and the
-        span, and after the last one an [eop], because output i predicts labels[i + 1] and the last [eop] needs a place.
-        Labels are the spans' tokens and their [eop]s; mirror is False, GLM's attention being plain. Without an eligible
-        token: the sequence as it came, and no loss.
+        A training sequence of part A (span ids 0) and the blocks of part B (span ids 1, 2, ... in their order). A block
+        is [sop] and the span. An [eop] follows the last block only: output i predicts labels[i + 1], so the last label
+        needs a position of its own. Labels are the tokens of the spans and their [eop]s. mirror is False, because GLM
+        uses plain attention. Without an eligible token the sequence is unchanged and has no loss.
 
     Raises:
-        ValueError: unknown positions.
+        ValueError: positions is neither "2d" nor "in-place".
 
     Example:
         >>> text = torch.tensor([2, 7, 3])
-        >>> masked = abi(text, torch.Generator(), mask_id=10, sop_id=11, eop_id=12, special_ids=(2, 3))
-        >>> masked.input_ids
+        >>> sequence = abi(text, torch.Generator(), mask_id=10, sop_id=11, eop_id=12, special_ids=(2, 3))
+        >>> sequence.input_ids
         tensor([ 2, 10,  3, 11,  7, 12])
-        >>> masked.labels
+        >>> sequence.labels
         tensor([-100, -100, -100, -100,    7,   12])
     """
     check_positions(positions)
     spans = _spans(input_ids, generator, special_ids)
     text = input_ids.tolist()
-    inner = {place for start, end in spans for place in range(start + 1, end)}  # what [MASK] has no room for
-    opening = {start for start, _ in spans}
-    kept = [place for place in range(len(text)) if place not in inner]  # places in the text of part A's tokens
+    removed = {index for start, end in spans for index in range(start + 1, end)}  # one [MASK] replaces the whole span
+    starts = {start for start, _ in spans}
+    kept = [index for index in range(len(text)) if index not in removed]  # the original positions of part A
     part_a = list(range(len(kept))) if positions == "2d" else kept
-    mask_place = dict(zip(kept, part_a, strict=True))
+    mask_position = dict(zip(kept, part_a, strict=True))
 
-    inputs = [mask_id if place in opening else text[place] for place in kept]
+    inputs = [mask_id if index in starts else text[index] for index in kept]
     labels = [NO_LOSS] * (len(inputs) + bool(spans))
     span_ids = [0] * len(inputs)
-    places = [(place, 0) for place in part_a]
+    pairs = [(position, 0) for position in part_a]
     for number, (start, end) in enumerate(spans, 1):
         block = [sop_id, *text[start:end]] + [eop_id] * (number == len(spans))
         inputs += block
         labels += [*text[start:end], eop_id]
         span_ids += [number] * len(block)
-        places += [block_place(mask_place[start], step, positions) for step in range(len(block))]
-    both = torch.tensor(places).view(-1, 2).T  # [2, S]
+        pairs += [block_position(mask_position[start], step, positions) for step in range(len(block))]
+    both = torch.tensor(pairs).view(-1, 2).T  # [2, S]
     return TrainingSequence(
         torch.tensor(inputs),
         torch.tensor(labels),
@@ -95,16 +97,16 @@ def abi(
     )
 
 
-def block_place(mask: Place, step: int, positions: Positions) -> tuple[Place, int]:
-    """Where a token of part B stands: its position, and its second position (of "2d" only).
+def block_position(mask: Position, step: int, positions: Positions) -> tuple[Position, int]:
+    """Return the two positions of a token of part B.
 
     Args:
         mask: the position of its [MASK] in part A.
         step: 0 for [sop], 1 for the first token of the span, and so on.
-        positions: as in `abi`.
+        positions: as in `abi`. "in-place" uses the first position only; the second is 0.
 
     Example:
-        >>> block_place(5, 0, "2d"), block_place(5, 0, "in-place")[0]
+        >>> block_position(5, 0, "2d"), block_position(5, 0, "in-place")[0]
         ((5, 1), 4)
     """
     return (mask, step + 1) if positions == "2d" else (mask - 1 + step, 0)
@@ -117,7 +119,7 @@ def check_positions(positions: str) -> None:
 
 
 def _spans(input_ids: Tensor, generator: Generator, special_ids: Collection[int]) -> list[tuple[int, int]]:
-    """The spans [start, end), in random order."""
+    """Draw the spans [start, end) and return them in random order."""
     free = may_be_hidden(input_ids, special_ids)
     wanted = COVERAGE * int(free.sum())
     spans: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""An objective's options for one model and tokenizer: which ids are special, which one stands for hidden tokens."""
+"""Builds an objective for one model and tokenizer: finds the special ids, the placeholder and its other options."""
 
 import re
 from collections.abc import Callable
@@ -15,21 +15,26 @@ from bico_ext.models.special_tokens import added_tokens
 from bico_ext.objectives import registry
 from bico_ext.objectives.registry import Objective
 
-_WORD_START = ("Ġ", "▁", " ")  # byte-level BPE, SentencePiece, the word tokenizer of this package
+_WORD_START = ("Ġ", "▁", " ")  # byte-level BPE, SentencePiece, this package's word-level tokenizer
 
 
 def build_objective(name: str, settings: Any, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Objective:
-    """The objective `name`, ready for token sequences.
+    """Build an objective whose options come from the settings, the model and the tokenizer.
 
     Args:
         name: a key of `registry.OBJECTIVES`.
-        settings: a `BicoConfig`: `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`, `abi_positions`,
-            `entities_file`.
-        model: a causal LM of transformers. An objective with tokens of its own adds those that it lacks, in place.
-        tokenizer: its tokenizer, if there is one; grows with the model.
+        settings: a `BicoConfig`, of which `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`,
+            `abi_positions` and `entities_file` are used.
+        model: a transformers causal LM. If the objective needs special tokens that are missing, they are added in
+            place.
+        tokenizer: the model's tokenizer, if there is one; the special tokens are added to it, too.
+
+    Returns:
+        A function that turns input ids and a generator into a `TrainingSequence`.
 
     Raises:
-        ValueError: an option that this objective needs cannot be had from them; the message says which and the remedy.
+        ValueError: an option that the objective needs cannot be determined. The message names the option and the
+            remedy.
     """
 
     def tokens(kind: str) -> int:
@@ -57,7 +62,7 @@ def build_objective(name: str, settings: Any, model: Any, tokenizer: PreTrainedT
 
 
 def special_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """The tokenizer's special ids; without a tokenizer those that the model's configuration names."""
+    """Return the tokenizer's special ids, or, without a tokenizer, those of the model's configuration."""
     if tokenizer is not None:
         return frozenset(tokenizer.all_special_ids)
     config = model.config.get_text_config()
@@ -66,29 +71,28 @@ def special_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozen
 
 
 def _placeholder_id(given: int | None, objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the given placeholder, or the tokenizer's padding id, after a check that the model has it."""
     placeholder_id, vocabulary = given, model.get_input_embeddings().weight.shape[0]
     if placeholder_id is None:
         placeholder_id = getattr(tokenizer, "pad_token_id", None)
     if placeholder_id is None:
         raise ValueError(
-            f"placeholder_id is needed for objective={objective!r}, as there is no tokenizer with a padding token to "
-            "take it from; set placeholder_id=0 as the official code does (any existing id will do: nothing attends to "
-            "it but with 'attended-pad')"
+            f"placeholder_id is needed for objective={objective!r}, because there is no tokenizer with a padding token "
+            "to take it from; set placeholder_id=0 as the official code does (any existing id will do, because nothing "
+            "attends to it, except with 'attended-pad')"
         )
     if not 0 <= placeholder_id < vocabulary:
-        raise ValueError(f"placeholder_id must be in [0, {vocabulary}), the model's ids, got {placeholder_id}")
+        raise ValueError(f"placeholder_id must be in [0, {vocabulary}), the ids of the model, got {placeholder_id}")
     return placeholder_id
 
 
 def _word_tables(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Tensor, Tensor]:
-    """Two bool [V]: whether a token begins a word, as each Chinese or Japanese character does; or continues one.
+    """Return which tokens begin a word and which continue one, both bool [V].
 
-    In a vocabulary that marks no word starts every token is a word.
+    Every Chinese or Japanese character begins a word. If a vocabulary marks no word starts, every token is a word.
     """
     if tokenizer is None:
-        raise ValueError(
-            f"objective={objective!r} needs a tokenizer, which knows where words begin; pass processing_class"
-        )
+        raise ValueError(f"objective={objective!r} needs a tokenizer to find where words begin; pass processing_class")
     starts = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
     parts = torch.zeros_like(starts)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -100,11 +104,14 @@ def _word_tables(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase 
 
 
 def _entities(file: str | None, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
-    """The token sequences of the entities in a text file, one a line, as they stand at a text's start and within it."""
+    """Read entities from a text file, one per line, and return their token ids.
+
+    Each entity is encoded twice: as at the start of a text, and as inside a text (after a space).
+    """
     if file is None or tokenizer is None:
         return []
     names = [name.strip() for name in Path(file).read_text(encoding="utf-8").splitlines() if name.strip()]
     if not names:
-        raise ValueError(f"entities_file {file} holds no entity; expected one a line")
+        raise ValueError(f"entities_file {file} contains no entity; expected one per line")
     spellings = [spelling for name in names for spelling in (name, f" {name}")]
     return [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]

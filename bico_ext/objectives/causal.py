@@ -1,4 +1,4 @@
-"""Causal objectives: next-token prediction of the text as it is, or of its pieces in another order."""
+"""Causal objectives: next-token prediction of the text, or of its segments or words in another order."""
 
 from collections.abc import Collection, Sequence
 
@@ -10,14 +10,15 @@ from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 
 def ntp(input_ids: Tensor, generator: Generator) -> TrainingSequence:
-    """Next-token prediction: every token sees its past, every token but the first is predicted.
+    """Next-token prediction: every token sees its past, and every token but the first is predicted.
 
     Args:
         input_ids: int64 [S].
-        generator: not used; objectives share one signature.
+        generator: not used; all objectives share one signature.
 
     Returns:
-        Span ids 1, labels equal to the input except at position 0, which no output predicts.
+        A training sequence with span ids 1 and labels equal to the input, except at position 0, which no output
+        predicts.
 
     Example:
         >>> ntp(torch.tensor([2, 7, 8]), torch.Generator()).labels
@@ -31,32 +32,34 @@ def ntp(input_ids: Tensor, generator: Generator) -> TrainingSequence:
 def permute(
     input_ids: Tensor, generator: Generator, *, special_ids: Collection[int], segments: int = 4
 ) -> TrainingSequence:
-    """Segment permutation: the text is cut at random places, its pieces are put in another order and predicted.
+    """Segment permutation: cut the text at random positions, reorder the segments and predict them.
 
-    The text between the special tokens at its ends is cut into k pieces, k uniform in [2, `segments`] and the k - 1
-    cuts uniform among the places between tokens; the pieces are put together in a uniformly drawn order, or from last
-    to first where that is the order they had. The loss is on all pieces but the first of the new order, which is what
-    next-token prediction trains anyway. With two pieces "A B" is read as "B A": B is given, A predicted.
-    Whatever a sentence says first is then also asked for last, left to right, as generation does.
+    The text between the special tokens at its ends is cut into k segments. k is uniform in [2, `segments`], and the
+    k - 1 cuts are uniform among the positions between tokens. The order of the segments is drawn uniformly; if it is
+    the original order, the segments are reversed instead. The loss covers all segments but the first of the new order,
+    because next-token prediction trains that one anyway. With two segments, "A B" is read as "B A": B is given and A is
+    predicted. The model therefore also learns to predict what a sentence says first from what it says later, from left
+    to right, as in generation.
 
-    No label, parser or entity list is used; the cuts fall within names and descriptions, too. Special tokens at the
-    start stay there; those at the end are left out, as the last piece need not end the text.
+    The objective uses no label, parser or entity list, so cuts also fall within names and descriptions. Special tokens
+    at the start stay there. Those at the end are left out, because the new last segment need not end the text.
 
     Args:
         input_ids: int64 [S].
-        generator: the source of the draws.
-        special_ids: ids that are not part of the text, such as BOS and EOS, at its ends.
-        segments: most pieces, at least 2; default 4.
+        generator: the source of random numbers.
+        special_ids: ids that are not part of the text, such as BOS and EOS at its ends.
+        segments: the largest number of segments, at least 2; default 4.
 
     Returns:
-        Span ids 1; labels in the pieces but the first. A text of less than two tokens: `ntp` of the sequence.
+        A training sequence with span ids 1, and labels in all segments but the first. For a text of fewer than two
+        tokens it is that of `ntp`.
 
     Raises:
-        ValueError: segments below 2.
+        ValueError: segments is less than 2.
 
     Example:
-        >>> masked = permute(torch.tensor([2, 7, 8, 3]), torch.Generator(), special_ids=(2, 3))
-        >>> masked.input_ids, masked.labels
+        >>> sequence = permute(torch.tensor([2, 7, 8, 3]), torch.Generator(), special_ids=(2, 3))
+        >>> sequence.input_ids, sequence.labels
         (tensor([2, 8, 7]), tensor([-100, -100,    7]))
     """
     check_bounds(permute_segments=segments)
@@ -70,9 +73,9 @@ def permute(
     if order == sorted(order):
         order.reverse()
     parts = text.tensor_split(cuts)
-    moved = ntp(torch.cat([input_ids[:start], *(parts[i] for i in order)]), generator)
-    moved.labels[: start + len(parts[order[0]])] = NO_LOSS
-    return moved
+    permuted = ntp(torch.cat([input_ids[:start], *(parts[i] for i in order)]), generator)
+    permuted.labels[: start + len(parts[order[0]])] = NO_LOSS
+    return permuted
 
 
 def reverse(
@@ -84,21 +87,21 @@ def reverse(
     word_parts: Tensor,
     entities: Sequence[Sequence[int]] = (),
 ) -> TrainingSequence:
-    """Reverse training (arXiv 2403.13799): next-token prediction of the text with its words in the opposite order.
+    """Reverse training (arXiv 2403.13799): next-token prediction of the text with its words in reverse order.
 
-    The tokens of a word keep their order, and so do the words of an entity, where entities are given.
+    The tokens within a word keep their order. If entities are given, so do the words within an entity.
 
     Args:
         input_ids: int64 [S].
-        generator: not used; objectives share one signature.
-        special_ids: ids that keep their place at the ends, such as BOS and EOS.
-        word_starts: bool [V], whether a token begins a word. The text's first token always does.
-        word_parts: bool [V], whether a token goes on with the word before it, as "ing" does and a comma does not.
-        entities: token sequences that count as one word wherever they occur, unless a part of a word follows; the
-            longest that fits is taken.
+        generator: not used; all objectives share one signature.
+        special_ids: ids that keep their position at the ends, such as BOS and EOS.
+        word_starts: bool [V], whether a token begins a word. The first token of the text always does.
+        word_parts: bool [V], whether a token continues the word before it: "ing" does, a comma does not.
+        entities: token sequences that count as one word wherever they occur, unless a token that continues a word
+            follows. The longest one that matches is taken.
 
     Returns:
-        Span ids 1; labels everywhere but at position 0.
+        A training sequence with span ids 1 and labels everywhere but at position 0.
 
     Example:
         >>> starts = torch.ones(16, dtype=torch.bool)
@@ -108,26 +111,30 @@ def reverse(
     """
     start, end = _text(input_ids, special_ids)
     ids = input_ids[start:end].tolist()
-    begins = word_starts[input_ids[start:end]].tolist()
-    goes_on = word_parts[input_ids[start:end]].tolist()
-    wholes = sorted(map(list, entities), key=len, reverse=True)
+    starts_word = word_starts[input_ids[start:end]].tolist()
+    continues_word = word_parts[input_ids[start:end]].tolist()
+    longest_first = sorted(map(list, entities), key=len, reverse=True)
     words: list[list[int]] = []
-    place = 0
-    while place < len(ids):
-        ends = [place + len(one) for one in wholes if one and ids[place : place + len(one)] == one]
-        length = next((end - place for end in ends if end == len(ids) or not goes_on[end]), 0)
+    position = 0
+    while position < len(ids):
+        ends = [
+            position + len(entity)
+            for entity in longest_first
+            if entity and ids[position : position + len(entity)] == entity
+        ]
+        length = next((end - position for end in ends if end == len(ids) or not continues_word[end]), 0)
         if not length:
             length = 1
-            while place + length < len(ids) and not begins[place + length]:
+            while position + length < len(ids) and not starts_word[position + length]:
                 length += 1
-        words.append(ids[place : place + length])
-        place += length
-    turned = input_ids.clone()
-    turned[start:end] = torch.tensor([token for word in reversed(words) for token in word], dtype=torch.int64)
-    return ntp(turned, generator)
+        words.append(ids[position : position + length])
+        position += length
+    reordered = input_ids.clone()
+    reordered[start:end] = torch.tensor([token for word in reversed(words) for token in word], dtype=torch.int64)
+    return ntp(reordered, generator)
 
 
 def _text(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, int]:
-    """Where the text between the special tokens at both ends starts and ends."""
-    places = [place for place, token in enumerate(input_ids.tolist()) if token not in special_ids]
-    return (places[0], places[-1] + 1) if places else (0, 0)
+    """Return the start and the end of the text between the special tokens at both ends."""
+    positions = [position for position, token in enumerate(input_ids.tolist()) if token not in special_ids]
+    return (positions[0], positions[-1] + 1) if positions else (0, 0)

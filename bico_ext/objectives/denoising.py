@@ -1,12 +1,13 @@
-"""Denoising of hidden tokens: BICO's objective, and the controls that change one thing in it.
+"""Denoising of hidden tokens: BICO's objective, and controls that each change one thing in it.
 
-objective      placeholder        predicted by   later keys
-bico           ignored as a key   output i - 1   mirrored
-naive          ignored            output i - 1   as they are
-attended_pad   a key              output i - 1   mirrored
-new_token      a key, a fresh     output i - 1   mirrored
-               embedding
-bert           ignored            output i       mirrored
+The token hidden at position i is replaced by a placeholder:
+
+objective      placeholder                      predicted by   frame of later keys
+bico           never a key                      output i - 1   minus
+naive          never a key                      output i - 1   plus
+attended_pad   a key                            output i - 1   minus
+new_token      a key, with a new embedding      output i - 1   minus
+bert           never a key                      output i       minus
 """
 
 from collections.abc import Collection
@@ -31,29 +32,29 @@ def bico(
 ) -> TrainingSequence:
     """Autoregressive mask denoising (arXiv 2311.07468): output i predicts the token that was hidden at i + 1.
 
-    Each eligible token is masked on its own with probability `mask_rate`. Where that draws nothing, one eligible token
-    is taken uniformly, so that every sequence with an eligible token has a loss; in a sequence of n eligible tokens
-    the expected number of masked ones is therefore n * mask_rate + (1 - mask_rate) ** n.
+    Each eligible token is hidden independently with probability `mask_rate`. If no token is drawn, one eligible token
+    is chosen uniformly, so that every sequence with an eligible token has a loss. In a sequence of n eligible tokens
+    the expected number of hidden ones is therefore n * mask_rate + (1 - mask_rate) ** n.
 
     Args:
         input_ids: int64 [S].
-        generator: the source of the draws.
-        placeholder_id: an existing token id that replaces the masked ones. It is never a key, so its embedding
-            reaches no other position.
-        special_ids: ids that are never masked, such as BOS and EOS. Position 0 is not eligible either.
-        mask_rate: in (0, 1]; default 0.15, the paper's. "uniform": a rate uniform in (0, 1) for each sequence
-            (MLM-U, arXiv 2406.05183).
+        generator: the source of random numbers.
+        placeholder_id: an existing token id that replaces hidden tokens. It is never a key, so its embedding reaches no
+            other position.
+        special_ids: ids that are never hidden, such as BOS and EOS. Position 0 is not eligible either.
+        mask_rate: in (0, 1]; default 0.15, as in the paper. "uniform" draws a rate uniformly from (0, 1) for each
+            sequence (MLM-U, arXiv 2406.05183).
 
     Returns:
-        Span ids 0, and -1 at the placeholders; labels only there. Without an eligible token: the sequence as it came,
-        and no loss.
+        A training sequence with span ids -1 at the placeholders and 0 elsewhere, and labels only at the placeholders.
+        Without an eligible token the sequence is unchanged and has no loss.
 
     Raises:
-        ValueError: mask_rate outside (0, 1].
+        ValueError: mask_rate is outside (0, 1].
 
     Example:
-        >>> masked = bico(torch.tensor([2, 7, 3]), torch.Generator(), placeholder_id=0, special_ids=(2, 3))
-        >>> masked.input_ids, masked.labels, masked.span_ids
+        >>> sequence = bico(torch.tensor([2, 7, 3]), torch.Generator(), placeholder_id=0, special_ids=(2, 3))
+        >>> sequence.input_ids, sequence.labels, sequence.span_ids
         (tensor([2, 0, 3]), tensor([-100,    7, -100]), tensor([ 0, -1,  0], dtype=torch.int32))
     """
     hidden = _hidden(input_ids, generator, special_ids, mask_rate)
@@ -72,9 +73,9 @@ def naive(
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
 ) -> TrainingSequence:
-    """The paper's out-of-distribution control: `bico` without the sine flip, so that later keys are at distances > 0.
+    """The paper's out-of-distribution control: `bico` with later keys in the plus frame, at distances > 0.
 
-    Arguments and result as of `bico`, but for `mirror`, which is False.
+    Arguments and result are those of `bico`, except that `mirror` is False.
     """
     denoised = bico(input_ids, generator, placeholder_id=placeholder_id, special_ids=special_ids, mask_rate=mask_rate)
     return replace(denoised, mirror=False)
@@ -88,9 +89,9 @@ def attended_pad(
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
 ) -> TrainingSequence:
-    """A control: `bico` whose placeholder, an existing token, is visible as a key.
+    """A control: `bico` with a placeholder (an existing token) that is visible as a key.
 
-    Arguments and result as of `bico`, but for the span ids, which are 0 everywhere.
+    Arguments and result are those of `bico`, except that the span ids are 0 everywhere.
     """
     denoised = bico(input_ids, generator, placeholder_id=placeholder_id, special_ids=special_ids, mask_rate=mask_rate)
     return replace(denoised, span_ids=torch.zeros_like(denoised.span_ids))
@@ -104,9 +105,10 @@ def new_token(
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
 ) -> TrainingSequence:
-    """A control: `attended_pad` with a [MASK] token that the model has not seen before, as BERT has one.
+    """A control: `attended_pad` with a [MASK] token, as in BERT, that the model has not seen before.
 
-    Arguments and result as of `attended_pad`; `mask_id` is the token's id (`bico_ext.models.special_tokens` adds it).
+    Arguments and result are those of `attended_pad`. `mask_id` is the id of the [MASK] token, which
+    `bico_ext.models.special_tokens` adds.
     """
     return attended_pad(input_ids, generator, placeholder_id=mask_id, special_ids=special_ids, mask_rate=mask_rate)
 
@@ -119,12 +121,14 @@ def bert(
     special_ids: Collection[int],
     mask_rate: MaskRate = 0.15,
 ) -> TrainingSequence:
-    """A control: masked language modelling as BERT does it: output i, not i - 1, predicts the token hidden at i.
+    """A control: masked language modelling as in BERT, where output i, not i - 1, predicts the token hidden at i.
 
-    Arguments as of `bico`; the last position is not eligible either, as a causal LM's loss leaves its output out.
+    Arguments are those of `bico`. The last position is not eligible either, because a causal LM's loss ignores its
+    output.
 
     Returns:
-        As `bico`, with the labels one position later, where the label shift of a causal LM looks for them.
+        As for `bico`, but the labels stand one position later, so that a causal LM's label shift pairs output i with
+        the token hidden at i.
     """
     hidden = _hidden(input_ids, generator, special_ids, mask_rate, last_eligible=False)
     labels = torch.full_like(input_ids, NO_LOSS)
@@ -133,10 +137,10 @@ def bert(
 
 
 def check_mask_rate(mask_rate: object) -> MaskRate:
-    """The rate as a float or "uniform", from a number or a text of either.
+    """Check a mask rate, given as a number or as text, and return it as a float or as "uniform".
 
     Raises:
-        ValueError: neither "uniform" nor a usable probability: in (0, 1].
+        ValueError: it is neither "uniform" nor a number in (0, 1].
     """
     if mask_rate == "uniform":
         return "uniform"
@@ -146,7 +150,7 @@ def check_mask_rate(mask_rate: object) -> MaskRate:
         rate = -1.0
     if not 0 < rate <= 1:
         raise ValueError(
-            f"mask_rate must be in (0, 1] or 'uniform', got {mask_rate}; for no masking use objective='ntp'"
+            f"mask_rate must be in (0, 1] or 'uniform', got {mask_rate}; to hide no tokens use objective='ntp'"
         )
     return rate
 
@@ -158,7 +162,7 @@ def _hidden(
     mask_rate: MaskRate,
     last_eligible: bool = True,
 ) -> Tensor:
-    """Which tokens are masked, bool [S]; see `bico`."""
+    """Draw which tokens are hidden, bool [S], as described in `bico`."""
     mask_rate = check_mask_rate(mask_rate)
     rate = float(torch.rand((), generator=generator)) if mask_rate == "uniform" else mask_rate
     eligible = may_be_hidden(input_ids, special_ids, last_eligible)

@@ -1,4 +1,4 @@
-"""In-place span infilling, the extension of BICO that writes whole spans."""
+"""In-place span infilling, the extension of BICO that predicts whole spans."""
 
 import torch
 from torch import Generator, Tensor
@@ -8,23 +8,25 @@ from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
 
 
 def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> TrainingSequence:
-    """In-place span infilling: a span is written left to right while everything else, on both sides, is read.
+    """In-place span infilling: predict a span from left to right, given the context on both sides of it.
 
-    The span has a length uniform in [1, n] and a start uniform among those that fit, n = S - 1: positions 1 to S - 1,
-    the end-of-sequence token among them. Inputs keep their tokens: the context does not see the span at all. With
-    several spans those positions are first divided into as many parts, equal but for one token, with a span in each.
+    The length of a single span is uniform in [1, n], and its start is uniform among those that fit. Here n = S - 1,
+    because a span may cover the positions 1 to S - 1, including the end-of-sequence token. For several spans these n
+    positions are first divided into as many parts, whose lengths differ by at most one token, and each part gets one
+    span. The inputs keep their tokens, because the context does not see the span at all.
 
     Args:
         input_ids: int64 [S].
-        generator: the source of the draws.
-        spans: how many, at least 1 (the default); a shorter text has one for each of its positions.
+        generator: the source of random numbers.
+        spans: the number of spans, at least 1; default 1. A text with fewer than `spans` positions gets one span per
+            position.
 
     Returns:
-        Span ids 1, 2, ... inside the spans and 0 elsewhere; labels only inside spans. A single token: no span and no
-        loss.
+        A training sequence with span ids 1, 2, ... inside the spans and 0 elsewhere, and labels only inside the spans.
+        A single token gets no span and no loss.
 
     Raises:
-        ValueError: spans below 1.
+        ValueError: spans is less than 1.
 
     Example:
         >>> infill(torch.tensor([2, 7]), torch.Generator()).span_ids

@@ -1,8 +1,8 @@
-"""The objectives by name: what a training step asks of the model.
+"""The objectives by name.
 
-An objective turns one token sequence into a `TrainingSequence`: inputs, labels and span ids. Its only source of
-randomness is the generator that it is given. To add one, write a function in the file of its family (`causal`,
-`denoising`, `infilling`, `blank_infilling`), or in a new file, and add a line to `OBJECTIVES`.
+An objective turns one token sequence into a `TrainingSequence` (inputs, labels and span ids). Its only source of
+randomness is the generator that it is given. To add an objective, write a function in the file of its family
+(`causal`, `denoising`, `infilling`, `blank_infilling`) or in a new file, and add one line to `OBJECTIVES`.
 """
 
 import inspect
@@ -34,13 +34,13 @@ OBJECTIVES: dict[str, Callable[..., TrainingSequence]] = {
 
 
 def check_objective(name: str) -> None:
-    """Raise a ValueError that lists the known objectives when `name` is not one of them."""
+    """Raise a ValueError that lists the known objectives if `name` is not one of them."""
     if name not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, got {name!r}")
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """The keyword-only options of the objective `name`, in the order of its signature.
+    """Return the names of an objective's keyword-only options, in the order of its signature.
 
     Example:
         >>> option_names("bico")
@@ -52,14 +52,18 @@ def option_names(name: str) -> tuple[str, ...]:
 
 
 def bind(name: str, **available: object) -> Objective:
-    """The objective `name` with its options filled in from `available`; those that it does not take are left out.
+    """Return an objective whose options are filled in from `available`.
 
     Args:
         name: a key of `OBJECTIVES`.
-        available: values of every option that the caller knows, such as `placeholder_id` and `mask_rate`.
+        available: values of the options that the caller knows, such as `placeholder_id` and `mask_rate`. Options that
+            the objective does not take are ignored.
+
+    Returns:
+        A function of the input ids and a generator.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
-"""What an objective makes of a token sequence: inputs, labels and span ids; and the batch of several of them.
+"""Training sequences: the inputs, labels and span ids that an objective makes from a token sequence, and their batches.
 
-Labels are not shifted: a causal LM of transformers shifts them itself, so that output i predicts labels[i + 1].
-Span ids say who sees whom: -1 is no key for anyone, 0 is context, s > 0 sees the context and its own span's past
-(`bico_ext.ops.reference.visible` is the rule).
+Labels are not shifted: a transformers causal LM shifts them itself, so that output i predicts labels[i + 1]. Span ids
+determine which keys a query sees. A token with span id -1 is never a key, 0 is context that every token sees, and a
+token with s > 0 sees the context and the past of its own span. `bico_ext.ops.reference.visible` states this rule.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-NO_LOSS = -100  # the label that torch's cross entropy and transformers leave out
+NO_LOSS = -100  # the label that torch's cross entropy and transformers ignore
 
 
 @dataclass(frozen=True)
 class TrainingSequence:
-    """One sequence as an objective presents it to the model.
+    """One sequence as an objective gives it to the model.
 
     Attributes:
         input_ids: int64 [S].
-        labels: int64 [S], unshifted; -100 where there is no loss.
+        labels: int64 [S], not shifted; -100 where there is no loss.
         span_ids: int32 [S].
-        block_positions: int64 [2, S], ChatGLM-6B's two positions of each token (place in the text, place in its
-            block); None: one position a token.
-        position_ids: int64 [S], the place of each token in the text; None: the ordinary 0 to S - 1.
-        mirror: False keeps the sines for later keys: plain bidirectional rotary attention.
+        block_positions: int64 [2, S], ChatGLM-6B's two positions of each token (in the text and in its block). None:
+            each token has one position.
+        position_ids: int64 [S], the position of each token in the text. None: 0 to S - 1.
+        mirror: False keeps later keys in the plus frame R(m), which is plain bidirectional RoPE attention.
     """
 
     input_ids: Tensor
@@ -39,13 +39,15 @@ class TrainingSequence:
 
 
 def may_be_hidden(input_ids: Tensor, special_ids: Collection[int], last: bool = True) -> Tensor:
-    """Which tokens an objective may hide and predict: none at position 0, which no output predicts, none special.
+    """Return which tokens an objective may hide and predict.
+
+    The token at position 0 is never hidden, because no output predicts it. Special tokens are never hidden either.
 
     Args:
         input_ids: int64 [S].
         special_ids: ids that are never hidden, such as BOS and EOS.
-        last: whether the last token may be hidden (default). False where output i predicts the token at i itself: a
-            causal LM's loss leaves the last output out.
+        last: whether the last token may be hidden; default True. Pass False if output i predicts the token at i itself,
+            because a causal LM's loss ignores the last output.
 
     Returns:
         bool [S].
@@ -59,25 +61,25 @@ def may_be_hidden(input_ids: Tensor, special_ids: Collection[int], last: bool = 
     allowed[:1] = False
     if not last:
         allowed[-1:] = False
-    for special_id in special_ids:  # a handful of ids: cheaper than torch.isin, which sorts
+    for special_id in special_ids:  # cheaper for a few ids than torch.isin, which sorts
         allowed &= input_ids != special_id
     return allowed
 
 
 def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
-    """One batch for the model from rows of different lengths, padded on the right.
+    """Pad training sequences of different lengths on the right and stack them into one batch.
 
     Args:
-        rows: B sequences of one objective, at least one; S is the longest length.
-        pad_id: any id with an embedding: padding is never a key and has no loss.
+        rows: B training sequences of one objective, at least one; S is the longest length.
+        pad_id: any id with an embedding, because padding is never a key and has no loss.
 
     Returns:
-        What an attached model takes: input_ids int64 [B, S], labels int64 [B, S] (-100 in the padding), span_ids int32
-        [B, S] (-1 in the padding); where the rows have them, block_positions int64 [B, 2, S] or position_ids int64
-        [B, S]; where they ask for it, mirror False.
+        The keyword arguments of an attached model: input_ids int64 [B, S], labels int64 [B, S] (-100 in the padding)
+        and span_ids int32 [B, S] (-1 in the padding). If the rows have them, also block_positions int64 [B, 2, S] or
+        position_ids int64 [B, S]. If the rows have mirror=False, also mirror=False.
 
     Raises:
-        ValueError: no rows.
+        ValueError: rows is empty.
 
     Example:
         >>> import torch
@@ -94,12 +96,12 @@ def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
         "labels": pad_sequence([row.labels for row in rows], batch_first=True, padding_value=NO_LOSS),
         "span_ids": pad_sequence([row.span_ids for row in rows], batch_first=True, padding_value=-1),
     }
-    positions = [row.block_positions.mT for row in rows if row.block_positions is not None]  # [S, 2] each
-    if positions:
-        batch["block_positions"] = pad_sequence(positions, batch_first=True).mT
-    places = [row.position_ids for row in rows if row.position_ids is not None]
-    if places:
-        batch["position_ids"] = pad_sequence(places, batch_first=True)
+    block_positions = [row.block_positions.mT for row in rows if row.block_positions is not None]  # [S, 2] each
+    if block_positions:
+        batch["block_positions"] = pad_sequence(block_positions, batch_first=True).mT
+    position_ids = [row.position_ids for row in rows if row.position_ids is not None]
+    if position_ids:
+        batch["position_ids"] = pad_sequence(position_ids, batch_first=True)
     if not rows[0].mirror:
         batch["mirror"] = False
     return batch

@@ -1,4 +1,4 @@
-"""Cached, batched filling of blanks against a loop that recomputes everything through the op, one prompt at a time."""
+"""`generate_blank` against a loop without cache or batches that recomputes everything through the op."""
 
 from typing import Any, Literal
 
@@ -27,29 +27,31 @@ def model_and_tokenizer(family: str) -> tuple[Any, PreTrainedTokenizerFast, dict
     model = tiny_llama(**settings) if family == "llama" else tiny_family("glm", **settings)
     words = tokenizer()
     ids = added_tokens(model, words, ["mask", "gmask", "sop", "eop"])
-    return attach(model.double().train()), words, ids  # fp64: no near-ties
+    return attach(model.double().train()), words, ids  # fp64, so that no tokens are nearly tied
 
 
-def slowly(model: Any, prompt: list[int], ids: dict[str, int], mask: str, positions: str, count: int) -> list[int]:
-    """Greedy, from the definition: the prompt and the mask are context, [sop] and what follows span 1."""
+def slow_greedy(model: Any, prompt: list[int], ids: dict[str, int], mask: str, positions: str, count: int) -> list[int]:
+    """Generate greedily from the definition: the prompt and the mask are context; [sop] and what follows are span 1."""
     prefix = [*prompt, ids[mask]]
-    written: list[int] = []
+    generated: list[int] = []
     model.eval()
-    while len(written) < count:
-        n, block = len(prefix), len(written) + 1
+    while len(generated) < count:
+        n, block = len(prefix), len(generated) + 1
         if positions == "2d":
             first, second = [*range(n), *[n - 1] * block], [*[0] * n, *range(1, block + 1)]
-            where = {"block_positions": torch.tensor([[first, second]])}
+            position_inputs = {"block_positions": torch.tensor([[first, second]])}
         else:
-            where = {"position_ids": torch.tensor([[*range(n), *range(n - 2, n - 2 + block)]])}
+            position_inputs = {"position_ids": torch.tensor([[*range(n), *range(n - 2, n - 2 + block)]])}
         span_ids = torch.tensor([[0] * n + [1] * block], dtype=torch.int32)
-        inputs = torch.tensor([[*prefix, ids["sop"], *written]])
+        inputs = torch.tensor([[*prefix, ids["sop"], *generated]])
         with torch.no_grad():
-            token = int(model(input_ids=inputs, span_ids=span_ids, mirror=False, **where).logits[0, -1].argmax())
+            token = int(
+                model(input_ids=inputs, span_ids=span_ids, mirror=False, **position_inputs).logits[0, -1].argmax()
+            )
         if token in (ids["eop"], 3):  # 3 is the tokenizer's EOS
             break
-        written.append(token)
-    return written
+        generated.append(token)
+    return generated
 
 
 @pytest.mark.parametrize("mask", ["gmask", "mask"])
@@ -57,11 +59,11 @@ def slowly(model: Any, prompt: list[int], ids: dict[str, int], mask: str, positi
 @pytest.mark.parametrize("family", ["llama", "glm"])
 def test_equals_the_slow_loop(family: str, positions: Positions, mask: Literal["gmask", "mask"]) -> None:
     model, words, ids = model_and_tokenizer(family)
-    with torch.no_grad():  # [eop] is likely enough to end some answers
+    with torch.no_grad():  # make [eop] likely enough to end some answers
         model.get_output_embeddings().weight[ids["eop"]] *= 2
     expected = {}
     for prompt in PROMPTS:
-        answer = slowly(model, encode_prompt(words, prompt), ids, mask, positions, 12)
+        answer = slow_greedy(model, encode_prompt(words, prompt), ids, mask, positions, 12)
         expected[prompt] = words.decode(encode_prompt(words, prompt) + answer, skip_special_tokens=True)[len(prompt) :]
     model.train()
     for batch_size in (1, 3, 128):
@@ -82,17 +84,17 @@ def test_equals_the_slow_loop(family: str, positions: Positions, mask: Literal["
 
 @pytest.mark.parametrize("end", ["eop", "eos"])
 def test_an_end_token_ends_an_answer(end: str) -> None:
-    """The output row of a word that an answer contains becomes that of the end token."""
+    """The end token takes over the output row of a word that an answer contains."""
     model, words, ids = model_and_tokenizer("llama")
     (free,) = generate_blank(model, words, PROMPTS[:1], max_new_tokens=6, progress=False)
-    written = free.split()
-    last = next(word for word in reversed(written) if word != written[0])
+    generated = free.split()
+    last = next(word for word in reversed(generated) if word != generated[0])
     head, word = model.get_output_embeddings().weight, words.get_vocab()[f" {last}"]
     with torch.no_grad():
         head[ids["eop"] if end == "eop" else words.eos_token_id] = head[word]
         head[word] = 0
     (cut,) = generate_blank(model, words, PROMPTS[:1], max_new_tokens=6, progress=False)
-    assert cut.split() == written[: written.index(last)] != []
+    assert cut.split() == generated[: generated.index(last)] != []
 
 
 def test_errors() -> None:

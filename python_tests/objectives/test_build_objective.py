@@ -1,4 +1,4 @@
-"""The options that objectives take from a model and its tokenizer."""
+"""Options that `build_objective` takes from the settings, the model and its tokenizer."""
 
 from types import SimpleNamespace
 
@@ -41,25 +41,25 @@ def model(tokenizer):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_gets_all_it_needs(name, model, tokenizer):
+def test_every_objective_gets_the_options_that_it_needs(name, model, tokenizer):
     objective = build_objective(name, settings(), model, tokenizer)
-    masked = objective(tensor(tokenizer(TEXT)["input_ids"]), Generator().manual_seed(0))
-    assert (masked.labels != NO_LOSS).any()
-    assert masked.input_ids.max() < len(model.get_input_embeddings().weight)
+    sequence = objective(tensor(tokenizer(TEXT)["input_ids"]), Generator().manual_seed(0))
+    assert (sequence.labels != NO_LOSS).any()
+    assert sequence.input_ids.max() < len(model.get_input_embeddings().weight)
 
 
-def test_bico_hides_behind_the_padding_token_and_spares_special_ones(model, tokenizer):
+def test_bico_uses_the_padding_token_as_placeholder_and_keeps_special_tokens(model, tokenizer):
     ids = tensor([*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id])
-    masked = build_objective("bico", settings(), model, tokenizer)(ids, Generator())
-    assert masked.input_ids.tolist() == [2, *[0] * (len(ids) - 2), 3]
+    sequence = build_objective("bico", settings(), model, tokenizer)(ids, Generator())
+    assert sequence.input_ids.tolist() == [2, *[0] * (len(ids) - 2), 3]
     given = build_objective("bico", settings(placeholder_id=5), model, tokenizer)(ids, Generator())
     assert given.input_ids.tolist() == [2, *[5] * (len(ids) - 2), 3]
 
 
 def test_a_new_token_is_new(model, tokenizer):
     before = len(tokenizer)
-    masked = build_objective("new-token", settings(), model, tokenizer)(tensor([2, 5, 6]), Generator())
-    assert masked.input_ids.tolist() == [2, before, before]
+    sequence = build_objective("new-token", settings(), model, tokenizer)(tensor([2, 5, 6]), Generator())
+    assert sequence.input_ids.tolist() == [2, before, before]
     assert len(model.get_input_embeddings().weight) == before + 1
 
 
@@ -68,25 +68,25 @@ def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
     names.write_text("Ada Lovelace\n\n")
     ids = tensor(tokenizer(TEXT)["input_ids"])
 
-    def turned(**changes):
-        masked = build_objective("reverse", settings(**changes), model, tokenizer)(ids, Generator())
-        return tokenizer.decode(masked.input_ids, skip_special_tokens=True)
+    def reversed_text(**changes):
+        sequence = build_objective("reverse", settings(**changes), model, tokenizer)(ids, Generator())
+        return tokenizer.decode(sequence.input_ids, skip_special_tokens=True)
 
-    assert turned() == "program. the wrote Lovelace Ada"  # the full stop begins no word
-    assert turned(entities_file=str(names)) == "program. the wrote Ada Lovelace"
+    assert reversed_text() == "program. the wrote Lovelace Ada"  # the full stop does not begin a word
+    assert reversed_text(entities_file=str(names)) == "program. the wrote Ada Lovelace"
     names.write_text("the program")
-    assert turned(entities_file=str(names)) == ". the program wrote Lovelace Ada"
+    assert reversed_text(entities_file=str(names)) == ". the program wrote Lovelace Ada"
     names.write_text("\n")
-    with pytest.raises(ValueError, match="holds no entity; expected one a line"):
-        turned(entities_file=str(names))
+    with pytest.raises(ValueError, match="contains no entity; expected one per line"):
+        reversed_text(entities_file=str(names))
 
 
-def test_reverse_turns_text_without_spaces():
+def test_reverse_handles_text_without_spaces():
     tokenizer = train_word_tokenizer(["\u6708\u5149\u767d"])
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     ids = tensor(tokenizer("\u6708\u5149\u767d")["input_ids"])
-    masked = build_objective("reverse", settings(), LlamaForCausalLM(config), tokenizer)(ids, Generator())
-    assert "\u767d\u5149\u6708" in tokenizer.decode(masked.input_ids, skip_special_tokens=True)
+    sequence = build_objective("reverse", settings(), LlamaForCausalLM(config), tokenizer)(ids, Generator())
+    assert "\u767d\u5149\u6708" in tokenizer.decode(sequence.input_ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +98,17 @@ def test_reverse_turns_text_without_spaces():
         ("new-token", "tokenizer must be given to add tokens"),
     ],
 )
-def test_what_cannot_be_had_without_a_tokenizer(name, message, model):
+def test_options_that_need_a_tokenizer(name, message, model):
     with pytest.raises(ValueError, match=message):
         build_objective(name, settings(), model, None)
 
 
 def test_a_placeholder_that_the_model_lacks(model, tokenizer):
-    with pytest.raises(ValueError, match=r"placeholder_id must be in \[0, \d+\), the model's ids, got 999"):
+    with pytest.raises(ValueError, match=r"placeholder_id must be in \[0, \d+\), the ids of the model, got 999"):
         build_objective("naive", settings(placeholder_id=999), model, tokenizer)
 
 
-def test_a_vocabulary_that_marks_no_word_has_a_word_a_token(model):
+def test_every_token_is_a_word_if_the_vocabulary_marks_no_word_starts(model):
     tokenizer = train_word_tokenizer(["a"])
     tokenizer.convert_ids_to_tokens = lambda ids: ["x" for _ in ids]
     reversed_ids = build_objective("reverse", settings(), model, tokenizer)(tensor([2, 4, 5, 6]), Generator())

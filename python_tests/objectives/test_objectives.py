@@ -1,4 +1,4 @@
-"""Objectives against hand-written examples, the reference's visibility rule and the probabilities they promise."""
+"""Objectives against hand-written examples, the reference's visibility rule and their documented probabilities."""
 
 import math
 from collections import Counter
@@ -18,7 +18,7 @@ from bico_ext.ops.reference import visible
 from bico_ext.seeding import happens, stream_seed
 
 PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
-SOP, EOP = VOCABULARY, VOCABULARY + 1  # tokens that no sequence has
+SOP, EOP = VOCABULARY, VOCABULARY + 1  # tokens that occur in no sequence
 SPECIAL = (PAD, MASK, BOS, EOS)
 SEQUENCE = [BOS, 7, 8, 9, EOS]
 
@@ -40,38 +40,40 @@ def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3,
     return registry.bind(name, **available | options)(input_ids, Generator().manual_seed(seed))
 
 
-def leaks(input_ids: Tensor, masked: TrainingSequence, shift: int = 0) -> list[int]:
-    """Predicted positions whose token can reach the output that predicts it, through any number of layers."""
-    length = len(masked.input_ids)
-    reaches = visible(masked.span_ids[None])[0] | torch.eye(length, dtype=torch.bool)  # a layer, with its residual
-    for _ in range(length):  # the closure of a relation on S elements takes at most S compositions
+def leaks(input_ids: Tensor, sequence: TrainingSequence, shift: int = 0) -> list[int]:
+    """Return the predicted positions whose token reaches the output that predicts it, through any number of layers."""
+    length = len(sequence.input_ids)
+    reaches = visible(sequence.span_ids[None])[0] | torch.eye(length, dtype=torch.bool)  # one layer with its residual
+    for _ in range(length):  # the transitive closure of a relation on S elements takes at most S compositions
         reaches = (reaches.float() @ reaches.float()) > 0
-    predicted = [i for i in range(1, length) if masked.labels[i] != NO_LOSS]
-    return [i for i in predicted if reaches[i - 1, source := i - shift] and masked.input_ids[source] not in (PAD, MASK)]
+    predicted = [i for i in range(1, length) if sequence.labels[i] != NO_LOSS]
+    return [
+        i for i in predicted if reaches[i - 1, source := i - shift] and sequence.input_ids[source] not in (PAD, MASK)
+    ]
 
 
 def test_ntp_by_hand():
-    masked = apply("ntp", tensor(SEQUENCE), seed=0)
-    assert masked.input_ids.tolist() == SEQUENCE
-    assert masked.labels.tolist() == [NO_LOSS, 7, 8, 9, EOS]
-    assert masked.span_ids.tolist() == [1, 1, 1, 1, 1]
-    assert masked.span_ids.dtype == torch.int32
+    sequence = apply("ntp", tensor(SEQUENCE), seed=0)
+    assert sequence.input_ids.tolist() == SEQUENCE
+    assert sequence.labels.tolist() == [NO_LOSS, 7, 8, 9, EOS]
+    assert sequence.span_ids.tolist() == [1, 1, 1, 1, 1]
+    assert sequence.span_ids.dtype == torch.int32
 
 
 def test_bico_by_hand():
-    masked = apply("bico", tensor(SEQUENCE), seed=0, mask_rate=1.0)
-    assert masked.input_ids.tolist() == [BOS, PAD, PAD, PAD, EOS]
-    assert masked.labels.tolist() == [NO_LOSS, 7, 8, 9, NO_LOSS]
-    assert masked.span_ids.tolist() == [0, -1, -1, -1, 0]
-    assert masked.span_ids.dtype == torch.int32
+    sequence = apply("bico", tensor(SEQUENCE), seed=0, mask_rate=1.0)
+    assert sequence.input_ids.tolist() == [BOS, PAD, PAD, PAD, EOS]
+    assert sequence.labels.tolist() == [NO_LOSS, 7, 8, 9, NO_LOSS]
+    assert sequence.span_ids.tolist() == [0, -1, -1, -1, 0]
+    assert sequence.span_ids.dtype == torch.int32
 
 
-def test_infill_covers_a_pair_completely():
-    masked = apply("infill", tensor([BOS, EOS]), seed=0)
-    assert masked.input_ids.tolist() == [BOS, EOS]
-    assert masked.labels.tolist() == [NO_LOSS, EOS]
-    assert masked.span_ids.tolist() == [0, 1]
-    assert masked.span_ids.dtype == torch.int32
+def test_infill_of_two_tokens_by_hand():
+    sequence = apply("infill", tensor([BOS, EOS]), seed=0)
+    assert sequence.input_ids.tolist() == [BOS, EOS]
+    assert sequence.labels.tolist() == [NO_LOSS, EOS]
+    assert sequence.span_ids.tolist() == [0, 1]
+    assert sequence.span_ids.dtype == torch.int32
 
 
 @pytest.mark.parametrize("name", ["naive", "attended-pad", "new-token"])
@@ -86,10 +88,12 @@ def test_a_control_changes_one_thing_in_bico(name: str):
 
 
 def test_bert_by_hand():
-    masked = apply("bert", tensor([BOS, 7, 8, 9]), seed=0, mask_rate=1.0)  # no EOS: the last token cannot be predicted
-    assert masked.input_ids.tolist() == [BOS, PAD, PAD, 9]
-    assert masked.labels.tolist() == [NO_LOSS, NO_LOSS, 7, 8]  # the label shift makes output i predict the token at i
-    assert masked.span_ids.tolist() == [0, -1, -1, 0]
+    sequence = apply(
+        "bert", tensor([BOS, 7, 8, 9]), seed=0, mask_rate=1.0
+    )  # no EOS: the last token cannot be predicted
+    assert sequence.input_ids.tolist() == [BOS, PAD, PAD, 9]
+    assert sequence.labels.tolist() == [NO_LOSS, NO_LOSS, 7, 8]  # the label shift makes output i predict the token at i
+    assert sequence.span_ids.tolist() == [0, -1, -1, 0]
 
 
 def test_a_uniform_rate_is_drawn_for_each_sequence():
@@ -98,35 +102,35 @@ def test_a_uniform_rate_is_drawn_for_each_sequence():
         float((apply("bico", input_ids, seed, "uniform").labels == 7).float().mean()) for seed in range(400)
     )
     expected = [50 / 52 * (i + 0.5) / 400 for i in range(400)]
-    # Kolmogorov's bound for 400 draws at 99.9 %, and one token of 50 for what a rate is seen as
+    # Kolmogorov's bound for 400 draws at 99.9 %, plus the resolution of a rate: one of 50 tokens
     assert max(abs(a - b) for a, b in zip(shares, expected, strict=True)) < 1.95 / 20 + 1 / 50
 
 
 def test_infill_divides_the_text_among_several_spans():
     seen = set()
     for seed in range(200):
-        masked = apply("infill", tensor([BOS, 7, 8, 9, EOS]), seed, spans=2)
+        sequence = apply("infill", tensor([BOS, 7, 8, 9, EOS]), seed, spans=2)
         for span, part in ((1, {1, 2}), (2, {3, 4})):
-            places = set((masked.span_ids == span).nonzero()[:, 0].tolist())
-            assert places
-            assert places <= part
-        assert masked.labels.equal(tensor(SEQUENCE).masked_fill(masked.span_ids == 0, NO_LOSS))
-        seen.add(tuple(masked.span_ids.tolist()))
-    assert len(seen) == 9  # three spans in each part
+            positions = set((sequence.span_ids == span).nonzero()[:, 0].tolist())
+            assert positions
+            assert positions <= part
+        assert sequence.labels.equal(tensor(SEQUENCE).masked_fill(sequence.span_ids == 0, NO_LOSS))
+        seen.add(tuple(sequence.span_ids.tolist()))
+    assert len(seen) == 9  # three possible spans in each part
     assert (apply("infill", tensor([BOS, 7, EOS]), 0, spans=5).span_ids.tolist()) == [0, 1, 2]
 
 
 def test_permute_cuts_and_orders_uniformly():
-    def pieces(seed: int) -> tuple[int, ...]:
-        masked = apply("permute", tensor([BOS, 7, 8, 9, EOS]), seed, segments=3)
-        assert masked.span_ids.tolist() == [1, 1, 1, 1]
-        assert masked.input_ids[0] == BOS
-        given = int((masked.labels[1:] == NO_LOSS).sum())
-        assert masked.labels.tolist() == [*[NO_LOSS] * (1 + given), *masked.input_ids[1 + given :].tolist()]
-        return given, *masked.input_ids[1:].tolist()
+    def segments(seed: int) -> tuple[int, ...]:
+        sequence = apply("permute", tensor([BOS, 7, 8, 9, EOS]), seed, segments=3)
+        assert sequence.span_ids.tolist() == [1, 1, 1, 1]
+        assert sequence.input_ids[0] == BOS
+        given = int((sequence.labels[1:] == NO_LOSS).sum())
+        assert sequence.labels.tolist() == [*[NO_LOSS] * (1 + given), *sequence.input_ids[1 + given :].tolist()]
+        return given, *sequence.input_ids[1:].tolist()
 
-    # First how many tokens are given. Two pieces: cut after one or two tokens and turned, whatever the draw. Three:
-    # five of six orders are themselves, the identity becomes 9 8 7.
+    # The first number is how many tokens are given. Two segments are cut after one or two tokens and always exchanged.
+    # Of the six orders of three segments, five are kept and the identity becomes 9 8 7.
     expected = {
         (2, 8, 9, 7): 1 / 4,
         (1, 9, 7, 8): 1 / 4 + 1 / 12,
@@ -135,11 +139,11 @@ def test_permute_cuts_and_orders_uniformly():
         (1, 7, 9, 8): 1 / 12,
         (1, 8, 7, 9): 1 / 12,
     }
-    assert chi_square(Counter(pieces(seed) for seed in range(4000)), expected) < 20.52  # 99.9 %, 5 degrees of freedom
+    assert chi_square(Counter(segments(seed) for seed in range(4000)), expected) < 20.52  # 99.9 %, 5 degrees of freedom
 
 
 @pytest.mark.parametrize("sequence", [[BOS], [BOS, EOS], [BOS, 7, EOS]])
-def test_permute_of_next_to_nothing_is_next_token_prediction(sequence: list[int]):
+def test_permute_of_fewer_than_two_tokens_is_next_token_prediction(sequence: list[int]):
     assert apply("permute", tensor(sequence), 0).labels.tolist() == [NO_LOSS, *sequence[1:]]
     assert apply("permute", tensor(sequence), 0).input_ids.tolist() == sequence
 
@@ -149,12 +153,14 @@ def test_reverse_keeps_the_tokens_of_a_word_and_the_words_of_an_entity_in_order(
     starts[8] = False  # 8 continues the word that 7 begins
     text = tensor([BOS, 7, 8, 9, 10, 11, EOS])
     assert apply("reverse", text, 0, word_starts=starts).input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS]
-    whole = apply("reverse", text, 0, word_starts=starts, entities=[[9], [9, 10]])
-    assert whole.input_ids.tolist() == [BOS, 11, 9, 10, 7, 8, EOS]
-    assert whole.labels.tolist() == [NO_LOSS, 11, 9, 10, 7, 8, EOS]
+    with_entities = apply("reverse", text, 0, word_starts=starts, entities=[[9], [9, 10]])
+    assert with_entities.input_ids.tolist() == [BOS, 11, 9, 10, 7, 8, EOS]
+    assert with_entities.labels.tolist() == [NO_LOSS, 11, 9, 10, 7, 8, EOS]
     in_a_word = apply("reverse", text, 0, word_starts=starts, word_parts=~starts, entities=[[7]])
-    assert in_a_word.input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS], "a part of the word follows: it is another one"
-    comma = apply("reverse", text, 0, word_starts=starts, entities=[[7]])  # 8 is none, but a comma, say
+    assert in_a_word.input_ids.tolist() == [BOS, 11, 10, 9, 7, 8, EOS], (
+        "the word continues after the entity, so it is another word"
+    )
+    comma = apply("reverse", text, 0, word_starts=starts, entities=[[7]])  # 8 continues no word, like a comma
     assert comma.input_ids.tolist() == [BOS, 11, 10, 9, 8, 7, EOS]
 
 
@@ -170,34 +176,34 @@ def test_pad_by_hand():
 @settings(deadline=None, max_examples=200)
 def test_bico_hides_what_it_predicts_and_nothing_else(input_ids: Tensor, seed: int, mask_rate: float):
     before = input_ids.clone()
-    masked = apply("bico", input_ids, seed, mask_rate)
+    sequence = apply("bico", input_ids, seed, mask_rate)
     eligible = [i for i, token in enumerate(input_ids.tolist()) if i > 0 and token not in SPECIAL]
-    hidden = [i for i, span in enumerate(masked.span_ids.tolist()) if span == -1]
+    hidden = [i for i, span in enumerate(sequence.span_ids.tolist()) if span == -1]
     assert set(hidden) <= set(eligible)
     assert bool(hidden) == bool(eligible)
     for i, token in enumerate(before.tolist()):
         expected = (PAD, token, -1) if i in hidden else (token, NO_LOSS, 0)
-        assert (masked.input_ids[i], masked.labels[i], masked.span_ids[i]) == expected
-    assert input_ids.equal(before), "the data set's own tensor was changed"
+        assert (sequence.input_ids[i], sequence.labels[i], sequence.span_ids[i]) == expected
+    assert input_ids.equal(before), "the tensor of the dataset was changed"
 
 
 @given(sequences, seeds)
 @settings(deadline=None, max_examples=200)
 def test_infill_predicts_one_span_of_unchanged_tokens(input_ids: Tensor, seed: int):
-    masked = apply("infill", input_ids, seed)
-    assert masked.input_ids.equal(input_ids)
-    span = masked.span_ids.nonzero()[:, 0].tolist()
+    sequence = apply("infill", input_ids, seed)
+    assert sequence.input_ids.equal(input_ids)
+    span = sequence.span_ids.nonzero()[:, 0].tolist()
     assert span == (list(range(span[0], span[-1] + 1)) if len(input_ids) > 1 else [])
     assert 0 not in span
     for i, token in enumerate(input_ids.tolist()):
-        assert (masked.labels[i], masked.span_ids[i]) == ((token, 1) if i in span else (NO_LOSS, 0))
+        assert (sequence.labels[i], sequence.span_ids[i]) == ((token, 1) if i in span else (NO_LOSS, 0))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @given(input_ids=sequences, seed=seeds, mask_rate=st.floats(0.01, 1))
 @settings(deadline=None, max_examples=100)
 def test_no_label_reaches_the_output_that_predicts_it(name: str, input_ids: Tensor, seed: int, mask_rate: float):
-    # The label at i is the token at i, or, where the same position predicts it, the one before.
+    # The label at i is the token at i, or the token before it if the same position predicts it (bert).
     assert leaks(input_ids, apply(name, input_ids, seed, mask_rate), shift=int(name == "bert")) == []
 
 
@@ -206,12 +212,16 @@ def test_the_leak_check_sees_leaks():
     in_context = TrainingSequence(input_ids, input_ids, torch.zeros(5, dtype=torch.int32))
     assert leaks(input_ids, in_context) == [1, 2, 3, 4]
     not_replaced = TrainingSequence(input_ids, input_ids, tensor([0, 0, -1, 0, 0]))
-    assert leaks(input_ids, not_replaced) == [1, 3, 4]  # position 2 is nobody's key: its token stays with itself
+    assert leaks(input_ids, not_replaced) == [
+        1,
+        3,
+        4,
+    ]  # position 2 is never a key, so its token reaches no other position
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_logits_do_not_depend_on_the_token_they_predict(name: str):
-    """The same through a real model: another token at i + 1 leaves the logits at i bit-equal."""
+    """In a real model, changing the token at i + 1 leaves the logits at i bit-identical."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY + 2, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
@@ -220,20 +230,20 @@ def test_logits_do_not_depend_on_the_token_they_predict(name: str):
     original = tensor([BOS, 7, 8, 9, 10, 11, 12, EOS])
 
     def logits(input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        masked = apply(name, input_ids, seed=3)
+        sequence = apply(name, input_ids, seed=3)
         with torch.no_grad():
-            out = model(input_ids=masked.input_ids[None], span_ids=masked.span_ids[None]).logits[0]
-        return out, masked.labels
+            out = model(input_ids=sequence.input_ids[None], span_ids=sequence.span_ids[None]).logits[0]
+        return out, sequence.labels
 
     out, labels = logits(original)
     predicted = [i for i in range(1, len(labels)) if labels[i] not in (NO_LOSS, EOS, EOP)]
     assert len(predicted) > 1
     for i in predicted:
-        changed = original.masked_fill(original == labels[i], 13)  # every token of the original is there once
+        changed = original.masked_fill(original == labels[i], 13)  # every token of the original occurs once
         assert logits(changed)[0][i - 1].equal(out[i - 1])
 
 
-def test_bico_masks_at_the_stated_rate():
+def test_bico_hides_tokens_at_the_given_rate():
     count, rate, rows = 20, 0.15, 2000
     input_ids = tensor([BOS, *[7] * count, EOS])
     hidden = [int((apply("bico", input_ids, seed, rate).span_ids == -1).sum()) for seed in range(rows)]
@@ -251,7 +261,7 @@ def chi_square(counts: Counter, probabilities: dict) -> float:
     return sum((counts[key] - total * p) ** 2 / (total * p) for key, p in probabilities.items())
 
 
-def test_bico_chooses_its_only_mask_uniformly():
+def test_bico_chooses_a_single_hidden_token_uniformly():
     input_ids = tensor([7, 8, EOS, 9, 10, 11])  # position 0 and the EOS are not eligible
     counts = Counter(
         int((apply("bico", input_ids, seed, mask_rate=1e-12).span_ids == -1).nonzero()) for seed in range(2000)
@@ -266,12 +276,12 @@ def test_infill_spans_are_uniform_in_length_then_in_start():
 
     counts = Counter(span(seed) for seed in range(4000))
     starts = {1: (1, 2, 3, 4), 2: (1, 2, 3), 3: (1, 2), 4: (1,)}
-    expected = {(length, start): 1 / 4 / len(fits) for length, fits in starts.items() for start in fits}
+    expected = {(length, start): 1 / 4 / len(possible) for length, possible in starts.items() for start in possible}
     assert chi_square(counts, expected) < 27.88  # the 99.9 % quantile, 9 degrees of freedom
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_draws_come_from_the_generator_alone(name: str):
+def test_random_numbers_come_only_from_the_generator(name: str):
     input_ids = tensor([BOS, *range(4, VOCABULARY), EOS])
     state = torch.get_rng_state()
     first, again = apply(name, input_ids, seed=5), apply(name, input_ids, seed=5)
@@ -280,7 +290,7 @@ def test_draws_come_from_the_generator_alone(name: str):
     assert first.input_ids.equal(again.input_ids)
     if name not in ("ntp", "reverse"):
         drawn = [apply(name, input_ids, seed) for seed in range(4)]
-        assert any(not one.labels.equal(first.labels) for one in drawn)
+        assert any(not sequence.labels.equal(first.labels) for sequence in drawn)
 
 
 def test_stream_seed_is_blake2b_of_the_key():
@@ -288,7 +298,7 @@ def test_stream_seed_is_blake2b_of_the_key():
     assert stream_seed("masks", 42, 0, 7) == int.from_bytes(bytes.fromhex("4c4505a1e2cede1b"), "little")
 
 
-def test_happens_as_often_as_asked():
+def test_happens_with_the_given_probability():
     for probability in (0.1, 0.5, 0.9):
         share = sum(happens(probability, "objective", 42, step) for step in range(4000)) / 4000
         assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / 4000)
@@ -322,7 +332,7 @@ def test_unknown_objective_lists_the_known():
         registry.bind("mlm")
 
 
-def test_too_few_pieces_and_spans():
+def test_too_few_segments_and_spans():
     with pytest.raises(ValueError, match="segments must be at least 2, got 1"):
         apply("permute", tensor(SEQUENCE), 0, segments=1)
     with pytest.raises(ValueError, match="spans must be at least 1, got 0"):
