@@ -1,4 +1,4 @@
-"""A two-layer Llama and short rows to train it on, shared by the trainer's tests."""
+"""A two-layer Llama and short rows to train it on, for the tests of the trainer."""
 
 from pathlib import Path
 from typing import Any

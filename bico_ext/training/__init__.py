@@ -1,1 +1,1 @@
-"""The trainer: its configuration, the data set on its way to it, and the optimizer steps."""
+"""Training: the configuration, the dataset and the trainer."""

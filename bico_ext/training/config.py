@@ -15,25 +15,25 @@ from bico_ext.objectives.denoising import check_mask_rate
 class BicoConfig(TrainingArguments):
     """Training arguments of `BicoTrainer`: those of transformers and the fields below.
 
-    Inherited defaults that change: `remove_unused_columns` False (rows are turned into inputs after the data loader),
-    `logging_nan_inf_filter` False (a NaN loss shows in the log instead of being replaced by the mean),
-    `logging_steps` 10, and `dataloader_pin_memory` False (the data loader hands out rows, not the batch).
+    Some inherited defaults change. `remove_unused_columns` is False, because rows become model inputs only after the
+    data loader. `logging_nan_inf_filter` is False, so that the log shows a NaN loss instead of replacing it by the
+    mean. `logging_steps` is 10. `dataloader_pin_memory` is False, because the data loader returns rows, not the batch.
 
     Attributes:
         objective: a key of `bico_ext.objectives.registry.OBJECTIVES`; default "bico".
-        mixing_probability: of the objective rather than next-token prediction, per optimizer step; default 0.5
-            (the paper's).
-        mask_rate: share of the tokens that "bico" and its controls hide, in (0, 1], default 0.15 (the paper's); or
-            "uniform", a rate drawn for each sequence.
-        infill_spans: spans that "infill" writes in a sequence; default 1.
-        permute_segments: most pieces that "permute" cuts a sequence into; default 4.
-        abi_positions: of "abi": "2d" (default, ChatGLM-6B's) or "in-place".
-        entities_file: text file of names, one a line, that "reverse" keeps whole; default None.
-        placeholder_id: the token id that stands for hidden tokens; default the tokenizer's padding id.
-        max_length: tokens of a row that are kept; default None: all.
+        mixing_probability: probability that an optimizer step trains the objective rather than next-token prediction;
+            default 0.5, as in the paper.
+        mask_rate: probability that "bico" and its controls hide a token, in (0, 1]; default 0.15, as in the paper.
+            "uniform" draws a rate for each row.
+        infill_spans: the number of spans that "infill" predicts in a row; default 1.
+        permute_segments: the largest number of segments that "permute" cuts a row into; default 4.
+        abi_positions: the positions of "abi": "2d" (default), as in ChatGLM-6B, or "in-place".
+        entities_file: text file of names, one per line, whose words "reverse" keeps in order; default None.
+        placeholder_id: the token id that replaces hidden tokens; default: the tokenizer's padding id.
+        max_length: the number of tokens of a row that are kept; default None, which keeps all.
 
     Raises:
-        ValueError: an unknown objective, or a number out of its range.
+        ValueError: the objective is unknown, or a number is out of range.
 
     Example:
         >>> BicoConfig(output_dir="out", objective="infill", max_steps=1500).mixing_probability
@@ -53,8 +53,8 @@ class BicoConfig(TrainingArguments):
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Longer rows are cut to their first max_length tokens, losing their end-of-sequence token. "
-            "Default: no cut, and an error when a row is longer than the model's context."
+            "help": "Cut longer rows to their first max_length tokens; they lose their end-of-sequence token. "
+            "Default: no cut, and an error if a row is longer than the model's context."
         },
     )
 
@@ -62,50 +62,52 @@ class BicoConfig(TrainingArguments):
     objective: str = field(
         default="bico",
         metadata={
-            "help": "What the optimizer steps that are not next-token prediction train: 'bico' (denoising of hidden "
-            "tokens, the paper's), 'infill' (a span written with both sides in view), 'permute' (pieces of the text in "
-            "another order), 'ntp' (nothing else), or another one of "
-            "docs/objectives.md.",
+            "help": "Objective of the optimizer steps that do not train next-token prediction: 'bico' (denoising of "
+            "hidden tokens, as in the paper), 'infill' (prediction of a span from the context on both sides), "
+            "'permute' (prediction of the text's segments in another order), 'ntp' (next-token prediction in all "
+            "steps), or another one of docs/objectives.md.",
             "choices": list(registry.OBJECTIVES),
         },
     )
     mixing_probability: float = field(
         default=0.5,
-        metadata={"help": "Probability of the objective, instead of next-token prediction, at an optimizer step."},
+        metadata={"help": "Probability that an optimizer step trains the objective instead of next-token prediction."},
     )
     mask_rate: float | str = field(
         default=0.15,
         metadata={
-            "help": "Probability that 'bico' and its controls hide a token, in (0, 1]; 'uniform': drawn for each row."
+            "help": "Probability that 'bico' and its controls hide a token, in (0, 1]; 'uniform' draws it for each row."
         },
     )
-    infill_spans: int = field(default=1, metadata={"help": "Spans that 'infill' writes in a row."})
-    permute_segments: int = field(default=4, metadata={"help": "Most pieces that 'permute' cuts a row into."})
+    infill_spans: int = field(default=1, metadata={"help": "Number of spans that 'infill' predicts in a row."})
+    permute_segments: int = field(
+        default=4, metadata={"help": "Largest number of segments that 'permute' cuts a row into."}
+    )
     abi_positions: str = field(
         default="2d",
         metadata={
-            "help": "Of 'abi': '2d' as in ChatGLM-6B, or 'in-place', the place that the text had.",
+            "help": "Positions of 'abi': '2d' as in ChatGLM-6B, or 'in-place', the positions in the original text.",
             "choices": list(get_args(Positions)),
         },
     )
     entities_file: str | None = field(
-        default=None, metadata={"help": "Text file of names, one a line, that 'reverse' keeps whole."}
+        default=None, metadata={"help": "Text file of names, one per line, whose words 'reverse' keeps in order."}
     )
 
     # Inherited defaults that change
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "Must stay False: rows become model inputs only after the data loader."},
+        metadata={"help": "Must stay False, because rows become model inputs only after the data loader."},
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether to replace NaN and infinite losses in the log, which hides them."}
+        default=False, metadata={"help": "Replace NaN and infinite losses in the log, which hides them."}
     )
     logging_steps: float = field(
         default=10,
-        metadata={"help": "Log every so many optimizer steps; a number below 1 is a share of all steps."},
+        metadata={"help": "Number of optimizer steps between logs; a number below 1 is a fraction of all steps."},
     )
     dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "Of no use here: the batch is built after the data loader."}
+        default=False, metadata={"help": "Has no effect here, because the batch is built after the data loader."}
     )
 
     def __post_init__(self) -> None:
@@ -119,7 +121,11 @@ class BicoConfig(TrainingArguments):
             max_length=self.max_length,
         )
         if "inputs" in (self.include_for_metrics or []):
-            raise ValueError("include_for_metrics must not hold 'inputs': a batch is rows until its objective is known")
+            raise ValueError(
+                "include_for_metrics must not contain 'inputs', because the data loader returns rows, not model inputs"
+            )
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must be False: rows become model inputs only after the data loader")
+            raise ValueError(
+                "remove_unused_columns must be False, because rows become model inputs only after the data loader"
+            )
         super().__post_init__()

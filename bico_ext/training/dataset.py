@@ -1,4 +1,4 @@
-"""The rows of a data set on their way to the trainer: encoded and checked, ordered by length, handed out unmasked."""
+"""The dataset of `BicoTrainer`: rows are encoded and checked, optionally grouped by length, and collated unmasked."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +20,29 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch before its objective is known. Not a list or dict, so that accelerate does not move it to the device."""
+    """A batch of rows before its objective is known.
 
-    input_ids: list[Tensor]  # int64 [S] each
-    places: list[int]  # in the data set
+    It is neither a list nor a dict, so that accelerate does not move it to the device.
+
+    Attributes:
+        input_ids: int64 [S] for each row.
+        indices: the index of each row in the dataset.
+    """
+
+    input_ids: list[Tensor]
+    indices: list[int]
 
     @staticmethod
-    def collate(rows: list[dict[str, Any]]) -> Any:  # Trainer declares that a collator returns a dict
-        return Rows([row["input_ids"] for row in rows], [row["place"] for row in rows])
+    def collate(rows: list[dict[str, Any]]) -> Any:  # Any, because Trainer declares that a collator returns a dict
+        """Make a batch from encoded rows."""
+        return Rows([row["input_ids"] for row in rows], [row["index"] for row in rows])
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """The Trainer's grouping by length, with a seed per epoch and the batches in random order.
+    """Groups rows of similar length into batches, with one seed per epoch and the batches in random order.
 
-    The stock sampler draws from the global random state, which a run resumed within an epoch no longer has, and goes
-    from long to short over up to 50 batches.
+    The Trainer's own sampler differs in two ways. It draws from the global random state, which is lost when a run is
+    resumed within an epoch, and it orders up to 50 batches from long to short.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -45,22 +53,22 @@ class LengthGroupedSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate at the start of each epoch, also of the one in which a run resumes."""
+        """Set the epoch; accelerate calls this at the start of each epoch, including the one in which a run resumes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = Generator().manual_seed(stream_seed("order", self.seed, self.epoch))
-        places = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
-        full = len(places) // self.batch_size
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        full = len(indices) // self.batch_size
         for i in [*torch.randperm(full, generator=generator).tolist(), *range(full, len(batches))]:
             yield from batches[i]
 
 
 class RowEncoder:
-    """Turns a data set into rows {"input_ids": int64 [S], "place": int} in memory, all of them checked.
+    """Encodes and checks a dataset: its rows become {"input_ids": int64 [S], "index": int} in memory.
 
-    Rows that went through it once pass unchanged.
+    Rows that are already encoded do not change.
     """
 
     def __init__(
@@ -84,18 +92,18 @@ class RowEncoder:
         if not len(dataset):
             raise ValueError(f"{name} is empty: it must have at least one row")
         rows, cut = [], 0
-        for place in range(len(dataset)):
-            input_ids = self.row(dataset[place], f"{name}[{place}]")
+        for index in range(len(dataset)):
+            input_ids = self.row(dataset[index], f"{name}[{index}]")
             cut += self.max_length is not None and len(input_ids) > self.max_length
             input_ids = input_ids[: self.max_length]
-            self.check(input_ids, f"{name}[{place}]")
-            rows.append({"input_ids": input_ids, "place": place})
+            self.check(input_ids, f"{name}[{index}]")
+            rows.append({"input_ids": input_ids, "index": index})
         if cut:
             logger.warning(f"{name}: {cut} of {len(rows)} rows were cut to max_length={self.max_length}")
         return rows
 
     def row(self, row: Any, name: str) -> Tensor:
-        """The token ids of one row of any accepted kind, int64 [S]."""
+        """Return the token ids, int64 [S], of a row of any accepted kind."""
         columns = sorted(row) if isinstance(row, Mapping) else None
         if columns is None or not ("input_ids" in row or "text" in row or {"prompt", "completion"} <= set(row)):
             raise ValueError(
@@ -108,26 +116,30 @@ class RowEncoder:
                 raise ValueError(f"{name}: input_ids must be a sequence of token ids, got {type(ids).__name__}")
             ids = torch.as_tensor(ids)
             if ids.is_floating_point() and len(ids):
-                raise ValueError(f"{name}: input_ids must be whole numbers, got {ids.dtype}")
+                raise ValueError(f"{name}: input_ids must be integers, got {ids.dtype}")
             return ids.to(torch.int64)
         for column in ("text",) if "text" in row else ("prompt", "completion"):
             if not isinstance(row[column], str):
                 raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
         if self.tokenizer is None:
-            raise ValueError(f"{name} is text, which needs processing_class (a tokenizer); or give rows of 'input_ids'")
+            raise ValueError(
+                f"{name} is text, which needs a tokenizer: pass processing_class, or give rows with 'input_ids'"
+            )
         text = row["text"] if "text" in row else row["prompt"] + row["completion"]
         return torch.tensor(encode_text(self.tokenizer, text), dtype=torch.int64)
 
     def check(self, input_ids: Tensor, name: str) -> None:
-        """Refuse what would fail, or silently teach nothing, in the middle of a run."""
+        """Raise an error for a row that would fail during training, or on which nothing could be trained."""
         if input_ids.ndim != 1:
             raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(input_ids.shape)}")
         check_context(self.model, len(input_ids), name, "set max_length to cut long rows")
         if not may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any():
             raise ValueError(
-                f"{name} has nothing to predict: after the first token it needs one that is not special, got "
+                f"{name} has nothing to predict: it needs a token after the first that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"
             )
         lowest, highest = (int(bound) for bound in input_ids.aminmax())
         if lowest < 0 or highest >= self.vocabulary:
-            raise ValueError(f"{name}: ids must be in [0, {self.vocabulary}), the model's, got {lowest} to {highest}")
+            raise ValueError(
+                f"{name}: ids must be in [0, {self.vocabulary}), the ids of the model, got {lowest} to {highest}"
+            )

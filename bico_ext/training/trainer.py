@@ -1,9 +1,9 @@
-"""`BicoTrainer`: transformers' Trainer, with each optimizer step either an objective of ours or next-token prediction.
+"""`BicoTrainer`: transformers' Trainer, where each optimizer step trains an objective or next-token prediction.
 
-The rows of an optimizer step leave the data loader as they are. `get_batch_samples`, which the Trainer calls once per
-step and which counts the labels that scale the loss, chooses the objective and masks every row. What is drawn is a hash
-of the run's seed, the step and the row's place in the data set (`stream_seed`), so it does not depend on
-how the step is split into micro-batches and processes, and a resumed run needs no saved state.
+The data loader returns rows unchanged. `get_batch_samples` chooses the objective of a step and applies it to every row.
+The Trainer calls this method once per step; the method also counts the labels that scale the loss. Random seeds are
+hashes of the run's seed, the step and the row's index in the dataset (`stream_seed`). They therefore do not depend on
+how a step is split into micro-batches and processes, and a resumed run needs no saved state.
 """
 
 from collections import Counter
@@ -42,36 +42,39 @@ if TYPE_CHECKING:
 class BicoTrainer(Trainer):
     """Fine-tune a causal RoPE language model in both directions with split-triangle attention.
 
-    The model is attached in place (`bico_ext.models.attach`); its checkpoints are stock ones. The micro-batches of an
-    optimizer step share their objective, and gradient accumulation or more processes change the result by rounding
-    only, where the rows fill every batch. A run resumed at step k repeats the uninterrupted one bit for bit.
+    The model is attached in place (`bico_ext.models.attach`); its checkpoints are stock checkpoints. All micro-batches
+    of an optimizer step train the same objective. Gradient accumulation and several processes change the result only by
+    rounding, as long as the rows fill every batch. A run that is resumed at step k is bit-identical to the
+    uninterrupted run.
 
-    Logged beside the Trainer's own metrics: `loss_<objective>`, the mean over the steps since the last log that trained
-    that objective (absent if none did). `evaluate` gives `eval_loss` (next-token prediction) and
-    `eval_<objective>_loss`, means over tokens, with masks that depend on nothing but the row's place in the data set.
+    In addition to the Trainer's own metrics it logs `loss_<objective>`, the mean over the steps since the last log that
+    trained this objective (absent if no step did). `evaluate` returns `eval_loss` (next-token prediction) and
+    `eval_<objective>_loss`. Both are means over tokens; what the objective hides depends only on the row's index in the
+    dataset.
 
-    With `train_sampling_strategy="group_by_length"` the batches of similar lengths come in random order (the stock
-    sampler sorts them by falling length), and the order is resumable; no length column is needed.
+    With `train_sampling_strategy="group_by_length"`, batches of similar lengths come in random order, which is
+    resumable. The stock sampler sorts them by decreasing length. No length column is needed.
 
     Args:
-        model: the model, or a name or path for `AutoModelForCausalLM.from_pretrained`, which is loaded in fp32
-            (the optimizer's copy; `bf16=True` still computes in bf16).
-        args: default `BicoConfig()`.
-        train_dataset: list, torch Dataset or datasets.Dataset of known length whose rows hold `input_ids`, or
-            `prompt` and `completion`, or `text`. Text is encoded by `bico_ext.models.tokenization.encode_text`; `input_ids`
-            are taken as they are. The loss covers the whole row.
-        eval_dataset: the same, or a dict of them.
+        model: the model, or a name or path for `AutoModelForCausalLM.from_pretrained`. A model that is loaded by name
+            has fp32 weights for the optimizer; `bf16=True` still computes in bf16.
+        args: the training arguments; default `BicoConfig()`.
+        train_dataset: a list, torch Dataset or datasets.Dataset of known length. Its rows contain `input_ids`, or
+            `prompt` and `completion`, or `text`. Text is encoded by `bico_ext.models.tokenization.encode_text`;
+            `input_ids` are used unchanged. The loss covers the whole row.
+        eval_dataset: a dataset like `train_dataset`, or a dict of such datasets.
         processing_class: the tokenizer; default: loaded from `model` if that is a name or path.
-        compute_metrics: as for Trainer; it sees the next-token predictions.
+        compute_metrics: as for Trainer; it gets the next-token predictions.
         callbacks: as for Trainer.
         optimizers: as for Trainer.
         preprocess_logits_for_metrics: as for Trainer.
-        peft_config: wraps the model in PEFT, for example `peft.LoraConfig(task_type="CAUSAL_LM")`.
+        peft_config: a PEFT configuration to wrap the model with, for example `peft.LoraConfig(task_type="CAUSAL_LM")`.
 
     Raises:
-        TypeError: args of another class, a data set without length, a model that cannot be attached.
-        ValueError: a device without kernels; an empty data set; a row with nothing to predict, with ids that the model
-            lacks or longer than its context (the message names the row); no tokenizer for rows of text; no placeholder.
+        TypeError: args is of another class, a dataset has no length, or the model cannot be attached.
+        ValueError: the device has no kernels; a dataset is empty; a row has nothing to predict, has ids that the model
+            lacks or is longer than the model's context (the message names the row); rows are text and there is no
+            tokenizer; or there is no placeholder.
 
     Example:
         >>> rows = [{"text": "Ada Lovelace wrote the first program."}]
@@ -97,7 +100,7 @@ class BicoTrainer(Trainer):
         # Args
         args = BicoConfig() if args is None else args
         if not isinstance(args, BicoConfig):
-            raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it takes the same fields and more")
+            raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it has the same fields and more")
         if not has_kernels(args.device.type):
             raise ValueError(f"args train on {args.device}, for which this build has no kernels; set use_cpu=True")
 
@@ -109,7 +112,7 @@ class BicoTrainer(Trainer):
         network: Any = model
 
         # Objective
-        self._objective = "ntp"  # of the optimizer step under way
+        self._objective = "ntp"  # of the current optimizer step
         self._generator = Generator()
         pad_id = getattr(processing_class, "pad_token_id", None) or 0
         self._pad_id = pad_id if pad_id < len(network.get_input_embeddings().weight) else 0  # nothing attends to it
@@ -132,7 +135,7 @@ class BicoTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval_dataset")
 
-        # The model changes only now that everything else has been checked; some objectives add a token
+        # The model changes only here, after everything else has been checked. Some objectives add a token.
         vocabulary = len(network.get_input_embeddings().weight)
         self._objectives = {
             name: build_objective(name, args, network, processing_class) for name in ("ntp", args.objective)
@@ -141,8 +144,8 @@ class BicoTrainer(Trainer):
             if len(network.get_input_embeddings().weight) > vocabulary:
                 raise ValueError(
                     f"objective={args.objective!r} added tokens to the model, which adapters would neither train nor "
-                    "save; add them first (bico_ext.models.special_tokens.added_tokens), save model and tokenizer, and start "
-                    "from those"
+                    "save; add them first (bico_ext.models.special_tokens.added_tokens), save the model and the "
+                    "tokenizer, and start from those"
                 )
             from peft import get_peft_model
 
@@ -163,10 +166,10 @@ class BicoTrainer(Trainer):
         )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, after a check that the model is still attached.
+        """Train as `Trainer.train`, after a check that the model is still attached.
 
         Raises:
-            RuntimeError: it is not; a stock model would ignore the span ids without a word.
+            RuntimeError: the model is not attached. A stock model would silently ignore the span ids.
         """
         check_attached(cast(nn.Module, self.model))
         self._loss_sums.clear()
@@ -176,10 +179,10 @@ class BicoTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Rows], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """The micro-batches of one optimizer step under its objective, and the number of labels in all of them."""
+        """Return the micro-batches of one optimizer step, made by its objective, and the number of labels in them."""
         args, step = self.args, self.state.global_step
-        mixed_in = happens(args.mixing_probability, "objective", args.seed, step)
-        self._objective = args.objective if mixed_in else "ntp"
+        trains_objective = happens(args.mixing_probability, "objective", args.seed, step)
+        self._objective = args.objective if trains_objective else "ntp"
         batches = [
             self._batch(rows, self._objective, "masks", args.seed, step) for rows in islice(epoch_iterator, num_batches)
         ]
@@ -187,7 +190,7 @@ class BicoTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer.training_step`; it also adds the loss to the sum of its objective, without waiting for it."""
+        """As `Trainer.training_step`; also add the loss to the sum of its objective, without a synchronisation."""
         loss = super().training_step(*args, **kwargs)
         self._loss_sums[self._objective] = self._loss_sums.get(self._objective, 0) + loss
         return loss
@@ -203,13 +206,13 @@ class BicoTrainer(Trainer):
         super().log(logs, start_time)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As `Trainer.get_eval_dataloader`, for a data set of the kinds that `BicoTrainer` takes."""
+        """As `Trainer.get_eval_dataloader`, for any dataset that `BicoTrainer` accepts."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._encode(eval_dataset, "eval_dataset")
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer.get_test_dataloader`, for a data set of the kinds that `BicoTrainer` takes."""
+        """As `Trainer.get_test_dataloader`, for any dataset that `BicoTrainer` accepts."""
         return super().get_test_dataloader(cast(Any, self._encode(test_dataset, "test_dataset")))
 
     def evaluation_loop(
@@ -220,12 +223,12 @@ class BicoTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`; the losses are means over all tokens, whatever the batch size and ranks."""
+        """As `Trainer.evaluation_loop`, but losses are means over all tokens for any batch size and number of ranks."""
         self._row_losses = {objective: {} for objective in self._objectives}
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         for part in gather_object([self._row_losses]):
             for objective, losses in part.items():
-                self._row_losses[objective].update(losses)  # a row that two ranks were given counts once
+                self._row_losses[objective].update(losses)  # a row that two ranks evaluated counts once
         for objective, losses in self._row_losses.items():
             total, tokens = (sum(column) for column in zip(*losses.values(), strict=True))
             name = "loss" if objective == "ntp" else f"{objective}_loss"
@@ -239,33 +242,34 @@ class BicoTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """As `Trainer.prediction_step` for next-token prediction; it keeps each row's loss under every objective."""
+        """As `Trainer.prediction_step` for next-token prediction; also store each row's loss under every objective."""
         causal = self._batch(inputs, "ntp")
         loss, logits, labels = super().prediction_step(model, causal, False, ignore_keys)
         self._keep_row_losses("ntp", inputs, logits[0] if isinstance(logits, tuple) else logits, causal["labels"])
         if self.args.objective != "ntp":
-            masked = self._batch(inputs, self.args.objective, "evaluation masks")
-            hidden = masked.pop("labels")
+            batch = self._batch(inputs, self.args.objective, "evaluation masks")
+            objective_labels = batch.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**self._prepare_inputs(masked))
-            self._keep_row_losses(self.args.objective, inputs, outputs.logits, hidden)
+                outputs = model(**self._prepare_inputs(batch))
+            self._keep_row_losses(self.args.objective, inputs, outputs.logits, objective_labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
     def _batch(self, rows: Rows, objective: str, *key: int | str) -> dict[str, Any]:
-        """The rows under an objective, padded; the draws for a row depend on `key` and its place in the data set."""
+        """Apply an objective to rows and pad them; the seed of a row depends on `key` and its index in the dataset."""
         apply = self._objectives[objective]
-        masked = [
-            apply(input_ids, self._generator.manual_seed(stream_seed(*key, place)))
-            for input_ids, place in zip(rows.input_ids, rows.places, strict=True)
+        sequences = [
+            apply(input_ids, self._generator.manual_seed(stream_seed(*key, index)))
+            for input_ids, index in zip(rows.input_ids, rows.indices, strict=True)
         ]
-        return pad(masked, self._pad_id)
+        return pad(sequences, self._pad_id)
 
     def _keep_row_losses(self, objective: str, rows: Rows, logits: Any, labels: Tensor) -> None:
+        """Store the summed loss and the number of labels of each row."""
         labels = labels[:, 1:].to(logits.device)
         losses = cross_entropy(logits[:, :-1].float().mT, labels, reduction="none", ignore_index=NO_LOSS)
         totals = losses.double().sum(1).tolist()  # [B]
         tokens = labels.ne(NO_LOSS).sum(1).tolist()
-        self._row_losses[objective].update(zip(rows.places, zip(totals, tokens, strict=True), strict=True))
+        self._row_losses[objective].update(zip(rows.indices, zip(totals, tokens, strict=True), strict=True))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":

@@ -1,4 +1,4 @@
-"""The rows that BicoTrainer takes, how they are ordered, and what it refuses before training starts."""
+"""The rows that `BicoTrainer` accepts, their order, and what it refuses before training starts."""
 
 import math
 from itertools import pairwise
@@ -27,8 +27,8 @@ class Numbered(Dataset):
     def __len__(self) -> int:
         return 40
 
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": tensor(some_rows()[place]["input_ids"]), "unused": tensor(place)}
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": tensor(some_rows()[index]["input_ids"]), "unused": tensor(index)}
 
 
 def test_a_torch_dataset_is_the_list_of_its_rows(tmp_path: Path):
@@ -50,7 +50,7 @@ def test_kinds_of_rows(tmp_path: Path, row: dict):
 
 
 def test_special_tokens_and_placeholder_come_from_the_tokenizer(tmp_path: Path):
-    """Every ordinary token is hidden (mask_rate 1), so the batch shows which ids are special."""
+    """With mask_rate 1 every ordinary token is hidden, so the batch shows which ids are special."""
     tokenizer = train_word_tokenizer(["Ada wrote it."])
     tokenizer.pad_token = "."  # an ordinary token, id 7, as placeholder and padding
     args = config(tmp_path, placeholder_id=None, mixing_probability=1.0, mask_rate=1.0)
@@ -83,22 +83,22 @@ def test_grouping_by_length(tmp_path: Path):
     epochs = []
     for epoch in (0, 1, 0):
         loader.set_epoch(epoch)
-        epochs.append([rows.places for rows in loader])
-    assert sorted(place for places in epochs[0] for place in places) == list(range(40))
+        epochs.append([rows.indices for rows in loader])
+    assert sorted(index for indices in epochs[0] for index in indices) == list(range(40))
     assert epochs[0] == epochs[2] != epochs[1]
 
 
-def test_grouped_batches_are_alike_in_length_and_in_random_order():
+def test_grouped_batches_have_similar_lengths_and_random_order():
     lengths = torch.randint(5, 60, (1010,), generator=Generator().manual_seed(0)).tolist()
-    places = list(LengthGroupedSampler(lengths, batch_size=16, seed=0))
-    assert sorted(places) == list(range(1010))
-    batches = [[lengths[place] for place in places[i : i + 16]] for i in range(0, 1010, 16)]
+    indices = list(LengthGroupedSampler(lengths, batch_size=16, seed=0))
+    assert sorted(indices) == list(range(1010))
+    batches = [[lengths[index] for index in indices[i : i + 16]] for i in range(0, 1010, 16)]
     assert len(batches[-1]) == 1010 % 16
     padded = sum(len(batch) * max(batch) for batch in batches)
-    assert padded < 1.15 * sum(lengths)  # 1.8 in random order
+    assert padded < 1.15 * sum(lengths)  # with rows in random order it would be 1.8
     longest = [max(batch) for batch in batches]
     rises = sum(after > before for before, after in pairwise(longest))
-    assert rises > 20  # the stock order falls, but for its 3 restarts
+    assert rises > 20  # in the stock order lengths decrease, except at its 3 restarts
 
 
 # Refusals
@@ -134,10 +134,14 @@ class Stream(IterableDataset):
         ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion', got \['prompt'\]"),
         (["Ada wrote it."], ValueError, r"train_dataset\[0\] must be a dict .* got str"),
         ([{"input_ids": None}], ValueError, r"\[0\]: input_ids must be a sequence of token ids, got NoneType"),
-        ([{"input_ids": [2.7, 5.2]}], ValueError, r"\[0\]: input_ids must be whole numbers, got torch.float32"),
+        ([{"input_ids": [2.7, 5.2]}], ValueError, r"\[0\]: input_ids must be integers, got torch.float32"),
         ([{"text": None}], ValueError, r"\[0\]: text must be a string, got NoneType"),
         ([{"prompt": "a", "completion": 3}], ValueError, r"\[0\]: completion must be a string, got int"),
-        ([{"text": "Ada wrote it."}], ValueError, r"train_dataset\[0\] is text, which needs processing_class"),
+        (
+            [{"text": "Ada wrote it."}],
+            ValueError,
+            r"train_dataset\[0\] is text, which needs a tokenizer: pass processing_class",
+        ),
     ],
 )
 def test_rows_refused(tmp_path: Path, rows: Any, error: type[Exception], message: str):
@@ -145,14 +149,14 @@ def test_rows_refused(tmp_path: Path, rows: Any, error: type[Exception], message
         constructed(tmp_path, rows)
 
 
-def test_same_position_prediction_needs_more_than_a_last_token(tmp_path: Path):
+def test_bert_needs_a_token_between_the_first_and_the_last(tmp_path: Path):
     row = {"input_ids": [BOS, 7]}
     assert constructed(tmp_path, [row]).train_dataset
     with pytest.raises(ValueError, match="nothing to predict"):
         constructed(tmp_path, [row], objective="bert")
 
 
-def test_a_refused_construction_leaves_the_model_alone(tmp_path: Path):
+def test_a_refused_construction_does_not_change_the_model(tmp_path: Path):
     model = tiny_llama()
     with pytest.raises(ValueError, match="empty"):
         BicoTrainer(model, config(tmp_path), [], peft_config=LoraConfig(task_type="CAUSAL_LM"))
@@ -179,7 +183,7 @@ def test_a_device_without_kernels_is_refused(tmp_path: Path, monkeypatch):
         constructed(tmp_path, [GOOD])
 
 
-def test_a_row_of_special_tokens_is_fine_where_they_are_predicted(tmp_path: Path):
+def test_a_row_of_special_tokens_is_accepted_if_they_are_predicted(tmp_path: Path):
     assert constructed(tmp_path, [{"input_ids": [7, BOS, EOS]}], objective="infill").train_dataset
     with pytest.raises(ValueError, match="nothing to predict"):
         constructed(tmp_path, [{"input_ids": [BOS]}], objective="infill")
@@ -189,13 +193,13 @@ def test_a_row_of_special_tokens_is_fine_where_they_are_predicted(tmp_path: Path
     ("changes", "message"),
     [
         ({"objective": "mlm"}, r"objective must be one of 'ntp', 'bico', .*, got 'mlm'"),
-        ({"include_for_metrics": ["inputs"]}, "include_for_metrics must not hold 'inputs'"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics must not contain 'inputs'"),
         ({"mask_rate": 0.0}, r"mask_rate must be in \(0, 1\] or 'uniform', got 0.0"),
         ({"mixing_probability": 1.5}, r"mixing_probability must be in \[0, 1\], got 1.5"),
         ({"mixing_probability": math.nan}, "mixing_probability must be in"),
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
-        ({"placeholder_id": VOCABULARY}, r"placeholder_id must be in \[0, 40\), the model's ids, got 40"),
+        ({"placeholder_id": VOCABULARY}, r"placeholder_id must be in \[0, 40\), the ids of the model, got 40"),
         ({"placeholder_id": None}, "placeholder_id is needed .* set placeholder_id=0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Two processes make the run of one: same objectives, same masks, same loss."""
+"""A run on two processes equals the run on one: the same objectives, hidden tokens and losses."""
 
 import json
 import os
@@ -19,7 +19,7 @@ if trainer.is_world_process_zero():
 """
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "two")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]

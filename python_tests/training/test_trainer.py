@@ -1,4 +1,4 @@
-"""BicoTrainer on a two-layer Llama: losses against stock models and plain arithmetic, runs against each other."""
+"""`BicoTrainer` on a two-layer Llama: losses against stock models and plain arithmetic, and runs against each other."""
 
 import json
 import math
@@ -25,25 +25,25 @@ def weights(trainer: BicoTrainer) -> torch.Tensor:
 
 
 def negative_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Of one row: the sum over the labels that output i gives to labels[i + 1], and their number, in fp64."""
+    """Sum -log p(labels[i + 1] | output i) over one row in fp64; return the sum and the number of labels."""
     scored = [i for i in range(1, len(labels)) if labels[i] != NO_LOSS]
     return -sum(log_softmax(logits[i - 1].double(), -1)[labels[i]].item() for i in scored), len(scored)
 
 
-def masked_row(objective: str, input_ids: list[int], mask_rate: float, *key: int | str) -> TrainingSequence:
+def training_sequence(objective: str, input_ids: list[int], mask_rate: float, *key: int | str) -> TrainingSequence:
     generator = Generator().manual_seed(stream_seed(*key))
     options = {"placeholder_id": PAD, "special_ids": SPECIAL, "mask_rate": mask_rate}
     return registry.bind(objective, **options)(tensor(input_ids), generator)
 
 
 def expected_loss(trainer: BicoTrainer, objective: str, rows: list[dict], *key: int | str) -> float:
-    """The mean over all labels of the rows, each run on its own: no padding, no batch."""
+    """Return the mean over all labels of the rows. Each row runs on its own, without padding or batch."""
     total = count = 0
-    for place, row in enumerate(rows):
-        masked = masked_row(objective, row["input_ids"], trainer.args.mask_rate, *key, place)
+    for index, row in enumerate(rows):
+        sequence = training_sequence(objective, row["input_ids"], trainer.args.mask_rate, *key, index)
         with torch.no_grad():
-            logits = trainer.model(input_ids=masked.input_ids[None], span_ids=masked.span_ids[None]).logits[0]
-        loss, labels = negative_log_likelihood(logits, masked.labels)
+            logits = trainer.model(input_ids=sequence.input_ids[None], span_ids=sequence.span_ids[None]).logits[0]
+        loss, labels = negative_log_likelihood(logits, sequence.labels)
         total, count = total + loss, count + labels
     return total / count
 
@@ -72,15 +72,15 @@ def test_first_loss_of_an_objective(tmp_path: Path, objective: str):
 
 @pytest.mark.parametrize("objective", ["bico", "infill"])
 def test_gradient_accumulation_changes_rounding_only(tmp_path: Path, objective: str):
-    # SGD: Adam's first steps blow rounding up to the learning rate where a gradient is nearly zero.
+    # SGD, because Adam's first steps amplify rounding to the size of the learning rate where a gradient is nearly zero.
     common = {"objective": objective, "optim": "sgd"}
-    whole = train(tmp_path / "1x8", **common)
+    single = train(tmp_path / "1x8", **common)
     split = train(tmp_path / "4x2", per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
-    assert logged(split) == pytest.approx(logged(whole), rel=1e-5)
-    assert logged(split, "grad_norm") == pytest.approx(logged(whole, "grad_norm"), rel=1e-4)
-    assert logged(split, f"loss_{objective}") == pytest.approx(logged(whole, f"loss_{objective}"), rel=1e-5)
-    assert len(logged(split, "loss_ntp")) == len(logged(whole, "loss_ntp")) > 0
-    torch.testing.assert_close(weights(split), weights(whole), rtol=1e-3, atol=1e-5)
+    assert logged(split) == pytest.approx(logged(single), rel=1e-5)
+    assert logged(split, "grad_norm") == pytest.approx(logged(single, "grad_norm"), rel=1e-4)
+    assert logged(split, f"loss_{objective}") == pytest.approx(logged(single, f"loss_{objective}"), rel=1e-5)
+    assert len(logged(split, "loss_ntp")) == len(logged(single, "loss_ntp")) > 0
+    torch.testing.assert_close(weights(split), weights(single), rtol=1e-3, atol=1e-5)
 
 
 def test_bfloat16_autocast_on_the_cpu(tmp_path: Path):
@@ -94,10 +94,10 @@ def test_bfloat16_autocast_on_the_cpu(tmp_path: Path):
 # A run
 
 
-@pytest.mark.parametrize("step", [7, 10])  # 5 steps an epoch: within the second, and at its end
+@pytest.mark.parametrize("step", [7, 10])  # an epoch has 5 steps: within the second epoch, and at its end
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_resumed_run_is_bit_equal(tmp_path: Path, order: str, step: int):
-    """With LoRA dropout, so that the random state that the checkpoint keeps matters too."""
+    """LoRA dropout makes the random state in the checkpoint matter, too."""
     changes = {
         "max_steps": 13,
         "save_steps": step,
@@ -107,13 +107,13 @@ def test_resumed_run_is_bit_equal(tmp_path: Path, order: str, step: int):
         "gradient_accumulation_steps": 2,
         "peft_config": LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.3, init_lora_weights=False),
     }
-    whole = train(tmp_path, **changes)
-    torch.rand(3)  # the global random state of the second process is another one
+    uninterrupted = train(tmp_path, **changes)
+    torch.rand(3)  # a second process would have another global random state
     resumed = train(tmp_path, resume=str(tmp_path / f"checkpoint-{step}"), **changes)
-    assert weights(resumed).equal(weights(whole))
+    assert weights(resumed).equal(weights(uninterrupted))
     for key in ("loss", "loss_ntp", "loss_bico", "grad_norm"):
-        assert logged(resumed, key) == logged(whole, key)
-    assert len(logged(whole)) == 13
+        assert logged(resumed, key) == logged(uninterrupted, key)
+    assert len(logged(uninterrupted)) == 13
 
 
 def test_steps_choose_their_objective_by_the_mixing_probability(tmp_path: Path):
@@ -145,7 +145,7 @@ def test_logged_losses_are_means_over_the_steps_of_their_objective(tmp_path: Pat
         assert logged(every_fifth, key) == pytest.approx(expected, rel=1e-6)
 
 
-def test_masks_change_from_step_to_step_and_from_seed_to_seed(tmp_path: Path):
+def test_hidden_tokens_change_from_step_to_step_and_from_seed_to_seed(tmp_path: Path):
     changes = {"mixing_probability": 1.0, "learning_rate": 0.0, "train_sampling_strategy": "sequential"}
     losses = [
         logged(train(tmp_path, seed=seed, per_device_train_batch_size=40, max_steps=3, **changes)) for seed in (1, 2)
@@ -204,7 +204,7 @@ def test_evaluation_losses_are_means_over_tokens(tmp_path: Path, batch_size: int
     assert metrics["eval_bico_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_evaluation_during_training_and_by_name(tmp_path: Path):
+def test_evaluation_during_training_and_by_dataset_name(tmp_path: Path):
     sets = {"one": some_rows(4), "two": some_rows(7)}
     args = config(tmp_path, objective="infill", eval_strategy="steps", eval_steps=3, learning_rate=0.0)
     trainer = BicoTrainer(tiny_llama(), args, some_rows(), eval_dataset=sets)
@@ -232,8 +232,8 @@ def test_metrics_see_the_causal_predictions(tmp_path: Path):
     assert seen[0].label_ids[5, 1 : len(row)].tolist() == row[1:]
 
 
-def test_adapters_and_new_tokens_do_not_go_together(tmp_path: Path):
-    tokenizer = train_word_tokenizer([" ".join(f"w{i}" for i in range(VOCABULARY - 4))])  # as many as the model has
+def test_adapters_cannot_be_combined_with_new_tokens(tmp_path: Path):
+    tokenizer = train_word_tokenizer([" ".join(f"w{i}" for i in range(VOCABULARY - 4))])  # as many ids as the model has
     adapters = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     with pytest.raises(
         ValueError, match=r"objective='new-token' added tokens .* neither train nor save; add them first"
