@@ -1,4 +1,4 @@
-"""A Llama whose greedy answers have all lengths, and the greedy loop that its completions are compared with."""
+"""A Llama whose greedy answers have all lengths, and the greedy loop to compare its completions with."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,8 +26,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer) -> LlamaForCausalLM:
-    """fp64, so that no order of summation decides between two tokens; weights large enough for varied answers."""
-    torch.manual_seed(6)  # answers of all lengths: see the first test
+    """Make a model in fp64, so that rounding decides between no tokens; large weights make the answers varied."""
+    torch.manual_seed(6)  # a seed with answers of all lengths, as the first test checks
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -37,13 +37,13 @@ def make_model(tokenizer) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=24,
         initializer_range=0.3,
-        attention_dropout=0.5,  # would show if generation ran in training mode
+        attention_dropout=0.5,  # changes the answers if generation runs in training mode
     )
     return LlamaForCausalLM(config).double()
 
 
 def greedy_ids(model, ids: list[int], eos: int | None, new_tokens: int = NEW_TOKENS) -> list[int]:
-    """The ids after a prompt, EOS included: one prompt, no padding, the whole sequence run anew for each token."""
+    """Return the ids after one prompt, including EOS; without padding, and with a full forward for each token."""
     answer: list[int] = []
     model.eval()
     while len(answer) < new_tokens and (not answer or answer[-1] != eos):

@@ -1,1 +1,1 @@
-"""Asking a model: greedy causal generation, and the filling of blanks."""
+"""Generation: greedy continuation of prompts, and filling of blanks."""

@@ -1,4 +1,4 @@
-"""Continues prompts, in batches, as ordinary greedy causal generation does."""
+"""Greedy causal generation: continues prompts in batches, with a KV cache."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,24 +23,26 @@ def generate(
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
 ) -> list[str]:
-    """Continues prompts greedily, with a KV cache.
+    """Continue prompts greedily, with a KV cache.
 
-    A completion is cut out as in the paper's script: prompt and answer are decoded together, without special tokens,
-    and as many characters dropped as the decoded prompt alone has. So it usually starts with a space.
+    A completion is separated from its prompt as in the paper's script: prompt and answer are decoded together, without
+    special tokens, and as many characters are dropped as the decoded prompt has. It therefore usually starts with a
+    space.
 
-    The model is put in evaluation mode and its `generation_config` set aside; both are put back, also after an error.
-    A model prepared by `bico_ext.models.attach` is asked in its stock, causal way. On several ranks each generates all
-    completions. Where two tokens are nearly tied, above all in half precision, the batch size can decide.
+    During generation the model is in evaluation mode and its `generation_config` is replaced; both are restored, also
+    after an error. A model prepared by `bico_ext.models.attach` generates in its stock, causal way. With several ranks
+    each rank generates all completions. If two tokens are nearly tied, which happens above all in half precision, the
+    batch size can decide between them.
 
     Args:
-        model: a causal LM of transformers or a PEFT model around one, on any device and of any dtype. DDP's wrapper
-            has to be taken off.
-        tokenizer: the model's; `encode_prompt` makes the ids (BOS and the prompt). Its EOS ends a completion; the
-            model's own list of end tokens does not count. Its `padding_side` is neither used nor changed.
-        prompts: texts to be continued, in any order; equal ones are generated once.
-        max_new_tokens: longest completion in tokens, at least 1; 40 as in the paper's script.
-        batch_size: prompts generated at a time, at least 1, sorted by length; the default, 128, is the fastest measured
-            for a tiny model on a CPU. Lower it if memory runs out.
+        model: a transformers causal LM or a PEFT model around one, on any device and with any dtype. Unwrap it from DDP
+            first.
+        tokenizer: the model's tokenizer; `encode_prompt` makes the ids (BOS and the prompt). Its EOS ends a completion;
+            the model's own list of end tokens is ignored. Its `padding_side` is neither used nor changed.
+        prompts: the texts to continue, in any order; equal ones are generated once.
+        max_new_tokens: the largest number of tokens of a completion, at least 1; default 40, as in the paper's script.
+        batch_size: the number of prompts in a batch, at least 1; prompts are sorted by length. The default, 128, is the
+            fastest measured for a tiny model on a CPU. Lower it if memory runs out.
         progress: whether to show a progress bar, on rank 0 only.
 
     Returns:
@@ -48,8 +50,8 @@ def generate(
 
     Raises:
         TypeError: prompts is a single string.
-        ValueError: the tokenizer has no pad token; a prompt has no tokens, or leaves less than max_new_tokens of the
-            model's context; max_new_tokens or batch_size is less than 1.
+        ValueError: the tokenizer has no pad token; a prompt has no tokens, or leaves fewer than max_new_tokens tokens
+            of the model's context; or max_new_tokens or batch_size is less than 1.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -98,10 +100,11 @@ def in_batches(
     batch_size: int,
     progress: bool,
 ) -> list[str]:
-    """What every way of writing answers has in common: prompts encoded, sorted, batched; completions cut out.
+    """Encode, sort and batch prompts, generate an answer to each, and return the decoded completions.
 
     Args:
-        answers: the ids that follow each prompt of a batch, without the end token, given the prompts' ids.
+        answers: a function from the ids of a batch of prompts to the ids that follow each prompt, without the end
+            token.
         model, tokenizer, prompts, max_new_tokens, batch_size, progress: as in `generate`.
 
     Returns:
@@ -112,7 +115,7 @@ def in_batches(
     """
     prompts = list(prompts)
     ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
-    # Longest first, so that a batch that does not fit in memory fails at once.
+    # The longest prompts come first, so that a batch that does not fit in memory fails at once.
     order = sorted(ids, key=lambda prompt: len(ids[prompt]), reverse=True)
     completions: dict[str, str] = {}
     with tqdm(total=len(order), desc="generate", unit="prompt", disable=not (progress and is_rank_0())) as bar:
@@ -128,7 +131,7 @@ def in_batches(
 
 
 def check_request(prompts: Iterable[str], max_new_tokens: int, batch_size: int) -> None:
-    """Refuse a single string as prompts (TypeError) and numbers below 1 (ValueError)."""
+    """Raise TypeError if prompts is a single string, and ValueError if a number is less than 1."""
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be an iterable of texts, got the string {prompts!r:.60}; use [text]")
     check_bounds(max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -137,10 +140,10 @@ def check_request(prompts: Iterable[str], max_new_tokens: int, batch_size: int) 
 def encode_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str], max_new_tokens: int
 ) -> dict[str, list[int]]:
-    """The ids of each prompt, all of them known to leave room for an answer.
+    """Return the ids of each prompt, after a check that every prompt leaves room for an answer.
 
     Raises:
-        ValueError: a prompt has no tokens, or leaves less than max_new_tokens of the model's context.
+        ValueError: a prompt has no tokens, or leaves fewer than max_new_tokens tokens of the model's context.
     """
     ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
     for prompt, tokens in ids.items():
@@ -156,7 +159,7 @@ def encode_prompts(
 
 
 def _answers(model: Any, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
-    """The ids that follow each prompt, up to its EOS."""
+    """Generate the ids that follow each prompt, up to EOS."""
     width = max(map(len, prompts))
     pad: Any = settings.pad_token_id
     eos: Any = settings.eos_token_id
@@ -168,16 +171,17 @@ def _answers(model: Any, prompts: list[list[int]], settings: GenerationConfig) -
         generation_config=settings,
     )
     answers = generated[:, width:].tolist()
-    # What follows EOS is padding, and a pad token need not be a special one that decoding skips.
+    # The ids after EOS are padding, which decoding need not skip: a pad token may be an ordinary token.
     return [answer[: answer.index(eos)] if eos in answer else answer for answer in answers]
 
 
 @contextmanager
 def _prepared(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
-    """Evaluation mode, and no generation settings but ours.
+    """Put the model in evaluation mode and replace its generation settings.
 
-    `generate(generation_config=...)` fills whatever the given one leaves open (repetition penalty, least length, ...)
-    from the model's, so that one has to go. A PEFT model may hold one beside that of the model inside.
+    `generate(generation_config=...)` takes settings that the given configuration leaves open (repetition penalty,
+    minimum length, ...) from the model's own, which therefore has to be replaced. A PEFT model may have one in addition
+    to that of the model inside.
     """
     own = [(module, module.generation_config) for module in model.modules() if "generation_config" in vars(module)]
     try:

@@ -1,4 +1,4 @@
-"""Completions against a greedy loop without cache, batches or padding."""
+"""`generate` against a greedy loop without cache, batches or padding."""
 
 import logging
 
@@ -51,7 +51,7 @@ def test_order_follows_the_prompts(model, tokenizer):
 
 @pytest.fixture
 def shapes(model, monkeypatch) -> list[tuple[int, ...]]:
-    """[B, S] of each batch that the model is given."""
+    """Record the shape [B, S] of each batch that the model gets."""
     seen: list[tuple[int, ...]] = []
     stock = model.generate
     monkeypatch.setattr(
@@ -72,7 +72,7 @@ def test_batches_are_sorted_by_length(model, tokenizer, shapes):
     assert shapes == [(4, lengths[0]), (4, lengths[4]), (2, lengths[8])]
 
 
-def test_attached_model_generates_as_stock(model, tokenizer):
+def test_an_attached_model_generates_like_the_stock_model(model, tokenizer):
     expected = greedy(model, tokenizer)
     assert complete(attach(model), tokenizer, batch_size=4) == expected
 
@@ -125,7 +125,7 @@ def test_a_peft_models_own_settings_do_not_leak(model, tokenizer):
     assert model.generation_config is inner
 
 
-def test_transformers_has_nothing_to_warn_about(model, tokenizer, recwarn):
+def test_transformers_gives_no_warnings(model, tokenizer, recwarn):
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = records.append  # type: ignore[method-assign]
@@ -143,10 +143,10 @@ def test_transformers_has_nothing_to_warn_about(model, tokenizer, recwarn):
 
 @pytest.mark.parametrize("fails", [False, True], ids=["success", "error"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_everything_is_put_back(model, tokenizer, monkeypatch, fails, side):
+def test_everything_is_restored(model, tokenizer, monkeypatch, fails, side):
     monkeypatch.setattr(tokenizer, "padding_side", side)
     model.train()
-    model.model.layers[0].eval()  # a frozen layer, say
+    model.model.layers[0].eval()  # for example a frozen layer
     modes = {name: module.training for name, module in model.named_modules()}
     config = model.generation_config
     seen = []
@@ -199,7 +199,7 @@ def test_without_an_eos_token_answers_have_full_length(model):
 
 
 def test_longest_prompt_that_fits(model, tokenizer):
-    longest = " ".join(["Ada"] * (24 - NEW_TOKENS - 1))  # and BOS
+    longest = " ".join(["Ada"] * (24 - NEW_TOKENS - 1))  # one token is left for BOS
     assert complete(model, tokenizer, [longest]) == greedy(model, tokenizer, [longest])
     with pytest.raises(
         ValueError, match=r"'Ada Ada.* with max_new_tokens=9 needs 25 tokens, .* context is 24 .*lower max_new_tokens"
@@ -231,7 +231,7 @@ def test_refusals(model, tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize(("rank", "progress", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
-def test_progress_bar_is_rank_0s(model, tokenizer, monkeypatch, capsys, rank, progress, shown):
+def test_only_rank_0_shows_a_progress_bar(model, tokenizer, monkeypatch, capsys, rank, progress, shown):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
