@@ -1,7 +1,7 @@
 // Scores of one strip of queries against one tile of keys: the split triangle and the visibility rule meet here.
 #pragma once
 
-#include "panels.h"
+#include "products/panels.h"
 
 namespace bico::cpu {
 inline namespace BICO_KERNEL_NAMESPACE {

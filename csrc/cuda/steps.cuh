@@ -1,9 +1,9 @@
 // The steps around the attention kernels: their memory, and their launches.
 #pragma once
 
-#include "finish.cuh"
-#include "launch.h"
-#include "prepare.cuh"
+#include "device/launch.h"
+#include "postprocess.cuh"
+#include "preprocess.cuh"
 #include "workspace.h"
 
 namespace bico::cuda {
