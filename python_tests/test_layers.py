@@ -26,7 +26,7 @@ PYTHON_LAYERS = [
 # The formats of `--data`, imported inside the function that needs them.
 LAZY = {("data", format) for format in ("synthetic", "berglund", "own_facts", "couplets", "relations")}
 CPP_MAY_INCLUDE = {
-    "csrc": r"<\w+>",
+    "csrc": r'<\w+>|"\w+\.h"',
     "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"products/\w+\.h"',
     "csrc/cpu/isa": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./(backward|kernels)\.h"|"\.\./products/amx_product\.h"',
     "csrc/cpu/products": r'<\w+(\.h)?>|<sanitizer/\w+\.h>|"\w+\.h"|"\.\./\.\./\w+\.h"|<emulator/device/amx\.h>',
@@ -34,7 +34,7 @@ CPP_MAY_INCLUDE = {
     "csrc/cuda/device": r'<\w+>|<cuda_runtime\.h>|"\w+\.(h|cuh)"|"\.\./attention\.h"'
     r"|<emulator/device/(instructions|launch)\.h>",
     "csrc/cuda/simt": r'<\w+>|"\w+\.cuh"|"\.\./\w+\.(h|cuh)"|"\.\./device/launch\.h"',
-    "csrc/cuda/tensor_core": r'<\w+>|"\w+\.(h|cuh)"|"\.\./\w+\.(h|cuh)"|"\.\./device/(instructions|launch)\.h"',
+    "csrc/cuda/tensor_core": r'<\w+>|"\w+\.(h|cuh)"|"(\.\./){1,2}\w+\.(h|cuh)"|"\.\./device/(instructions|launch)\.h"',
     "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|"\.\./cuda/attention\.h"'
     r"|<torch/csrc/(stable|inductor/aoti_torch/c)/.+>|<torch/headeronly/.+>",
     "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa/isa\.h"',

@@ -1,4 +1,5 @@
-// Which element type's operation runs. Free of CUDA: the emulator has its own instances of them.
+// Calls the operation of the problem's element type. Free of CUDA: the emulator has its own instances of the
+// operations.
 #include "attention.h"
 
 #include "dispatch.h"
@@ -11,8 +12,8 @@ int64_t in_dtype(DType dtype, const Run& run) {
   switch (dtype) {
     case DType::float64: return run(double());
     case DType::float32: return run(float());
-    case DType::bfloat16: return run(Brain());
-    default: return run(Half());
+    case DType::bfloat16: return run(BFloat16());
+    default: return run(Float16());
   }
 }
 

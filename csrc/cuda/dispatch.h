@@ -1,4 +1,4 @@
-// The op in one element type, instantiated in a source file for each.
+// The op in one element type. Each type is instantiated in a source file of its own.
 #pragma once
 
 #include "attention.h"
@@ -6,7 +6,7 @@
 
 namespace bico::cuda {
 
-// Return the bytes of workspace; with null for `workspace` that is all they do.
+// Both return the bytes of workspace that they need; with null for `workspace` they do nothing else.
 template <typename T>
 int64_t forward_in(const Forward& problem, void* workspace, Stream stream);
 template <typename T>

@@ -4,5 +4,5 @@
 #include "../products/amx_product.h"
 
 namespace bico::cpu {
-constinit const Kernels amx_bfloat16 = kernels<BrainTiles>;
+constinit const Kernels amx_bfloat16 = kernels<BFloat16Tiles>;
 }  // namespace bico::cpu

@@ -3,6 +3,6 @@
 #include "../backward.h"
 
 namespace bico::cpu {
-constinit const Kernels avx512_float64 = kernels<Double>;
-constinit const Kernels avx512_float32 = kernels<Single>;
+constinit const Kernels avx512_float64 = kernels<ScalarOperands<double>>;
+constinit const Kernels avx512_float32 = kernels<ScalarOperands<float>>;
 }  // namespace bico::cpu

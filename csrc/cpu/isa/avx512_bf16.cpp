@@ -3,5 +3,5 @@
 #include "../backward.h"
 
 namespace bico::cpu {
-constinit const Kernels avx512_bf16_bfloat16 = kernels<Brain>;
+constinit const Kernels avx512_bf16_bfloat16 = kernels<BFloat16Pairs>;
 }  // namespace bico::cpu

@@ -1,6 +1,6 @@
-// The tile product on AMX. Of its eight tile registers, [16 rows, 64 bytes] each, 0 to 3 hold sums, 4 and 5 rows of A,
-// 6 and 7 columns of B: a panel of bfloat16 pairs is what a tile of B is made of. Numbers of registers are part of the
-// instructions, hence the macros.
+// The tile product on AMX. Of its eight tile registers, [16 rows, 64 bytes] each, 0 to 3 hold accumulators, 4 and 5
+// rows of A, 6 and 7 columns of B. A tile of B is a part of a panel of bfloat16 pairs. The register numbers are part of
+// the instructions, hence the macros.
 #pragma once
 
 #include "product.h"
@@ -17,7 +17,7 @@
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(stride_bytes) : "memory")
 #define BICO_TILE_STORE(tile, to, stride_bytes) \
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(stride_bytes) : "memory")
-#define BICO_TILE_MULTIPLY_ADD(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
+#define BICO_TILE_MULTIPLY_ADD(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
 #endif
 
 namespace bico::cpu {
@@ -30,10 +30,10 @@ struct TileConfiguration {
 };
 static_assert(sizeof(TileConfiguration) == 64, "the instruction reads 64 bytes");
 
-struct BrainTiles : Brain {
+struct BFloat16Tiles : BFloat16Pairs {
   static constexpr int depth_step = 32;
 
-  // Others configure tiles too (oneDNN does), and may count on finding theirs again.
+  // Other libraries configure tiles too (oneDNN does) and may rely on finding their configuration again.
   class Session {
    public:
     Session() {
@@ -54,7 +54,7 @@ struct BrainTiles : Brain {
 template <int R, int C, bool accumulated>
 void tile_block(int64_t depth, const BFloat16* a, int64_t a_stride, const BFloat16* b, float* c, int64_t c_stride) {
   const int64_t a_bytes = a_stride * int64_t(sizeof(BFloat16)), c_bytes = c_stride * int64_t(sizeof(float));
-  constexpr int64_t b_bytes = panel_columns<BrainTiles> * 2 * int64_t(sizeof(BFloat16));
+  constexpr int64_t b_bytes = panel_columns<BFloat16Tiles> * 2 * int64_t(sizeof(BFloat16));
   if constexpr (accumulated) {
     BICO_TILE_LOAD(0, c, c_bytes);
     if constexpr (C > 1) BICO_TILE_LOAD(1, c + 16, c_bytes);
@@ -68,10 +68,10 @@ void tile_block(int64_t depth, const BFloat16* a, int64_t a_stride, const BFloat
   }
   for (int64_t k = 0; k < depth; k += 32) {
     BICO_TILE_LOAD(4, a + k, a_bytes);
-    BICO_TILE_LOAD(6, b + k * panel_columns<BrainTiles>, b_bytes);
+    BICO_TILE_LOAD(6, b + k * panel_columns<BFloat16Tiles>, b_bytes);
     BICO_TILE_MULTIPLY_ADD(0, 4, 6);
     if constexpr (C > 1) {
-      BICO_TILE_LOAD(7, b + k * panel_columns<BrainTiles> + 32, b_bytes);
+      BICO_TILE_LOAD(7, b + k * panel_columns<BFloat16Tiles> + 32, b_bytes);
       BICO_TILE_MULTIPLY_ADD(1, 4, 7);
     }
     if constexpr (R > 1) {
@@ -87,10 +87,10 @@ void tile_block(int64_t depth, const BFloat16* a, int64_t a_stride, const BFloat
 }
 
 template <bool accumulated>
-void tile_product(const Product<BrainTiles>& x) {
+void tile_product(const Product<BFloat16Tiles>& x) {
   const int64_t depth = round_up(x.depth, 32), columns = round_up(x.columns, 16);
   for (int64_t column = 0; column < columns;) {
-    const bool two = columns - column >= 32 && (x.b_column + column) % panel_columns<BrainTiles> == 0;
+    const bool two = columns - column >= 32 && (x.b_column + column) % panel_columns<BFloat16Tiles> == 0;
     const BFloat16* b = x.b.at(x.b_depth, x.b_column + column);
     const auto high = two ? tile_block<2, 2, accumulated> : tile_block<2, 1, accumulated>;
     const auto low = two ? tile_block<1, 2, accumulated> : tile_block<1, 1, accumulated>;
@@ -103,11 +103,11 @@ void tile_product(const Product<BrainTiles>& x) {
 }
 
 template <>
-inline void multiply<BrainTiles>(const Product<BrainTiles>& x) {
+inline void multiply<BFloat16Tiles>(const Product<BFloat16Tiles>& x) {
   tile_product<false>(x);
 }
 template <>
-inline void accumulate<BrainTiles>(const Product<BrainTiles>& x) {
+inline void accumulate<BFloat16Tiles>(const Product<BFloat16Tiles>& x) {
   tile_product<true>(x);
 }
 

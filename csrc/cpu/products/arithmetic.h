@@ -1,5 +1,5 @@
-// What the kernels compute with, and how tensors become it. Operands are what panels hold and products read; all
-// else, sums above all, is a Scalar.
+// What the kernels compute with, and how tensors are converted to it. Operands are what panels hold and products read.
+// Everything else is a Scalar, accumulators above all.
 #pragma once
 
 #include <bit>
@@ -27,45 +27,45 @@ inline double widen(double x) {
   return x;
 }
 
+// An arithmetic says how products are computed. Its members:
+// Session: lives while a task runs, for hardware that has to be set up.
 // group: operands that stand side by side in a panel, consecutive in depth, and are multiplied by one instruction.
 // depth_step: what the depth of a product is rounded up to; panels are zero there.
-//
 // finite_below: a scalar of at least this size, or NaN, makes an operand that is not finite.
-// Session: lives while a task runs, for hardware that has to be set up.
+//
+// Here operands are scalars, multiplied one at a time.
 template <typename T>
-struct Plain {
+struct ScalarOperands {
   struct Session {};
   using Scalar = T;
   using Operand = T;
   static constexpr int group = 1, depth_step = 1, exp2_terms = 6;
   static constexpr T finite_below = INFINITY;
 
-  static Vector<T> multiply_add(Vector<T> sum, const T* a, const T* b) { return sum + *a * load(b); }
+  static Vector<T> multiply_add(Vector<T> c, const T* a, const T* b) { return c + *a * load(b); }
   static void store_row(T* to, Vector<T> x) { store(to, x); }
   static void store_row(T* to, Vector<T> x, Vector<T> next) { store(to, x), store(to + lanes<T>, next); }
-  // x of `group` consecutive rows to one panel place and to the rows themselves.
+  // Stores x, vectors of `group` consecutive rows, at one place of a panel and in the rows themselves.
   static void store_group(const Vector<T>* x, T* panel, T* const* rows) {
     store(panel, *x);
     if (rows != nullptr) store(*rows, *x);
   }
   static void interleave(const T* const* rows, T* panel) { store(panel, load(*rows)); }
 };
-using Double = Plain<double>;
-using Single = Plain<float>;
 
 #ifdef __AVX512BF16__
-// bfloat16 operands in pairs, float sums: vdpbf16ps.
-struct Brain {
+// bfloat16 operands in pairs, float accumulators: vdpbf16ps.
+struct BFloat16Pairs {
   struct Session {};
   using Scalar = float;
   using Operand = BFloat16;
   static constexpr int group = 2, depth_step = 2, exp2_terms = 4;
   static constexpr float finite_below = 0x1.ffp127f;  // from here on a float rounds to infinity
 
-  static Vector<float> multiply_add(Vector<float> sum, const BFloat16* a, const BFloat16* b) {
+  static Vector<float> multiply_add(Vector<float> c, const BFloat16* a, const BFloat16* b) {
     int32_t pair;
     std::memcpy(&pair, a, sizeof(pair));
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(b));
+    return _mm512_dpbf16_ps(c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(b));
   }
   static void store_row(BFloat16* to, Vector<float> x) {
     _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x));
@@ -174,8 +174,8 @@ inline void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) asm volatile("prefetcht0 %0" : : "m"(line[i]));
 }
 
-// Asks for rows of a tensor ahead of their use: they are short and far apart (all heads of a token lie side by side),
-// which no hardware prefetcher follows. On 64 sequences of 40 tokens, a third of the time was waiting for them.
+// Asks for rows of a tensor ahead of their use. They are short and far apart, as all heads of a token lie side by side,
+// and no hardware prefetcher follows them. On 64 sequences of 40 tokens a third of the time went into waiting for them.
 inline void prefetch_rows(const Heads& x, DType dtype, int64_t batch, int64_t head, int64_t begin, int64_t count,
                           int64_t elements) {
   const int64_t bytes = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;

@@ -1,7 +1,7 @@
 // Packs q, k, v and the output gradient into the operands of the tile product: rotated once, head dim and rows padded
 // with zeros to multiples of 32.
 //
-// A tile of rows [T, D] becomes
+// A tile of rows [T, D] is packed in one or more of four orders:
 //   rows        [T, D]  A of a sum over D            columns     [D, T]  panel, B of a sum over D
 //   transposed  [D, T]  A of a sum over the rows     depth       [T, D]  panel, B of a sum over the rows
 #pragma once
@@ -56,10 +56,10 @@ inline void prefetch_tile(const Problem& p, const Heads& x, int64_t batch, int64
   prefetch_rows(x, p.dtype, batch, head, tile.begin, tile.count, p.head_dim);
 }
 
-// The tile's rows of x, as they are; whether all are finite.
+// The tile's rows of x, not rotated; whether all are finite.
 template <typename A>
-bool pack_plain(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile,
-                Matrix<typename A::Operand> rows) {
+bool pack_unrotated(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile,
+                    Matrix<typename A::Operand> rows) {
   alignas(64) typename A::Scalar row[most_head_dim];
   const int64_t padded = padded_head_dim(p);
   Narrow<A> narrow;
@@ -71,22 +71,25 @@ bool pack_plain(const Problem& p, const Heads& x, int64_t batch, int64_t head, c
   return narrow.finite();
 }
 
-// The tile's rows of q or k, scaled and rotated, in both frames (frame 1 only where the problem mirrors).
+// The tile's rows of q or k, scaled and rotated, in each frame that the problem needs; whether all are finite.
 template <typename A>
 bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile, double scale,
-                  const Matrix<typename A::Operand> rows[frames]) {
+                  const PerFrame<Matrix<typename A::Operand>>& rows) {
   using T = typename A::Scalar;
-  alignas(64) T row[most_head_dim], rotated[frames][most_head_dim];
-  const int64_t padded = padded_head_dim(p), turned = p.mirror ? frames : 1;
-  for (auto& frame : rotated) std::fill_n(frame, padded, T(0));
+  alignas(64) T row[most_head_dim], plus_row[most_head_dim], minus_row[most_head_dim];
+  const PerFrame<T*> rotated = {plus_row, minus_row};
+  const int64_t padded = padded_head_dim(p);
+  for (const Frame frame : every_frame) std::fill_n(rotated[frame], padded, T(0));
   Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, T(scale), row);
-    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, rotated[0], rotated[1]);
-    for (int frame = 0; frame < turned; ++frame) narrow.row(rotated[frame], padded, rows[frame].row(i));
+    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, rotated);
+    for (const Frame frame : every_frame) {
+      if (needs(frame, p.mirror)) narrow.row(rotated[frame], padded, rows[frame].row(i));
+    }
   }
-  for (int frame = 0; frame < turned; ++frame) {
-    zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows[frame]);
+  for (const Frame frame : every_frame) {
+    if (needs(frame, p.mirror)) zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows[frame]);
   }
   return narrow.finite();
 }

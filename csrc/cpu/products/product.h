@@ -7,15 +7,12 @@
 // adds its products in ascending depth, so results do not depend on how rows and columns are split.
 #pragma once
 
+#include "../../rounding.h"
 #include "arithmetic.h"
 #include "matrix.h"
 
 namespace bico::cpu {
 inline namespace BICO_KERNEL_NAMESPACE {
-
-inline int64_t round_up(int64_t x, int64_t step) {
-  return (x + step - 1) / step * step;
-}
 
 template <typename A>
 constexpr int64_t panel_columns = 2 * lanes<typename A::Scalar>;
@@ -26,8 +23,8 @@ constexpr int64_t column_step = A::depth_step > lanes<typename A::Scalar> ? A::d
 // each column its `group` operands side by side.
 template <typename A>
 struct Panel {
-  static Panel carve(Carver& memory, int64_t depth, int64_t columns) {
-    return {memory.take<typename A::Operand>(depth * columns), depth};
+  static Panel take(Arena& arena, int64_t depth, int64_t columns) {
+    return {arena.take<typename A::Operand>(depth * columns), depth};
   }
 
   typename A::Operand* data = nullptr;
@@ -53,8 +50,8 @@ struct Product {
   Matrix<typename A::Scalar> c;
 };
 
-// [R, 1 or 2 vectors] of C in registers. 12 rows keep 24 sums, 2 vectors of B and 1 of A in AVX-512's 32 registers;
-// AVX2's 16 have room for 6. 6 x 4, 8 x 3 and 14 x 2 gave the same rate to 1 %.
+// [R, 1 or 2 vectors] of C in registers. 12 rows keep 24 accumulators, 2 vectors of B and 1 of A in AVX-512's 32
+// registers; AVX2's 16 have room for 6. 6 x 4, 8 x 3 and 14 x 2 gave the same rate to 1 %.
 #ifdef __AVX512F__
 constexpr int most_rows = 12;
 #else
@@ -65,13 +62,13 @@ template <typename A, int R, int C, bool accumulated>
 void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride, const typename A::Operand* b,
                    typename A::Scalar* c, int64_t c_stride) {
   using T = typename A::Scalar;
-  Vector<T> sums[R][C] = {};
+  Vector<T> accumulators[R][C] = {};
   for (int64_t k = 0; k < depth; k += A::group) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < C; ++j) {
-        sums[r][j] =
-            A::multiply_add(sums[r][j], a + r * a_stride + k, b + k * panel_columns<A> + j * lanes<T> * A::group);
+        accumulators[r][j] = A::multiply_add(accumulators[r][j], a + r * a_stride + k,
+                                             b + k * panel_columns<A> + j * lanes<T> * A::group);
       }
     }
   }
@@ -79,7 +76,7 @@ void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < C; ++j) {
       T* to = c + r * c_stride + j * lanes<T>;
-      store(to, accumulated ? load(to) + sums[r][j] : sums[r][j]);
+      store(to, accumulated ? load(to) + accumulators[r][j] : accumulators[r][j]);
     }
   }
 }

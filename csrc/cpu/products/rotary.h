@@ -2,12 +2,11 @@
 #pragma once
 
 #include "../../rotation.h"
+#include "../../visibility.h"
 #include "arithmetic.h"
 
 namespace bico::cpu {
 inline namespace BICO_KERNEL_NAMESPACE {
-
-constexpr int frames = 2;  // frame 0 is turned by R(t), frame 1 by R'(t) = R(-t), for keys after the query
 
 // The rotation at one position of one batch entry.
 template <typename T>
@@ -17,56 +16,55 @@ struct Rotation {
   bool interleaved;
 
   Rotation(const Problem& p, int64_t batch, int64_t position)
-      : cos(static_cast<const T*>(p.rotary.cos) + batch * p.rotary.cos_batch_stride +
-            position * p.rotary.cos_row_stride),
-        sin(static_cast<const T*>(p.rotary.sin) + batch * p.rotary.sin_batch_stride +
-            position * p.rotary.sin_row_stride),
+      : cos(p.rotary.cos_row<T>(batch, position)),
+        sin(p.rotary.sin_row<T>(batch, position)),
         width(p.rotary.width),
         interleaved(p.rotary.interleaved) {}
 
-  // Calls turn(i, j, E{}) with the places of each pair; E is T, or a vector of T for as many pairs at once.
-  template <typename Turn>
-  void for_each_pair(const Turn& turn) const {
+  // Calls body(i, j, E{}) with the places of each pair; E is T, or a vector of T for as many pairs at once.
+  template <typename Body>
+  void for_each_pair(const Body& body) const {
     const int64_t pairs = width / 2;
     int64_t i = 0;
     if (!interleaved) {
-      for (; i + lanes<T> <= pairs; i += lanes<T>) turn(i, i + pairs, Vector<T>{});
+      for (; i + lanes<T> <= pairs; i += lanes<T>) body(i, i + pairs, Vector<T>{});
     }
     for (; i < pairs; ++i) {
-      interleaved ? turn(2 * i, 2 * i + 1, T(0)) : turn(i, i + pairs, T(0));
+      interleaved ? body(2 * i, 2 * i + 1, T(0)) : body(i, i + pairs, T(0));
     }
   }
 
-  // plain = R(t) x and mirrored = R'(t) x, [0, head_dim) each.
-  void rotate(const T* x, int64_t head_dim, T* plain, T* mirrored) const {
+  // to.plus = R(t) x and to.minus = R(-t) x, [0, head_dim) each.
+  void rotate(const T* x, int64_t head_dim, const PerFrame<T*>& to) const {
     for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
-      const auto pair = rotate_pair<E>(get<E>(x + i), get<E>(x + j), get<E>(cos + i), get<E>(sin + i), get<E>(cos + j),
-                                       get<E>(sin + j));
-      set(plain + i, pair.x()), set(plain + j, pair.y());
-      set(mirrored + i, pair.mirrored_x()), set(mirrored + j, pair.mirrored_y());
+      const auto pair = rotated<E>(x, i, j);
+      set(to.plus + i, pair.plus_x()), set(to.plus + j, pair.plus_y());
+      set(to.minus + i, pair.minus_x()), set(to.minus + j, pair.minus_y());
     });
-    for (int64_t i = width; i < head_dim; ++i) plain[i] = mirrored[i] = x[i];
+    for (int64_t i = width; i < head_dim; ++i) to.plus[i] = to.minus[i] = x[i];
   }
 
-  // x = R(t)^T plain + R'(t)^T mirrored: gradients of a row from those of its two frames. mirrored may be null.
-  void rotate_back(const T* plain, const T* mirrored, int64_t head_dim, T* x) const {
+  // x = R(t)^T from.plus + R(-t)^T from.minus: the gradient of a row from those in the two frames. from.minus may be
+  // null.
+  void rotate_back(const PerFrame<const T*>& from, int64_t head_dim, T* x) const {
     for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
-      const auto turn = [&](const T* from) {
-        return rotate_pair<E>(get<E>(from + i), get<E>(from + j), get<E>(cos + i), get<E>(sin + i), get<E>(cos + j),
-                              get<E>(sin + j));
-      };
-      const auto back = turn(plain);
-      E at_i = back.mirrored_x(), at_j = back.mirrored_y();
-      if (mirrored != nullptr) {
-        const auto forth = turn(mirrored);
-        at_i += forth.x(), at_j += forth.y();
+      const auto from_plus = rotated<E>(from.plus, i, j);
+      E at_i = from_plus.minus_x(), at_j = from_plus.minus_y();
+      if (from.minus != nullptr) {
+        const auto from_minus = rotated<E>(from.minus, i, j);
+        at_i += from_minus.plus_x(), at_j += from_minus.plus_y();
       }
       set(x + i, at_i), set(x + j, at_j);
     });
-    for (int64_t i = width; i < head_dim; ++i) x[i] = plain[i] + (mirrored == nullptr ? T(0) : mirrored[i]);
+    for (int64_t i = width; i < head_dim; ++i) x[i] = from.plus[i] + (from.minus == nullptr ? T(0) : from.minus[i]);
   }
 
  private:
+  template <typename E>
+  RotatedPair<E> rotated(const T* x, int64_t i, int64_t j) const {
+    return rotate_pair<E>(get<E>(x + i), get<E>(x + j), get<E>(cos + i), get<E>(sin + i), get<E>(cos + j),
+                          get<E>(sin + j));
+  }
   template <typename E>
   static E get(const T* from) {
     E x;

@@ -12,8 +12,8 @@
 #endif
 
 namespace bico::cpu {
-// A namespace for each instruction set: of equal symbols the linker would keep one, perhaps one that this CPU cannot
-// run. python_tests/test_instruction_sets.py checks the result.
+// Each instruction set has a namespace of its own: of equal symbols the linker would keep one, perhaps one that this
+// CPU cannot run. python_tests/test_instruction_sets.py checks the result.
 inline namespace BICO_KERNEL_NAMESPACE {
 
 #ifdef __AVX512F__
@@ -59,9 +59,9 @@ Vector<T> splat(T x) {
 
 template <typename T>
 T sum(Vector<T> x) {
-  T total = 0;
-  for (int i = 0; i < lanes<T>; ++i) total += x[i];
-  return total;
+  T sum = 0;
+  for (int i = 0; i < lanes<T>; ++i) sum += x[i];
+  return sum;
 }
 
 // Whether a comparison is true anywhere.
@@ -86,9 +86,9 @@ inline float largest_of(Vector<float> x) {
 #endif
 }
 inline double largest_of(Vector<double> x) {
-  double top = x[0];
-  for (int i = 1; i < lanes<double>; ++i) top = x[i] > top ? x[i] : top;
-  return top;
+  double largest = x[0];
+  for (int i = 1; i < lanes<double>; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
 }
 
 // Transposes `lanes` vectors in place: log2(lanes) rounds, each swapping blocks of `size` across the diagonal.

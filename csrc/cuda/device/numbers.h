@@ -5,12 +5,12 @@
 
 namespace bico::cuda {
 
-struct Brain {  // bfloat16
+struct BFloat16 {
   uint16_t bits;
   static constexpr uint16_t exponent = 0x7f80;
 };
 
-struct Half {  // float16
+struct Float16 {
   uint16_t bits;
   static constexpr uint16_t exponent = 0x7c00;
 };
@@ -31,7 +31,7 @@ template <>
 struct ComputeOf<double> {
   using type = double;
 };
-// Of rotary tables, lse and whatever is summed.
+// The type of rotary tables, lse and accumulators.
 template <typename T>
 using Compute = typename ComputeOf<T>::type;
 

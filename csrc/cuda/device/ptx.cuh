@@ -1,5 +1,5 @@
-// The instructions on hardware, sm_80 and newer: the only place with inline PTX. What each promises is written down
-// once, in python_tests/emulator/device/instructions.h, beside the checks of it.
+// The instructions on hardware, sm_80 and newer: the only place with inline PTX. What each of them promises is written
+// down once, in python_tests/emulator/device/instructions.h, beside the checks of it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -39,7 +39,7 @@ BICO_DEVICE bool sync_threads_or(bool mine) {
   return __syncthreads_or(mine);
 }
 
-// For kernels whose warps play different roles; so far only the emulator's own tests have any.
+// For kernels whose warps play different roles; so far only the emulator's own tests have such kernels.
 BICO_DEVICE void sync_named(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -98,7 +98,7 @@ template <typename T>
 BICO_DEVICE void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 template <>
-BICO_DEVICE void multiply_add<Brain>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+BICO_DEVICE void multiply_add<BFloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -107,7 +107,7 @@ BICO_DEVICE void multiply_add<Brain>(float (&c)[4], const uint32_t (&a)[4], uint
 }
 
 template <>
-BICO_DEVICE void multiply_add<Half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+BICO_DEVICE void multiply_add<Float16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -137,15 +137,15 @@ BICO_DEVICE int32_t take_ticket(int32_t* counter) {
   return atomicAdd(counter, 1);
 }
 
-BICO_DEVICE void wait_for_turn(const int32_t* turn, int32_t mine) {
+BICO_DEVICE void wait_for_semaphore(const int32_t* semaphore, int32_t value) {
   int32_t seen;
   do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-  } while (seen != mine);
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(semaphore) : "memory");
+  } while (seen != value);
 }
 
-BICO_DEVICE void pass_turn(int32_t* turn, int32_t next) {
-  asm volatile("fence.acq_rel.gpu;\n\tst.release.gpu.global.s32 [%0], %1;" ::"l"(turn), "r"(next) : "memory");
+BICO_DEVICE void set_semaphore(int32_t* semaphore, int32_t value) {
+  asm volatile("fence.acq_rel.gpu;\n\tst.release.gpu.global.s32 [%0], %1;" ::"l"(semaphore), "r"(value) : "memory");
 }
 
 BICO_DEVICE float exp2_approximate(float x) {
@@ -158,24 +158,24 @@ template <typename T>
 BICO_DEVICE uint32_t pack(float low, float high);
 
 template <>
-BICO_DEVICE uint32_t pack<Brain>(float low, float high) {
+BICO_DEVICE uint32_t pack<BFloat16>(float low, float high) {
   uint32_t both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
 
 template <>
-BICO_DEVICE uint32_t pack<Half>(float low, float high) {
+BICO_DEVICE uint32_t pack<Float16>(float low, float high) {
   uint32_t both;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
 
-BICO_DEVICE float widen(Brain x) {
+BICO_DEVICE float widen(BFloat16 x) {
   return __uint_as_float(uint32_t(x.bits) << 16);
 }
 
-BICO_DEVICE float widen(Half x) {
+BICO_DEVICE float widen(Float16 x) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;

@@ -2,7 +2,7 @@
 
 namespace bico::cuda {
 
-template int64_t forward_in<Half>(const Forward&, void*, Stream);
-template int64_t backward_in<Half>(const Backward&, bool, void*, Stream);
+template int64_t forward_in<Float16>(const Forward&, void*, Stream);
+template int64_t backward_in<Float16>(const Backward&, bool, void*, Stream);
 
 }  // namespace bico::cuda

@@ -5,41 +5,41 @@
 
 namespace bico::cuda {
 
-// [rows, columns]. The 16-byte chunks of a row are swizzled: chunk c of row r lies where chunk c ^ (a function of r)
-// would, so that the eight rows that ldmatrix reads at once, a chunk each, lie in different banks. The chunks of a row
-// fill the 8 chunks of the 32 banks once every 8 / period rows, where the row's number begins to repeat.
+// [rows, columns], a member of a struct that lies in shared memory. The 16-byte chunks of a row are swizzled: chunk c
+// of row r lies where chunk c ^ (a function of r) would. So the chunks of the eight rows that ldmatrix reads at once
+// lie in different banks. The chunks of a row fill the 8 chunks of the 32 banks once every 8 / period rows, where the
+// row's number begins to repeat.
 template <typename T, int row_count, int column_count>
 struct SharedTile {
   static constexpr int rows = row_count, columns = column_count;
   static constexpr int chunks = columns / vector_elements;
   static constexpr int period = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;
-  static constexpr int bytes = rows * columns * int(sizeof(T));
   static_assert(columns % 16 == 0, "products go 16 columns at a time");
 
-  T* data;
+  alignas(16) T data[rows * columns];
 
   static BICO_DEVICE unsigned swizzle(unsigned row) { return row / (8 / period) % period; }
 
-  BICO_DEVICE T* chunk(unsigned row, unsigned c) const {
+  BICO_DEVICE T* chunk(unsigned row, unsigned c) {
     return data + (row * chunks + (c ^ swizzle(row))) * vector_elements;
   }
 
   // The chunk of row `row + fixed_row`, a multiple of 8, and column `c + fixed`, c being 0 or 1 and `fixed` even: the
   // same chunk, in terms that leave few different addresses where the fixed parts are constants.
-  BICO_DEVICE T* chunk(unsigned row, unsigned fixed_row, unsigned c, unsigned fixed) const {
+  BICO_DEVICE T* chunk(unsigned row, unsigned fixed_row, unsigned c, unsigned fixed) {
     const unsigned varying = row * chunks + (fixed % period ^ (c ^ swizzle(row)));
     const unsigned constant = fixed_row * chunks + fixed / period * period;
     return data + varying * vector_elements + constant * vector_elements;
   }
 
-  BICO_DEVICE T* element(int row, int column) const {
+  BICO_DEVICE T* element(int row, int column) {
     return chunk(row, column / vector_elements) + column % vector_elements;
   }
 };
 
-// Begin to copy `valid_rows` rows of `valid_columns` elements; the rest of the tile becomes 0.
+// Begins to copy `valid_rows` rows of `valid_columns` elements; the rest of the tile becomes 0.
 template <int threads, typename T, int rows, int columns>
-BICO_DEVICE void copy_rows(const SharedTile<T, rows, columns>& tile, const T* from, int64_t row_stride, int valid_rows,
+BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, int64_t row_stride, int valid_rows,
                            int valid_columns) {
   // A thread copies one column of chunks, so that it need not compute each address anew.
   using Tile = SharedTile<T, rows, columns>;
@@ -58,9 +58,9 @@ BICO_DEVICE void copy_rows(const SharedTile<T, rows, columns>& tile, const T* fr
   }
 }
 
-// Write `valid_rows` rows of `valid_columns` elements. `aligned`: rows begin at multiples of 16 bytes.
+// Writes `valid_rows` rows of `valid_columns` elements. `aligned`: rows begin at multiples of 16 bytes.
 template <int threads, typename T, int rows, int columns>
-BICO_DEVICE void write_rows(const SharedTile<T, rows, columns>& tile, T* to, int64_t row_stride, int valid_rows,
+BICO_DEVICE void write_rows(SharedTile<T, rows, columns>& tile, T* to, int64_t row_stride, int valid_rows,
                             int valid_columns, bool aligned) {
   using Tile = SharedTile<T, rows, columns>;
 #pragma unroll 1
@@ -81,7 +81,7 @@ BICO_DEVICE void write_rows(const SharedTile<T, rows, columns>& tile, T* to, int
 // infinity become 0 before they are multiplied, and their flag makes the weight itself NaN where the pair is visible.
 // Returns whether this thread found such a row. Barriers are needed before and after.
 template <int threads, typename T, int rows, int columns>
-BICO_DEVICE bool clear_nonfinite_rows(const SharedTile<T, rows, columns>& tile, int32_t* flags) {
+BICO_DEVICE bool clear_nonfinite_rows(SharedTile<T, rows, columns>& tile, int32_t* flags) {
   using Tile = SharedTile<T, rows, columns>;
   constexpr int share = threads / rows;  // threads of one row, neighbours in one warp
   static_assert(threads % rows == 0 && share <= 32, "a row belongs to threads of one warp");

@@ -63,18 +63,18 @@ inline void tile_store(int number, void* to, int64_t stride_bytes) {
   }
 }
 
-// TDPBF16PS: for each m and n, the sums over k of a[m][2k] * b[k][2n] and of a[m][2k+1] * b[k][2n+1] are added to each
-// other and then to sum[m][n], all in float; denormals are zero.
-inline void tile_multiply_add(int sum_number, int a_number, int b_number) {
+// TDPBF16PS: for each m and n, the c over k of a[m][2k] * b[k][2n] and of a[m][2k+1] * b[k][2n+1] are added to each
+// other and then to c[m][n], all in float; denormals are zero.
+inline void tile_multiply_add(int c_number, int a_number, int b_number) {
   const auto widen = [](uint16_t bits) {
     const uint32_t wide = (bits & 0x7f80) == 0 ? 0 : uint32_t(bits) << 16;
     float x;
     std::memcpy(&x, &wide, sizeof(x));
     return x;
   };
-  float sums[16][16];
+  float c[16][16];
   uint16_t a[16][32], b[16][32];
-  std::memcpy(sums, &tile(sum_number), sizeof(sums));
+  std::memcpy(c, &tile(c_number), sizeof(c));
   std::memcpy(a, &tile(a_number), sizeof(a));
   std::memcpy(b, &tile(b_number), sizeof(b));
   for (int m = 0; m < 16; ++m) {
@@ -83,11 +83,11 @@ inline void tile_multiply_add(int sum_number, int a_number, int b_number) {
       for (int k = 0; k < 16; ++k) {
         for (int i = 0; i < 2; ++i) parts[i] = std::fma(widen(a[m][2 * k + i]), widen(b[k][2 * n + i]), parts[i]);
       }
-      const float sum = sums[m][n] + (parts[0] + parts[1]);
-      sums[m][n] = std::fpclassify(sum) == FP_SUBNORMAL ? 0.0f : sum;
+      const float sum = c[m][n] + (parts[0] + parts[1]);
+      c[m][n] = std::fpclassify(sum) == FP_SUBNORMAL ? 0.0f : sum;
     }
   }
-  std::memcpy(&tile(sum_number), sums, sizeof(sums));
+  std::memcpy(&tile(c_number), c, sizeof(c));
 }
 
 }  // namespace bico::emulator
@@ -97,4 +97,4 @@ inline void tile_multiply_add(int sum_number, int a_number, int b_number) {
 #define BICO_TILE_ZERO(tile) emulator::tile_zero(tile)
 #define BICO_TILE_LOAD(tile, from, stride_bytes) emulator::tile_load(tile, from, stride_bytes)
 #define BICO_TILE_STORE(tile, to, stride_bytes) emulator::tile_store(tile, to, stride_bytes)
-#define BICO_TILE_MULTIPLY_ADD(sum, a, b) emulator::tile_multiply_add(sum, a, b)
+#define BICO_TILE_MULTIPLY_ADD(c, a, b) emulator::tile_multiply_add(c, a, b)

@@ -28,7 +28,8 @@ inline int thread_index() {
 }
 
 // The same, of which the compiler knows nothing: addresses derived from it are computed anew at each use, where
-// otherwise they would be kept in registers all through a kernel, dozens of them, at the cost of spilling its sums.
+// otherwise they would be kept in registers all through a kernel, dozens of them, at the cost of spilling its
+// accumulators.
 inline unsigned thread_index_here() {
   return thread_index();
 }
@@ -154,11 +155,11 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
   load_matrices_of<true>(r, row);
 }
 
-inline float widen(Brain x) {
+inline float widen(BFloat16 x) {
   return std::bit_cast<float>(uint32_t(x.bits) << 16);
 }
 
-inline float widen(Half x) {
+inline float widen(Float16 x) {
   return float(std::bit_cast<_Float16>(x.bits));
 }
 
@@ -172,7 +173,7 @@ inline double widen(double x) {
 
 template <typename T>
 uint16_t rounded(float x) {
-  if constexpr (std::is_same_v<T, Half>) return std::bit_cast<uint16_t>(_Float16(x));
+  if constexpr (std::is_same_v<T, Float16>) return std::bit_cast<uint16_t>(_Float16(x));
   if (x != x) return 0x7fff;
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
@@ -193,7 +194,7 @@ T narrow(From x) {
   }
 }
 
-// mma.m16n8k16 of a warp, c += a b, with exact products and float32 sums. Lane 4 g + t holds
+// mma.m16n8k16 of a warp, c += a b, with exact products and float32 accumulators. Lane 4 g + t holds
 //   of a: rows g (a[0], a[2]) and g + 8 (a[1], a[3]), k = 2 t and 2 t + 1 (a[0], a[1]), or those + 8 (a[2], a[3]);
 //   of b: column g, k = 2 t and 2 t + 1 (b0), or those + 8 (b1);
 //   of c: rows g (c[0], c[1]) and g + 8 (c[2], c[3]), columns 2 t (c[0], c[2]) and 2 t + 1 (c[1], c[3]).
@@ -205,7 +206,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     uint32_t b[2];
   } operand = {c, a, {b0, b1}};
   Block::here().together("multiply_add", &operand, [](const Block::Operands& all) {
-    float left[16][16], right[16][8], sums[16][8];
+    float left[16][16], right[16][8], accumulators[16][8];
     const auto half_of = [](uint32_t word, int e) { return widen(T{uint16_t(word >> 16 * e)}); };
     for (int lane = 0; lane < 32; ++lane) {
       const auto& from = *static_cast<const Operand*>(all[lane]);
@@ -213,7 +214,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
       for (int i = 0; i < 4; ++i) {
         const int row = g + 8 * (i % 2), column = 2 * t + 8 * (i / 2);
         for (int e = 0; e < 2; ++e) left[row][column + e] = half_of(from.a[i], e);
-        sums[g + 8 * (i / 2)][2 * t + i % 2] = from.c[i];
+        accumulators[g + 8 * (i / 2)][2 * t + i % 2] = from.c[i];
       }
       for (int i = 0; i < 2; ++i) {
         for (int e = 0; e < 2; ++e) right[2 * t + 8 * i + e][g] = half_of(from.b[i], e);
@@ -221,12 +222,12 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     }
     for (int row = 0; row < 16; ++row) {
       for (int k = 0; k < 16; ++k) {
-        for (int column = 0; column < 8; ++column) sums[row][column] += left[row][k] * right[k][column];
+        for (int column = 0; column < 8; ++column) accumulators[row][column] += left[row][k] * right[k][column];
       }
     }
     for (int lane = 0; lane < 32; ++lane) {
       for (int i = 0; i < 4; ++i) {
-        static_cast<Operand*>(all[lane])->c[i] = sums[lane / 4 + 8 * (i / 2)][lane % 4 * 2 + i % 2];
+        static_cast<Operand*>(all[lane])->c[i] = accumulators[lane / 4 + 8 * (i / 2)][lane % 4 * 2 + i % 2];
       }
     }
   });
@@ -257,18 +258,18 @@ inline int32_t take_ticket(int32_t* counter) {
   return std::atomic_ref(*counter).fetch_add(1);
 }
 
-// Wait until another block has passed the turn to `mine`; what it did before is seen after.
-inline void wait_for_turn(const int32_t* turn, int32_t mine) {
+// Waits until another block has set the semaphore to `value`; what that block did before is seen after.
+inline void wait_for_semaphore(const int32_t* semaphore, int32_t value) {
   const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (std::atomic_ref(*const_cast<int32_t*>(turn)).load(std::memory_order_acquire) != mine) {
+  while (std::atomic_ref(*const_cast<int32_t*>(semaphore)).load(std::memory_order_acquire) != value) {
     if (std::chrono::steady_clock::now() > give_up)
-      Block::here().fail("waited 20 seconds for a turn that did not come");
+      Block::here().fail("waited 20 seconds for a semaphore that nobody set");
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 }
 
-inline void pass_turn(int32_t* turn, int32_t next) {
-  std::atomic_ref(*turn).store(next, std::memory_order_release);
+inline void set_semaphore(int32_t* semaphore, int32_t value) {
+  std::atomic_ref(*semaphore).store(value, std::memory_order_release);
 }
 
 // 2^x within 2 units of the last place; results below the normal numbers are 0.

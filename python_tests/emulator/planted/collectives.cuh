@@ -34,17 +34,17 @@ void shuffle_for_sync_warp(const float* in, float* out) {
 template <bool swapped, bool transposed>
 BICO_DEVICE void square(const float* in, float* out) {
   const int t = thread_index(), lane = t % 32, warp = t / 32;
-  Brain* matrix = reinterpret_cast<Brain*>(shared_memory());
-  for (int i = t; i < 256; i += threads) store_shared(matrix + i, narrow<Brain>(in[i]));
+  BFloat16* matrix = reinterpret_cast<BFloat16*>(shared_memory());
+  for (int i = t; i < 256; i += threads) store_shared(matrix + i, narrow<BFloat16>(in[i]));
   sync_threads();
   uint32_t a[4], b[4];
-  const Brain* row = matrix + lane % 16 * 16 + lane / 16 * 8;
+  const BFloat16* row = matrix + lane % 16 * 16 + lane / 16 * 8;
   load_matrices(a, row);
   transposed ? load_matrices_transposed(b, row) : load_matrices(b, row);
   const uint32_t left[4] = {a[0], a[swapped ? 2 : 1], a[swapped ? 1 : 2], a[3]};
-  float sums[4] = {};
-  multiply_add<Brain>(sums, left, b[2 * warp], b[2 * warp + 1]);
-  for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 16 + 8 * warp + lane % 4 * 2 + i % 2] = sums[i];
+  float accumulators[4] = {};
+  multiply_add<BFloat16>(accumulators, left, b[2 * warp], b[2 * warp + 1]);
+  for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 16 + 8 * warp + lane % 4 * 2 + i % 2] = accumulators[i];
 }
 
 template <bool broken>

@@ -1,13 +1,13 @@
-// Products of a warp with tensor cores: m16n8k16, float32 sums.
+// Products of one warp with tensor cores: m16n8k16 with float32 accumulators.
 //
-// In a fragment lane 4 g + t holds, of the sums, rows g and g + 8 and columns 2 t and 2 t + 1 of a block of 16 x 8.
+// Of a 16 x 8 block of accumulators, lane 4 g + t holds rows g and g + 8 and columns 2 t and 2 t + 1.
 #pragma once
 
 #include "shared_tile.h"
 
 namespace bico::cuda {
 
-// Anew at each call: see thread_index_here.
+// Read anew at each call: see thread_index_here.
 BICO_DEVICE unsigned lane_index() {
   return thread_index_here() % 32;
 }
@@ -16,9 +16,9 @@ BICO_DEVICE int warp_index() {
   return unsigned(thread_index()) / 32;
 }
 
-// Sums of 16 M rows and 8 N columns, spread over the lanes of a warp.
+// Accumulators of 16 M rows and 8 N columns, spread over the lanes of a warp.
 template <int row_blocks, int column_blocks>
-struct Sums {
+struct Accumulators {
   static constexpr int M = row_blocks, N = column_blocks;
   float x[M][N][4];
 
@@ -38,8 +38,8 @@ struct Sums {
   static BICO_DEVICE int column(int j, int r, unsigned lane) { return 8 * j + int(lane % 4) * 2 + r % 2; }
 };
 
-// A bit for each of a lane's elements of Sums<M, N>: element (i, j, r) is bit 2 j + r % 2 of row (i, r / 2). Tests are
-// evaluated in a loop that is not unrolled: unrolled, their operands took the registers of the sums.
+// One bit for each of a lane's elements of Accumulators<M, N>: element (i, j, r) is bit 2 j + r % 2 of row (i, r / 2).
+// Tests are evaluated in a loop that is not unrolled: unrolled, their operands took the registers of the accumulators.
 template <int M, int N>
 struct Bits {
   static_assert(2 * N <= 32, "a row's bits must fit a word");
@@ -52,7 +52,7 @@ struct Bits {
     const unsigned lane = lane_index();
     uint32_t bits = 0;
 #pragma unroll 1
-    for (int b = 0; b < 2 * N; ++b) bits |= uint32_t(test(Sums<M, N>::column(b / 2, b, lane))) << b;
+    for (int b = 0; b < 2 * N; ++b) bits |= uint32_t(test(Accumulators<M, N>::column(b / 2, b, lane))) << b;
     return bits;
   }
 
@@ -75,37 +75,38 @@ struct Bits {
     for (int i = 0; i < M; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int y = Sums<M, N>::row(i, 2 * h, lane);
+        const int y = Accumulators<M, N>::row(i, 2 * h, lane);
         row[i][h] = of_columns([&](int x) { return test(y, x); });
       }
     }
   }
 };
 
-// Sums whose bit is set become `value`.
+// Accumulators whose bit is set become `value`.
 template <int M, int N>
-BICO_DEVICE void set_where(Sums<M, N>& sums, const Bits<M, N>& bits, float value) {
+BICO_DEVICE void set_where(Accumulators<M, N>& c, const Bits<M, N>& bits, float value) {
 #pragma unroll
   for (int i = 0; i < M; ++i) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if (bits.at(i, j, r)) sums.x[i][j][r] = value;
+        if (bits.at(i, j, r)) c.x[i][j][r] = value;
       }
     }
   }
 }
 
-// How an operand lies in shared memory: by its own rows (of the left operand) or columns (of the right one), each with
-// the elements to sum over beside each other, or the other way round.
-enum class Stored { along_sum, across_sum };
+// How an operand lies in shared memory. K-major: the elements to sum over lie beside each other, in each row of the
+// left operand and in each column of the right one. MN-major: the rows of the left operand, or the columns of the right
+// one, lie beside each other.
+enum class Stored { k_major, mn_major };
 
 // 16 rows from `row` on and 16 elements of the sum from `k` on.
 template <Stored stored, class Tile>
-BICO_DEVICE void load_left(uint32_t (&a)[4], const Tile& tile, int row, int k, unsigned lane) {
+BICO_DEVICE void load_left(uint32_t (&a)[4], Tile& tile, int row, int k, unsigned lane) {
   const unsigned within = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
-  if constexpr (stored == Stored::along_sum) {
+  if constexpr (stored == Stored::k_major) {
     load_matrices(a, tile.chunk(within + 8 * second, row, fourth, k / vector_elements));
   } else {
     load_matrices_transposed(a, tile.chunk(within + 8 * fourth, k, second, row / vector_elements));
@@ -114,18 +115,18 @@ BICO_DEVICE void load_left(uint32_t (&a)[4], const Tile& tile, int row, int k, u
 
 // Two blocks of 8 columns from `column` on, a multiple of 16.
 template <Stored stored, class Tile>
-BICO_DEVICE void load_right(uint32_t (&b)[4], const Tile& tile, int column, int k, unsigned lane) {
+BICO_DEVICE void load_right(uint32_t (&b)[4], Tile& tile, int column, int k, unsigned lane) {
   const unsigned within = lane % 8, second = lane / 8 % 2, block = lane / 16;
-  if constexpr (stored == Stored::along_sum) {
+  if constexpr (stored == Stored::k_major) {
     load_matrices(b, tile.chunk(within + 8 * block, column, second, k / vector_elements));
   } else {
     load_matrices_transposed(b, tile.chunk(within + 8 * second, k, block, column / vector_elements));
   }
 }
 
-// sums += left x right for one step of 16 elements.
+// c += left x right for one step of 16 elements.
 template <Stored right_stored, typename T, int rows, int columns, int M, int N>
-BICO_DEVICE void multiply_step(Sums<M, N>& sums, const uint32_t (&a)[M][4], const SharedTile<T, rows, columns>& right,
+BICO_DEVICE void multiply_step(Accumulators<M, N>& c, const uint32_t (&a)[M][4], SharedTile<T, rows, columns>& right,
                                int column, int k, unsigned lane) {
   static_assert(N % 2 == 0, "right operands come two blocks at a time");
 #pragma unroll
@@ -134,31 +135,30 @@ BICO_DEVICE void multiply_step(Sums<M, N>& sums, const uint32_t (&a)[M][4], cons
     load_right<right_stored>(b, right, column + 8 * j, k, lane);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
-      multiply_add<T>(sums.x[i][j], a[i], b[0], b[1]);
-      multiply_add<T>(sums.x[i][j + 1], a[i], b[2], b[3]);
+      multiply_add<T>(c.x[i][j], a[i], b[0], b[1]);
+      multiply_add<T>(c.x[i][j + 1], a[i], b[2], b[3]);
     }
   }
 }
 
-// sums += rows of `left` from `row` on x columns of `right` from `column` on, over `depth` elements.
+// c += rows of `left` from `row` on x columns of `right` from `column` on, over `depth` elements.
 template <int depth, Stored left_stored, Stored right_stored, class Left, typename T, int rows, int columns, int M,
           int N>
-BICO_DEVICE void multiply(Sums<M, N>& sums, const Left& left, int row, const SharedTile<T, rows, columns>& right,
-                          int column) {
+BICO_DEVICE void multiply(Accumulators<M, N>& c, Left& left, int row, SharedTile<T, rows, columns>& right, int column) {
   const unsigned lane = lane_index();
 #pragma unroll 2  // 4 or 8 steps at once spilled in the backward at D = 128
   for (int k = 0; k < depth; k += 16) {
     uint32_t a[M][4];
 #pragma unroll
     for (int i = 0; i < M; ++i) load_left<left_stored>(a[i], left, row + 16 * i, k, lane);
-    multiply_step<right_stored>(sums, a, right, column, k, lane);
+    multiply_step<right_stored>(c, a, right, column, k, lane);
   }
 }
 
-// sums += weights x all columns of `right`. Sums of a product lie as the left operand of the next must.
+// c += weights x all columns of `right`. Accumulators of one product lie as the left operand of the next one must.
 template <typename T, int rows, int columns, int M, int N, int W>
-BICO_DEVICE void multiply_weights(Sums<M, N>& sums, const Sums<M, W>& weights,
-                                  const SharedTile<T, rows, columns>& right) {
+BICO_DEVICE void multiply_weights(Accumulators<M, N>& c, const Accumulators<M, W>& weights,
+                                  SharedTile<T, rows, columns>& right) {
   static_assert(8 * W == rows && 8 * N == columns, "a weight for each row");
   const unsigned lane = unsigned(thread_index()) % 32;  // kept: anew, at the peak of the registers, it spilled
 #pragma unroll
@@ -172,13 +172,14 @@ BICO_DEVICE void multiply_weights(Sums<M, N>& sums, const Sums<M, W>& weights,
         a[i][r] = pack<T>(pair[0], pair[1]);
       }
     }
-    multiply_step<Stored::across_sum>(sums, a, right, 0, 8 * k, lane);
+    multiply_step<Stored::mn_major>(c, a, right, 0, 8 * k, lane);
   }
 }
 
-// Round the sums into a tile, two elements at a time.
+// Rounds accumulators into a tile, two elements at a time.
 template <typename T, int rows, int columns, int M, int N>
-BICO_DEVICE void store_sums(const SharedTile<T, rows, columns>& tile, const Sums<M, N>& sums, int row, int column) {
+BICO_DEVICE void store_accumulators(SharedTile<T, rows, columns>& tile, const Accumulators<M, N>& c, int row,
+                                    int column) {
   const unsigned lane = lane_index();
 #pragma unroll
   for (int i = 0; i < M; ++i) {
@@ -186,8 +187,9 @@ BICO_DEVICE void store_sums(const SharedTile<T, rows, columns>& tile, const Sums
     for (int j = 0; j < N; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; r += 2) {
-        T* to = tile.element(row + Sums<M, N>::row(i, r, lane), column + Sums<M, N>::column(j, r, lane));
-        store_shared(reinterpret_cast<uint32_t*>(to), pack<T>(sums.x[i][j][r], sums.x[i][j][r + 1]));
+        T* to =
+            tile.element(row + Accumulators<M, N>::row(i, r, lane), column + Accumulators<M, N>::column(j, r, lane));
+        store_shared(reinterpret_cast<uint32_t*>(to), pack<T>(c.x[i][j][r], c.x[i][j][r + 1]));
       }
     }
   }

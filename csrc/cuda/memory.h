@@ -1,31 +1,18 @@
-// Device memory between the kernels of one call.
+// Which tensors the kernels may read and write 16 bytes at a time, and the arena of the workspace.
 #pragma once
 
 #include <cstdint>
 
+#include "../arena.h"
 #include "../attention.h"
 
 namespace bico::cuda {
 
-// Hands out pieces of one block of memory. Without a block it only counts.
-class Workspace {
- public:
-  explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
-
-  bool counts_only() const { return memory_ == nullptr; }
-  int64_t bytes() const { return used_; }
-
-  template <typename T>
-  T* take(int64_t count) {
-    char* piece = memory_ ? memory_ + used_ : nullptr;
-    used_ += (count * int64_t(sizeof(T)) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(piece);
-  }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
+struct DeviceMemory {
+  static constexpr int64_t alignment = 256, gap = 0;
+  static void guard(uintptr_t, uintptr_t) {}
 };
+using Arena = bico::Arena<DeviceMemory>;
 
 inline bool aligned_to_vectors(const void* pointer, int64_t stride_bytes = 0) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride_bytes % 16 == 0;
