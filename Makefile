@@ -7,7 +7,7 @@ DATA ?= synthetic
 OUT ?= out/demo-$(notdir $(patsubst %/,%,$(DATA)))
 
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
 .PHONY: setup demo test test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean

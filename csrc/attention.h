@@ -40,6 +40,15 @@ struct RotaryTable {
   int64_t cos_batch_stride = 0, cos_row_stride = 0, sin_batch_stride = 0, sin_row_stride = 0;
   int64_t width = 0;         // R
   bool interleaved = false;  // pairs (2i, 2i+1), GLM; else (i, i+R/2), Llama
+
+  template <typename T>
+  constexpr const T* cos_row(int64_t batch, int64_t position) const {
+    return static_cast<const T*>(cos) + batch * cos_batch_stride + position * cos_row_stride;
+  }
+  template <typename T>
+  constexpr const T* sin_row(int64_t batch, int64_t position) const {
+    return static_cast<const T*>(sin) + batch * sin_batch_stride + position * sin_row_stride;
+  }
 };
 
 struct Problem {
@@ -52,7 +61,12 @@ struct Problem {
   const int32_t* cu_seqlens = nullptr;  // [sequences + 1], B = 1; null: each batch entry is one sequence
   int64_t sequences = 0;
   double scale = 1.0;
-  bool mirror = true;  // keys after the query see negated sines
+  bool mirror = true;  // keys after the query are scored in the minus frame (visibility.h)
+
+  // The span ids of one batch entry, or null.
+  constexpr const int32_t* spans(int64_t batch_entry) const {
+    return span_ids ? span_ids + batch_entry * span_batch_stride : nullptr;
+  }
 };
 
 struct Forward : Problem {

@@ -3,17 +3,17 @@
 
 namespace bico {
 
-// R(t) turns the pair (x, y) to (x cos_x - y sin_x, y cos_y + x sin_y); the table holds equal values for the two
-// elements of a pair. R(-t) = R'(t) has every sine negated. That is also the transpose of R(t), so gradients go back
-// through the other frame.
+// R(t) rotates the pair (x, y) to (x cos_x - y sin_x, y cos_y + x sin_y); the table holds equal values for the two
+// elements of a pair. R(-t) has every sine negated. That is also the transpose of R(t), so the gradient of a row comes
+// from the gradient in one frame by the rotation of the other frame.
 template <typename T>
 struct RotatedPair {
   T x_cos, y_sin, y_cos, x_sin;
 
-  constexpr T x() const { return x_cos - y_sin; }
-  constexpr T y() const { return y_cos + x_sin; }
-  constexpr T mirrored_x() const { return x_cos + y_sin; }
-  constexpr T mirrored_y() const { return y_cos - x_sin; }
+  constexpr T plus_x() const { return x_cos - y_sin; }
+  constexpr T plus_y() const { return y_cos + x_sin; }
+  constexpr T minus_x() const { return x_cos + y_sin; }
+  constexpr T minus_y() const { return y_cos - x_sin; }
 };
 
 template <typename T>

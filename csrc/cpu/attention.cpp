@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "../rounding.h"
 #include "kernels.h"
 #include "workspace.h"
 
@@ -14,16 +15,12 @@ namespace bico::cpu {
 
 namespace {
 
-int64_t divide_up(int64_t x, int64_t by) {
-  return (x + by - 1) / by;
-}
-
 void pause() {
   __builtin_ia32_pause();
 }
 
-// Waits until `done` says so. The one waited for is running: first for a few microseconds at full speed, then, as it
-// may have lost its core, letting others run.
+// Waits until `done` says so. The task that it waits for is running: it spins for a few microseconds and then, as that
+// task may have lost its core, lets other threads run.
 template <typename Done>
 void wait_until(const Done& done) {
   for (int spins = 0; !done(); ++spins) {
@@ -35,9 +32,9 @@ void wait_until(const Done& done) {
   }
 }
 
-Rows describe_rows(const int32_t* span_ids, int64_t begin, int64_t count) {
-  if (span_ids == nullptr) return {begin, count, 0, 0};
-  const auto [low, high] = std::minmax_element(span_ids + begin, span_ids + begin + count);
+Rows describe_rows(const int32_t* spans, int64_t begin, int64_t count) {
+  if (spans == nullptr) return {begin, count, 0, 0};
+  const auto [low, high] = std::minmax_element(spans + begin, spans + begin + count);
   return {begin, count, *low, *high};
 }
 
@@ -56,15 +53,15 @@ struct Plan {
     const auto begin = [&](int64_t s) -> int64_t { return p.cu_seqlens ? p.cu_seqlens[s] : 0; };
     const auto end = [&](int64_t s) -> int64_t { return p.cu_seqlens ? p.cu_seqlens[s + 1] : p.length; };
     for (int64_t s = 0; s < count; ++s) {
-      tile_rows = std::min(most_tile_rows, std::max(tile_rows, divide_up(end(s) - begin(s), 32) * 32));
+      tile_rows = std::min(most_tile_rows, std::max(tile_rows, round_up(end(s) - begin(s), 32)));
     }
     for (int64_t s = 0; s < count; ++s) {
       const int64_t batch = p.cu_seqlens ? 0 : s, length = end(s) - begin(s);
-      const int32_t* span_ids = p.span_ids ? p.span_ids + batch * p.span_batch_stride : nullptr;
+      const int32_t* spans = p.spans(batch);
       const int64_t tile_count = divide_up(length, tile_rows);
       if (tile_count > 0) sequences.push_back({batch, int64_t(tiles.size()), tile_count});
       for (int64_t row = begin(s); row < end(s); row += tile_rows) {
-        tiles.push_back(describe_rows(span_ids, row, std::min(tile_rows, end(s) - row)));
+        tiles.push_back(describe_rows(spans, row, std::min(tile_rows, end(s) - row)));
       }
       longest = std::max(longest, tile_count);
       flops += 4.0 * double(p.query_heads * p.head_dim) * double(length) * double(length);
@@ -85,10 +82,10 @@ struct Task {
   int64_t index;  // among those of its kind and unit
 };
 
-// Units in batches: first the tasks that pack a batch, then those that compute it, its units taking turns. So each
-// thread finds tasks that wait for nobody as long as there are as many units as threads: two threads at one unit would
-// follow each other tile by tile, and stop together whenever one of them loses its core. The packing of a batch stands
-// before the computing of the batch before it, so that it is finished when it is needed.
+// Units are worked on in batches: first the tasks that pack a batch, then those that compute it, one task of each unit
+// after the other. So each thread finds tasks that need not wait, as long as there are as many units as threads. Two
+// threads at one unit would follow each other tile by tile, and both stop whenever one of them loses its core. The
+// packing of a batch stands before the computing of the batch before it, so that it is finished when it is needed.
 template <typename PackTasks, typename ComputeTasks>
 std::vector<Task> order_tasks(int64_t units, int64_t batch, const PackTasks& pack_tasks,
                               const ComputeTasks& compute_tasks) {
@@ -113,17 +110,17 @@ std::vector<Task> order_tasks(int64_t units, int64_t batch, const PackTasks& pac
 // The shared memory of the units that are in progress. Unit u uses slot u % slots once unit u - slots is finished.
 class Slots {
  public:
-  Slots(int64_t slots, int64_t units, size_t bytes, int64_t turns)
+  Slots(int64_t slots, int64_t units, size_t bytes, int64_t counters)
       : slots_(slots),
-        bytes_((bytes + 4095) / 4096 * 4096),
-        turns_per_slot_(turns),
+        bytes_(size_t(round_up(int64_t(bytes), 4096))),
+        counters_per_slot_(counters),
         memory_(size_t(slots) * bytes_),
         packed_(new std::atomic<int64_t>[units]()),
         computed_(new std::atomic<int64_t>[units]()),
-        turns_(new std::atomic<int32_t>[slots * turns]()) {}
+        counters_(new std::atomic<int32_t>[slots * counters]()) {}
 
   void* memory(int64_t unit) const { return static_cast<char*>(memory_.get()) + size_t(unit % slots_) * bytes_; }
-  Turns turns(int64_t unit) const { return Turns(&turns_[unit % slots_ * turns_per_slot_]); }
+  OrderOfKeys order(int64_t unit) const { return OrderOfKeys(&counters_[unit % slots_ * counters_per_slot_]); }
   std::atomic<int64_t>& packed(int64_t unit) const { return packed_[unit]; }
   std::atomic<int64_t>& computed(int64_t unit) const { return computed_[unit]; }
   int64_t count() const { return slots_; }
@@ -131,16 +128,16 @@ class Slots {
  private:
   int64_t slots_;
   size_t bytes_;
-  int64_t turns_per_slot_;
+  int64_t counters_per_slot_;
   Workspace memory_;
   std::unique_ptr<std::atomic<int64_t>[]> packed_, computed_;  // tasks that are finished, by unit
-  std::unique_ptr<std::atomic<int32_t>[]> turns_;
+  std::unique_ptr<std::atomic<int32_t>[]> counters_;
 };
 
-// Runs the tasks of all units: pack and compute, both called with (unit, index, shared, scratch, turns).
+// Runs the tasks of all units: pack and compute, both called with (unit, index, shared, scratch, order).
 template <typename Pack, typename Compute, typename PackTasks, typename ComputeTasks>
 void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_bytes, size_t scratch_bytes,
-               int64_t turns, const Threads& threads, const PackTasks& pack_tasks, const ComputeTasks& compute_tasks,
+               int64_t counters, const Threads& threads, const PackTasks& pack_tasks, const ComputeTasks& compute_tasks,
                const Pack& pack, const Compute& compute) {
   const int64_t units = plan.units(p);
   if (units == 0) return;
@@ -149,7 +146,7 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
   const int64_t workers = std::clamp<int64_t>(int64_t(flops / 2e6), 1, threads.count);
   const int64_t batch = std::min(units, workers);
   const std::vector<Task> tasks = order_tasks(units, batch, pack_tasks, compute_tasks);
-  const Slots slots(std::min(units, 2 * batch), units, shared_bytes, turns);
+  const Slots slots(std::min(units, 2 * batch), units, shared_bytes, counters);
   std::atomic<int64_t> next{0};
 
   const auto work = [&] {
@@ -160,11 +157,11 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
       if (task.packs) {
         const int64_t before = task.unit - slots.count();
         if (before >= 0) wait_until([&] { return slots.computed(before).load() == compute_tasks(before); });
-        pack(unit, task.index, slots.memory(task.unit), scratch.get(), slots.turns(task.unit));
+        pack(unit, task.index, slots.memory(task.unit), scratch.get(), slots.order(task.unit));
         ++slots.packed(task.unit);
       } else {
         wait_until([&] { return slots.packed(task.unit).load() == pack_tasks(task.unit); });
-        compute(unit, task.index, slots.memory(task.unit), scratch.get(), slots.turns(task.unit));
+        compute(unit, task.index, slots.memory(task.unit), scratch.get(), slots.order(task.unit));
         ++slots.computed(task.unit);
       }
     }
@@ -174,7 +171,7 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
 
 }  // namespace
 
-void Turns::wait_for(int64_t query_tile, int64_t key_tile) const {
+void OrderOfKeys::wait_for(int64_t query_tile, int64_t key_tile) const {
   wait_until([&] { return next_[query_tile].load(std::memory_order_acquire) == key_tile; });
 }
 
@@ -186,10 +183,10 @@ void attention_forward(const Forward& p, const Threads& threads) {
   run_tasks(
       p, plan, plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
       kernel.scratch_bytes(p, plan.tile_rows), 0, threads, tiles, [&](int64_t unit) { return group * tiles(unit); },
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns&) {
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys&) {
         kernel.pack_keys(p, unit, index, shared, scratch);
       },
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns&) {
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys&) {
         const int64_t head = unit.kv_head * group + index / unit.tile_count;
         kernel.attend(p, unit, head, index % unit.tile_count, shared, scratch);
       });
@@ -204,13 +201,13 @@ void attention_backward(const Backward& p, const Threads& threads) {
       p, plan, 2.5 * plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
       kernel.scratch_bytes(p, plan.tile_rows), group * plan.longest, threads,
       [&](int64_t unit) { return group * tiles(unit); }, tiles,
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns& turns) {
-        turns.begin(index);
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys& order) {
+        order.begin(index);
         const int64_t head = unit.kv_head * group + index / unit.tile_count;
         kernel.pack_queries(p, unit, head, index % unit.tile_count, shared, scratch);
       },
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const Turns& turns) {
-        kernel.differentiate(p, unit, index, shared, scratch, turns);
+      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys& order) {
+        kernel.differentiate(p, unit, index, shared, scratch, order);
       });
 }
 

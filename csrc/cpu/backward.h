@@ -1,8 +1,8 @@
-// Backward: one task is one tile of keys; it walks over the tiles of queries, recomputes the weights P from lse and
-// gathers grad_k and grad_v of its keys in its own memory. grad_q of each tile of queries gathers from all tasks of the
-// unit, which take turns. With delta = rowsum(grad_out * out) - grad_lse:
+// Backward: one task computes one tile of keys. It walks over the tiles of queries, recomputes the weights P from lse
+// and accumulates grad_k and grad_v of its keys in its own memory. All tasks of the unit add to grad_q of each tile of
+// queries, one after another in the order of the keys. With delta = rowsum(grad_out * out) - grad_lse:
 //   dS = P * (grad_out V^T - delta),  grad_v = P^T grad_out,  grad_q = dS K,  grad_k = dS^T Q,
-// the last two in each frame, then turned back. grad_k and grad_v are held transposed, [D, keys], so that P and dS are
+// the last two in each frame, then rotated back. grad_k and grad_v are held transposed, [D, keys], so that P and dS are
 // the right operands of their products as they come. As in the forward, scores are in units of log2.
 #pragma once
 
@@ -18,33 +18,41 @@ struct PackedQueries {
   using T = typename A::Scalar;
   using Operand = typename A::Operand;
   int64_t tile_rows, padded;
-  Operand *rows[frames], *transposed[frames], *grad_out_rows, *grad_out_transposed;
-  T *lse, *delta;   // lse in units of log2
-  T* sums[frames];  // of grad_q, before it is turned back
+  PerFrame<Operand*> rows, transposed;
+  Operand *grad_out_rows, *grad_out_transposed;
+  T *lse, *delta;       // lse in units of log2
+  PerFrame<T*> grad_q;  // not yet rotated back
   bool *queries_finite, *grad_out_finite;
 
-  PackedQueries(const Problem& p, int64_t unit_tiles, int64_t rows_in_tile, Carver& memory)
+  PackedQueries(const Problem& p, int64_t unit_tiles, int64_t rows_in_tile, Arena& arena)
       : tile_rows(rows_in_tile), padded(padded_head_dim(p)) {
     const int64_t tiles = p.query_heads / p.kv_heads * unit_tiles, elements = tiles * tile_rows * padded;
-    for (int frame = 0; frame < frames; ++frame) {
-      const int64_t wanted = frame == 0 || p.mirror ? elements : 0;
-      rows[frame] = memory.take<Operand>(wanted);
-      transposed[frame] = memory.take<Operand>(wanted);
-      sums[frame] = memory.take<T>(wanted);
+    for (const Frame frame : every_frame) {
+      const int64_t wanted = needs(frame, p.mirror) ? elements : 0;
+      rows[frame] = arena.take<Operand>(wanted);
+      transposed[frame] = arena.take<Operand>(wanted);
+      grad_q[frame] = arena.take<T>(wanted);
     }
-    grad_out_rows = memory.take<Operand>(elements);
-    grad_out_transposed = memory.take<Operand>(elements);
-    lse = memory.take<T>(tiles * tile_rows);
-    delta = memory.take<T>(tiles * tile_rows);
-    queries_finite = memory.take<bool>(tiles);
-    grad_out_finite = memory.take<bool>(tiles);
+    grad_out_rows = arena.take<Operand>(elements);
+    grad_out_transposed = arena.take<Operand>(elements);
+    lse = arena.take<T>(tiles * tile_rows);
+    delta = arena.take<T>(tiles * tile_rows);
+    queries_finite = arena.take<bool>(tiles);
+    grad_out_finite = arena.take<bool>(tiles);
   }
 
+  // One tile of an array, as rows [tile, D] or as their transpose [D, tile].
   template <typename E>
   Matrix<E> row_major(E* data, int64_t tile) const {
     return {data + tile * tile_rows * padded, padded};
   }
-  Matrix<Operand> turned(Operand* data, int64_t tile) const { return {data + tile * tile_rows * padded, tile_rows}; }
+  template <typename E>
+  PerFrame<Matrix<E>> row_major(const PerFrame<E*>& data, int64_t tile) const {
+    return {row_major(data.plus, tile), row_major(data.minus, tile)};
+  }
+  Matrix<Operand> column_major(Operand* data, int64_t tile) const {
+    return {data + tile * tile_rows * padded, tile_rows};
+  }
 };
 
 template <typename A>
@@ -52,34 +60,37 @@ struct BackwardScratch {
   using T = typename A::Scalar;
   using Operand = typename A::Operand;
   int64_t tile_rows, padded;
-  Matrix<Operand> rows[frames];  // [tile, D], while packing
-  Panel<A> depth;                // [tile, D], while packing
-  Panel<A> key_columns[frames], key_depth[frames], value_columns;
-  Matrix<T> scores, other;                      // [strip, tile], [strip, strip]
-  Matrix<T> weight_grads;                       // [strip, tile]: grad_out V^T
-  Matrix<Operand> score_grads[frames];          // [strip, tile]: dS
-  Panel<A> weights, score_grad_panels[frames];  // [tile of queries, tile of keys]: P and dS
-  Matrix<T> key_sums[frames], value_sums;       // [D, tile]
-  Matrix<T> turned;                             // [tile, D]
+  PerFrame<Matrix<Operand>> rows;  // [tile, D], while packing
+  Panel<A> depth;                  // [tile, D], while packing
+  PerFrame<Panel<A>> key_columns, key_depth;
+  Panel<A> value_columns;
+  Matrix<T> scores, minus_scores;         // [strip, tile], [strip, strip]
+  Matrix<T> weight_grads;                 // [strip, tile]: grad_out V^T
+  PerFrame<Matrix<Operand>> score_grads;  // [strip, tile]: dS
+  Panel<A> weights;                       // [tile of queries, tile of keys]: P
+  PerFrame<Panel<A>> score_grad_panels;   // [tile of queries, tile of keys]: dS
+  PerFrame<Matrix<T>> grad_k;             // [D, tile], not yet rotated back
+  Matrix<T> grad_v;                       // [D, tile]
+  Matrix<T> gradient_rows;                // [tile, D]
 
-  BackwardScratch(const Problem& p, int64_t rows_in_tile, Carver& memory)
+  BackwardScratch(const Problem& p, int64_t rows_in_tile, Arena& arena)
       : tile_rows(rows_in_tile), padded(padded_head_dim(p)) {
-    for (int frame = 0; frame < frames; ++frame) {
-      rows[frame] = memory.matrix<Operand>(tile_rows, padded);
-      key_columns[frame] = Panel<A>::carve(memory, padded, tile_rows);
-      key_depth[frame] = Panel<A>::carve(memory, tile_rows, padded);
-      score_grads[frame] = memory.matrix<Operand>(strip_rows, tile_rows);
-      score_grad_panels[frame] = Panel<A>::carve(memory, tile_rows, tile_rows);
-      key_sums[frame] = memory.matrix<T>(padded, tile_rows);
+    for (const Frame frame : every_frame) {
+      rows[frame] = take_matrix<Operand>(arena, tile_rows, padded);
+      key_columns[frame] = Panel<A>::take(arena, padded, tile_rows);
+      key_depth[frame] = Panel<A>::take(arena, tile_rows, padded);
+      score_grads[frame] = take_matrix<Operand>(arena, strip_rows, tile_rows);
+      score_grad_panels[frame] = Panel<A>::take(arena, tile_rows, tile_rows);
+      grad_k[frame] = take_matrix<T>(arena, padded, tile_rows);
     }
-    depth = Panel<A>::carve(memory, tile_rows, padded);
-    value_columns = Panel<A>::carve(memory, padded, tile_rows);
-    scores = memory.matrix<T>(strip_rows, tile_rows);
-    other = memory.matrix<T>(strip_rows, strip_rows);
-    weight_grads = memory.matrix<T>(strip_rows, tile_rows);
-    weights = Panel<A>::carve(memory, tile_rows, tile_rows);
-    value_sums = memory.matrix<T>(padded, tile_rows);
-    turned = memory.matrix<T>(tile_rows, padded);
+    depth = Panel<A>::take(arena, tile_rows, padded);
+    value_columns = Panel<A>::take(arena, padded, tile_rows);
+    scores = take_matrix<T>(arena, strip_rows, tile_rows);
+    minus_scores = take_matrix<T>(arena, strip_rows, strip_rows);
+    weight_grads = take_matrix<T>(arena, strip_rows, tile_rows);
+    weights = Panel<A>::take(arena, tile_rows, tile_rows);
+    grad_v = take_matrix<T>(arena, padded, tile_rows);
+    gradient_rows = take_matrix<T>(arena, tile_rows, padded);
   }
 };
 
@@ -87,7 +98,7 @@ struct BackwardScratch {
 template <typename A>
 void pack_transposed(const BackwardScratch<A>& scratch, Matrix<typename A::Operand> rows, bool finite, int64_t count,
                      Matrix<typename A::Operand> transposed) {
-  if (!finite) rows = finite_part<A>(rows, count, scratch.padded, scratch.rows[0]);
+  if (!finite) rows = finite_part<A>(rows, count, scratch.padded, scratch.rows.plus);
   rows_to_depth<A>(rows, count, scratch.padded, scratch.depth);
   depth_to_transposed<A>(scratch.depth, count, scratch.padded, transposed);
 }
@@ -96,9 +107,9 @@ template <typename A>
 void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64_t query_tile, void* shared,
                   void* scratch_memory) {
   using T = typename A::Scalar;
-  Carver shared_memory(shared), own_memory(scratch_memory);
-  const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_memory);
-  const BackwardScratch<A> scratch(p, unit.tile_rows, own_memory);
+  Arena shared_arena(shared), scratch_arena(scratch_memory);
+  const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
+  const BackwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
   const Rows& tile = unit.tiles[query_tile];
   const int64_t group = p.query_heads / p.kv_heads, padded = packed.padded;
   const int64_t at = (query_head - unit.kv_head * group) * unit.tile_count + query_tile;
@@ -106,17 +117,17 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
     prefetch_tile(p, *x, unit.batch, query_head, tile);
   }
 
-  const Matrix<typename A::Operand> rows[frames] = {packed.row_major(packed.rows[0], at),
-                                                    packed.row_major(packed.rows[1], at)};
+  const PerFrame<Matrix<typename A::Operand>> rows = packed.row_major(packed.rows, at);
   const double scale = p.scale * std::numbers::log2e;
   const bool finite = pack_rotated<A>(p, p.q, unit.batch, query_head, tile, scale, rows);
-  for (int frame = 0; frame < (p.mirror ? frames : 1); ++frame) {
-    pack_transposed(scratch, rows[frame], finite, tile.count, packed.turned(packed.transposed[frame], at));
-    std::fill_n(packed.row_major(packed.sums[frame], at).data, packed.tile_rows * padded, T(0));
+  for (const Frame frame : every_frame) {
+    if (!needs(frame, p.mirror)) continue;
+    pack_transposed(scratch, rows[frame], finite, tile.count, packed.column_major(packed.transposed[frame], at));
+    std::fill_n(packed.row_major(packed.grad_q[frame], at).data, packed.tile_rows * padded, T(0));
   }
   const auto grad_out_rows = packed.row_major(packed.grad_out_rows, at);
-  const bool grad_finite = pack_plain<A>(p, p.grad_out, unit.batch, query_head, tile, grad_out_rows);
-  pack_transposed(scratch, grad_out_rows, grad_finite, tile.count, packed.turned(packed.grad_out_transposed, at));
+  const bool grad_finite = pack_unrotated<A>(p, p.grad_out, unit.batch, query_head, tile, grad_out_rows);
+  pack_transposed(scratch, grad_out_rows, grad_finite, tile.count, packed.column_major(packed.grad_out_transposed, at));
   packed.queries_finite[at] = finite;
   packed.grad_out_finite[at] = grad_finite;
 
@@ -142,8 +153,10 @@ void weigh(const Block& block, const typename A::Scalar* lse, const typename A::
   using T = typename A::Scalar;
   using V = Vector<T>;
   constexpr int group = A::group;
-  const bool split = block.plain() && block.mirrored();
-  const int frame = block.plain() ? 0 : 1;
+  const bool split = block.has_plus() && block.has_minus();
+  const Frame frame = block.has_plus() ? Frame::plus : Frame::minus;
+  const Matrix<typename A::Operand> score_grads = scratch.score_grads[frame];
+  const Panel<A> panel = scratch.score_grad_panels[frame];
   const int64_t columns = score_columns<A>(block);
   using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   Bits<T> lane;
@@ -151,11 +164,11 @@ void weigh(const Block& block, const typename A::Scalar* lse, const typename A::
 
   for (int64_t r = 0; r < round_up(block.queries.count, A::depth_step); r += group) {
     const int64_t m = block.first_query + r;
-    typename A::Operand *rows[group], *other_rows[group];
+    typename A::Operand *rows[group], *minus_rows[group];
     for (int64_t c = 0; c < columns; c += lanes<T>) {
       V weight[group], grad[group];
       for (int i = 0; i < group; ++i) {
-        rows[i] = scratch.score_grads[frame].row(r + i) + c;
+        rows[i] = score_grads.row(r + i) + c;
         if (r + i >= block.queries.count) {
           weight[i] = grad[i] = V{};
           continue;
@@ -169,18 +182,18 @@ void weigh(const Block& block, const typename A::Scalar* lse, const typename A::
       }
       A::store_group(weight, scratch.weights.at(m, c), nullptr);
       if (!split) {
-        A::store_group(grad, scratch.score_grad_panels[frame].at(m, c), rows);
+        A::store_group(grad, panel.at(m, c), rows);
         continue;
       }
-      V after[group];
+      V minus_grad[group];
       for (int i = 0; i < group; ++i) {
-        const auto is_after = lane > Index(m + i - c);
-        after[i] = is_after ? grad[i] : V{};
-        grad[i] = is_after ? V{} : grad[i];
-        other_rows[i] = scratch.score_grads[1].row(r + i) + c;
+        const auto in_minus = in_minus_frame(Index(m + i - c), lane);
+        minus_grad[i] = in_minus ? grad[i] : V{};
+        grad[i] = in_minus ? V{} : grad[i];
+        minus_rows[i] = scratch.score_grads.minus.row(r + i) + c;
       }
-      A::store_group(grad, scratch.score_grad_panels[0].at(m, c), rows);
-      A::store_group(after, scratch.score_grad_panels[1].at(m, c), other_rows);
+      A::store_group(grad, panel.at(m, c), rows);
+      A::store_group(minus_grad, scratch.score_grad_panels.minus.at(m, c), minus_rows);
     }
   }
 }
@@ -188,13 +201,13 @@ void weigh(const Block& block, const typename A::Scalar* lse, const typename A::
 // Infinities and NaN of the operands that stand in sums over keys (K, for grad_q).
 template <typename A>
 void add_nonfinite_keys(const Backward& p, const Unit& unit, const Block& block, const BackwardScratch<A>& scratch,
-                        const Matrix<typename A::Scalar> sums[frames]) {
+                        const PerFrame<Matrix<typename A::Scalar>>& grad_q) {
   for_each_visible(p, unit.batch, block, [&](int64_t r, int64_t c) {
-    const int frame = block.frame(p, r, c);
+    const Frame frame = block.frame(p, r, c);
     typename A::Operand row[most_head_dim];
     for (int64_t d = 0; d < p.head_dim; ++d) row[d] = scratch.key_columns[frame].element(d, c);
-    add_nonfinite(widen(scratch.score_grads[frame].row(r)[c]), row, p.head_dim, sums[frame].row(block.first_query + r),
-                  1);
+    add_nonfinite(widen(scratch.score_grads[frame].row(r)[c]), row, p.head_dim,
+                  grad_q[frame].row(block.first_query + r), 1);
   });
 }
 
@@ -205,11 +218,11 @@ void add_nonfinite_queries(const Backward& p, const Unit& unit, const Block& blo
   for_each_visible(p, unit.batch, block, [&](int64_t r, int64_t c) {
     const int64_t m = block.first_query + r;
     add_nonfinite(widen(scratch.weights.element(m, c)), packed.row_major(packed.grad_out_rows, at).row(m), p.head_dim,
-                  scratch.value_sums.data + c, scratch.value_sums.stride);
-    const int frame = block.frame(p, r, c);
+                  scratch.grad_v.data + c, scratch.grad_v.stride);
+    const Frame frame = block.frame(p, r, c);
     add_nonfinite(widen(scratch.score_grad_panels[frame].element(m, c)),
-                  packed.row_major(packed.rows[frame], at).row(m), p.head_dim, scratch.key_sums[frame].data + c,
-                  scratch.key_sums[frame].stride);
+                  packed.row_major(packed.rows[frame], at).row(m), p.head_dim, scratch.grad_k[frame].data + c,
+                  scratch.grad_k[frame].stride);
   });
 }
 
@@ -219,14 +232,15 @@ void pack_key_tile(const Backward& p, const Unit& unit, const Rows& tile, const 
   prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
   prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
   finite = pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, scratch.rows);
-  for (int frame = 0; frame < (p.mirror ? frames : 1); ++frame) {
+  for (const Frame frame : every_frame) {
+    if (!needs(frame, p.mirror)) continue;
     auto rows = scratch.rows[frame];
     rows_to_columns<A>(rows, tile.count, scratch.padded, scratch.key_columns[frame]);
     if (!finite) finite_part<A>(rows, tile.count, scratch.padded, rows);
     rows_to_depth<A>(rows, tile.count, scratch.padded, scratch.key_depth[frame]);
   }
-  pack_plain<A>(p, p.v, unit.batch, unit.kv_head, tile, scratch.rows[0]);
-  rows_to_columns<A>(scratch.rows[0], tile.count, scratch.padded, scratch.value_columns);
+  pack_unrotated<A>(p, p.v, unit.batch, unit.kv_head, tile, scratch.rows.plus);
+  rows_to_columns<A>(scratch.rows.plus, tile.count, scratch.padded, scratch.value_columns);
 }
 
 // Adds what one pair of tiles gives to grad_q, grad_k and grad_v.
@@ -236,49 +250,48 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
                         const BackwardScratch<A>& scratch) {
   using T = typename A::Scalar;
   using Operand = typename A::Operand;
-  const Matrix<Operand> query_rows[frames] = {packed.row_major(packed.rows[0], at),
-                                              packed.row_major(packed.rows[1], at)};
-  const Matrix<T> query_sums[frames] = {packed.row_major(packed.sums[0], at), packed.row_major(packed.sums[1], at)};
+  const PerFrame<Matrix<Operand>> query_rows = packed.row_major(packed.rows, at);
+  const PerFrame<Matrix<T>> grad_q = packed.row_major(packed.grad_q, at);
   const auto grad_out_rows = packed.row_major(packed.grad_out_rows, at);
 
   for (int64_t strip = 0; strip < queries.count; strip += strip_rows) {
     const Block block(p, queries, keys, strip);
-    compute_scores<A>(p, unit.batch, block, query_rows, scratch.key_columns, scratch.scores, scratch.other);
+    compute_scores<A>(p, unit.batch, block, query_rows, scratch.key_columns, scratch.scores, scratch.minus_scores);
     multiply<A>({block.queries.count, score_columns<A>(block), p.head_dim, grad_out_rows.from(strip),
                  scratch.value_columns, 0, 0, scratch.weight_grads});
     weigh<A>(block, packed.lse + at * packed.tile_rows + strip, packed.delta + at * packed.tile_rows + strip, scratch);
-    const auto add_to_queries = [&](int frame, int64_t begin, int64_t end) {
+    const auto add_to_queries = [&](Frame frame, int64_t begin, int64_t end) {
       if (begin >= end) return;
       accumulate<A>({block.queries.count, p.head_dim, end - begin, scratch.score_grads[frame].from(0, begin),
-                     scratch.key_depth[frame], begin, 0, query_sums[frame].from(strip)});
+                     scratch.key_depth[frame], begin, 0, grad_q[frame].from(strip)});
     };
-    add_to_queries(0, 0, block.plain_end);
-    add_to_queries(1, block.mirrored_begin, block.end);
-    if (!keys_finite) add_nonfinite_keys(p, unit, block, scratch, query_sums);
+    add_to_queries(Frame::plus, 0, block.plus_end);
+    add_to_queries(Frame::minus, block.minus_begin, block.end);
+    if (!keys_finite) add_nonfinite_keys(p, unit, block, scratch, grad_q);
   }
 
-  // The sums over queries, for columns of keys whose range of queries is one: on the diagonal, frame 0 begins and
-  // frame 1 ends with the strip that the columns cross.
+  // The sums over queries, for groups of keys that share one range of queries. On the diagonal the plus frame begins
+  // with the strip that the keys cross, and the minus frame ends with it.
   const Block whole(p, queries, keys, 0);
   const bool on_diagonal = side(queries, keys) == Side::on_diagonal;
   const bool split = on_diagonal && p.mirror && has_context(keys), causal = on_diagonal && !has_context(keys);
   const int64_t step = split || causal ? strip_rows : keys.count;
   for (int64_t begin = 0; begin < keys.count; begin += step) {
     const int64_t columns = std::min(step, keys.count - begin);
-    const auto add_to_keys = [&](Matrix<Operand> left, Panel<A> right, Matrix<T> sums, int64_t first, int64_t last) {
+    const auto add_to_keys = [&](Matrix<Operand> left, Panel<A> right, Matrix<T> to, int64_t first, int64_t last) {
       accumulate<A>(
-          {scratch.padded, columns, last - first, left.from(0, first), right, first, begin, sums.from(0, begin)});
+          {scratch.padded, columns, last - first, left.from(0, first), right, first, begin, to.from(0, begin)});
     };
     const int64_t first = split || causal ? begin : 0, last = std::min(queries.count, begin + columns);
-    add_to_keys(packed.turned(packed.grad_out_transposed, at), scratch.weights, scratch.value_sums, causal ? first : 0,
-                queries.count);
-    if (split || whole.plain()) {
-      add_to_keys(packed.turned(packed.transposed[0], at), scratch.score_grad_panels[0], scratch.key_sums[0], first,
-                  queries.count);
+    add_to_keys(packed.column_major(packed.grad_out_transposed, at), scratch.weights, scratch.grad_v,
+                causal ? first : 0, queries.count);
+    if (split || whole.has_plus()) {
+      add_to_keys(packed.column_major(packed.transposed.plus, at), scratch.score_grad_panels.plus, scratch.grad_k.plus,
+                  first, queries.count);
     }
-    if (split || !whole.plain()) {
-      add_to_keys(packed.turned(packed.transposed[1], at), scratch.score_grad_panels[1], scratch.key_sums[1], 0,
-                  split ? last : queries.count);
+    if (split || !whole.has_plus()) {
+      add_to_keys(packed.column_major(packed.transposed.minus, at), scratch.score_grad_panels.minus,
+                  scratch.grad_k.minus, 0, split ? last : queries.count);
     }
   }
   if (!packed.queries_finite[at] || !packed.grad_out_finite[at]) {
@@ -288,15 +301,15 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
   }
 }
 
-// Turns each frame of a sum [rows, D] back and stores factor times their total.
+// Rotates a gradient [rows, D] in each frame back and stores factor times their sum.
 template <typename A>
 void store_gradient(const Backward& p, int64_t batch, int64_t head, const Rows& tile, double factor,
-                    const Matrix<typename A::Scalar> sums[frames], const Heads& to) {
+                    const PerFrame<Matrix<typename A::Scalar>>& frames, const Heads& to) {
   using T = typename A::Scalar;
   alignas(64) T gradient[most_head_dim];
   for (int64_t r = 0; r < tile.count; ++r) {
-    const T* mirrored = p.mirror ? sums[1].row(r) : nullptr;
-    Rotation<T>(p, batch, tile.begin + r).rotate_back(sums[0].row(r), mirrored, p.head_dim, gradient);
+    const PerFrame<const T*> row = {frames.plus.row(r), p.mirror ? frames.minus.row(r) : nullptr};
+    Rotation<T>(p, batch, tile.begin + r).rotate_back(row, p.head_dim, gradient);
     store_row(to, p.dtype, batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
   }
 }
@@ -304,49 +317,50 @@ void store_gradient(const Backward& p, int64_t batch, int64_t head, const Rows& 
 template <typename A>
 void store_key_gradients(const Backward& p, const Unit& unit, const Rows& tile, const BackwardScratch<A>& scratch) {
   using T = typename A::Scalar;
-  const auto to_rows = [&](Matrix<T> sums, Matrix<T> rows) {
-    transpose_words<T>(scratch.padded, round_up(tile.count, padding), sums.data, sums.stride, rows.data, rows.stride);
+  const auto to_rows = [&](Matrix<T> columns, Matrix<T> rows) {
+    transpose_words<T>(scratch.padded, round_up(tile.count, padding), columns.data, columns.stride, rows.data,
+                       rows.stride);
   };
   // q carried scale * log2(e): what is left of it is 1 / log2(e).
-  Matrix<T> rows[frames] = {scratch.turned, {scratch.value_sums.data, scratch.padded}};
-  to_rows(scratch.value_sums, scratch.turned);
+  const PerFrame<Matrix<T>> rows = {scratch.gradient_rows, {scratch.grad_v.data, scratch.padded}};
+  to_rows(scratch.grad_v, scratch.gradient_rows);
   for (int64_t r = 0; r < tile.count; ++r) {
-    store_row(p.grad_v, p.dtype, unit.batch, unit.kv_head, tile.begin + r, p.head_dim, T(1), scratch.turned.row(r));
+    store_row(p.grad_v, p.dtype, unit.batch, unit.kv_head, tile.begin + r, p.head_dim, T(1),
+              scratch.gradient_rows.row(r));
   }
-  to_rows(scratch.key_sums[0], rows[0]);
-  if (p.mirror) to_rows(scratch.key_sums[1], rows[1]);  // value_sums are stored: their memory is free
+  to_rows(scratch.grad_k.plus, rows.plus);
+  if (p.mirror) to_rows(scratch.grad_k.minus, rows.minus);  // grad_v is stored: its memory is free
   store_gradient<A>(p, unit.batch, unit.kv_head, tile, std::numbers::ln2, rows, p.grad_k);
 }
 
 template <typename A>
 void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* shared, void* scratch_memory,
-                   const Turns& turns) {
+                   const OrderOfKeys& order) {
   using T = typename A::Scalar;
   [[maybe_unused]] const typename A::Session session;
-  Carver shared_memory(shared), own_memory(scratch_memory);
-  const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_memory);
-  const BackwardScratch<A> scratch(p, unit.tile_rows, own_memory);
+  Arena shared_arena(shared), scratch_arena(scratch_memory);
+  const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
+  const BackwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
   const Rows& keys = unit.tiles[key_tile];
   bool keys_finite;
   pack_key_tile<A>(p, unit, keys, scratch, keys_finite);
   const int64_t elements = scratch.padded * scratch.tile_rows;
-  for (const auto& sums : {scratch.key_sums[0], scratch.key_sums[1], scratch.value_sums}) {
-    std::fill_n(sums.data, elements, T(0));
+  for (const auto& gradient : {scratch.grad_k.plus, scratch.grad_k.minus, scratch.grad_v}) {
+    std::fill_n(gradient.data, elements, T(0));
   }
 
   const int64_t group = p.query_heads / p.kv_heads;
   for (int64_t at = 0; at < group * unit.tile_count; ++at) {
     const Rows& queries = unit.tiles[at % unit.tile_count];
-    turns.wait_for(at, key_tile);
-    if (tile_view(queries, keys) != TileView::hidden) {
+    order.wait_for(at, key_tile);
+    if (tile_view(queries, keys) != TileView::nothing) {
       differentiate_pair<A>(p, unit, queries, keys, packed, at, keys_finite, scratch);
     }
     if (key_tile == unit.tile_count - 1) {
-      const Matrix<T> sums[frames] = {packed.row_major(packed.sums[0], at), packed.row_major(packed.sums[1], at)};
       const int64_t query_head = unit.kv_head * group + at / unit.tile_count;
-      store_gradient<A>(p, unit.batch, query_head, queries, p.scale, sums, p.grad_q);
+      store_gradient<A>(p, unit.batch, query_head, queries, p.scale, packed.row_major(packed.grad_q, at), p.grad_q);
     }
-    turns.pass_on(at, key_tile);
+    order.pass_on(at, key_tile);
   }
   store_key_gradients<A>(p, unit, keys, scratch);
 }

@@ -20,11 +20,11 @@ struct Unit {
   int64_t tile_rows = 0;  // of a full tile, a multiple of 32
 };
 
-// grad_q of a tile of queries gathers from all tiles of keys, each in its own task: they take turns, in ascending
-// order, so that the sum does not depend on who runs when.
-class Turns {
+// All tiles of keys add to grad_q of a tile of queries, each in its own task. They add in ascending order, so that the
+// sum does not depend on who runs when.
+class OrderOfKeys {
  public:
-  explicit Turns(std::atomic<int32_t>* next) : next_(next) {}
+  explicit OrderOfKeys(std::atomic<int32_t>* next) : next_(next) {}
   void begin(int64_t query_tile) const { next_[query_tile].store(0, std::memory_order_relaxed); }
   void wait_for(int64_t query_tile, int64_t key_tile) const;
   void pass_on(int64_t query_tile, int64_t key_tile) const {
@@ -32,7 +32,7 @@ class Turns {
   }
 
  private:
-  std::atomic<int32_t>* next_;  // [query heads of the unit * tiles]
+  std::atomic<int32_t>* next_;  // [query heads of the unit * tiles]: the tile of keys that may add now
 };
 
 // The kernels of one direction for one dtype. `shared` holds the packed operands of a unit, `scratch` belongs to one
@@ -51,7 +51,8 @@ struct BackwardKernel {
   size_t (*scratch_bytes)(const Backward&, int64_t tile_rows);
   void (*pack_queries)(const Backward&, const Unit&, int64_t query_head, int64_t query_tile, void* shared,
                        void* scratch);
-  void (*differentiate)(const Backward&, const Unit&, int64_t key_tile, void* shared, void* scratch, const Turns&);
+  void (*differentiate)(const Backward&, const Unit&, int64_t key_tile, void* shared, void* scratch,
+                        const OrderOfKeys&);
 };
 
 // One instruction set's kernels for one dtype.

@@ -10,11 +10,11 @@ inline namespace BICO_KERNEL_NAMESPACE {
 // Calls add(query, key), positions in the block's strip and tile, for each pair that is visible.
 template <typename Add>
 void for_each_visible(const Problem& p, int64_t batch, const Block& block, const Add& add) {
-  const int32_t* span_ids = p.span_ids ? p.span_ids + batch * p.span_batch_stride : nullptr;
+  const int32_t* spans = p.spans(batch);
   for (int64_t r = 0; r < block.queries.count; ++r) {
     for (int64_t c = 0; c < block.keys.count; ++c) {
       const int64_t m = block.queries.begin + r, n = block.keys.begin + c;
-      if (span_ids == nullptr || visible(span_ids[m], span_ids[n], m, n)) add(r, c);
+      if (spans == nullptr || visible(spans[m], spans[n], m, n)) add(r, c);
     }
   }
 }

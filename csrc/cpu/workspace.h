@@ -5,7 +5,8 @@
 
 namespace bico::cpu {
 
-// A block of at least `bytes`. It comes from the blocks that the thread has kept, and goes back to them.
+// The memory of a call: a block of at least `bytes`, which an arena cuts into arrays. It comes from the blocks that the
+// thread has kept, and goes back to them.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);

@@ -15,7 +15,8 @@ using Stream = void*;
 int64_t forward_workspace(const Forward& problem);
 int64_t backward_workspace(const Backward& problem);
 
-// Queue the kernels and return. Gradients of q are summed by atomic additions, in any order unless `deterministic`.
+// Both queue the kernels and return. Gradients of q are summed by atomic additions, in any order unless
+// `deterministic`.
 void attention_forward(const Forward& problem, void* workspace, Stream stream);
 void attention_backward(const Backward& problem, bool deterministic, void* workspace, Stream stream);
 

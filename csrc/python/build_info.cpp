@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "../cpu/isa.h"
+#include "../cpu/isa/isa.h"
 
 namespace {
 

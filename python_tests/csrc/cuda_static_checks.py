@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
-SOURCES = ("bfloat16.cu", "float16.cu", "exact.cu")
+SOURCES = ("tensor_core/bfloat16.cu", "tensor_core/float16.cu", "simt/simt.cu")
 ARCHITECTURES = (80, 90, 100, 120)
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v,-warn-spills"]
 USAGE = re.compile(

@@ -65,7 +65,7 @@ def objects() -> dict[str, Path]:
     newest = max(builds, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         pytest.skip("needs the build folder of an editable installation")
-    found = {isa: newest / f"kernels_{isa}.dir/csrc/cpu/{isa}.cpp.o" for isa in _C.instruction_sets()}
+    found = {isa: newest / f"kernels_{isa}.dir/csrc/cpu/isa/{isa}.cpp.o" for isa in _C.instruction_sets()}
     assert all(path.exists() for path in found.values())
     return found
 

@@ -34,14 +34,23 @@ FOUNDATION = {
 METHOD = {"ops", "models", "objectives", "training", "generation"}
 MOST_FILES, MOST_LINES = 12, 400
 CPP_MAY_INCLUDE = {
-    "csrc": r"<\w+>",
-    "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"\.\./emulator/amx\.h"',
-    "csrc/cuda": r'<\w+>|<cuda_runtime\.h>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./emulator/(instructions|launch)\.h"',
-    "csrc/emulator": r'<\w+>|<sanitizer/\w+\.h>|"\w+\.h"|"\.\./cuda/(numbers\.h|\w+\.cu)"',
-    "csrc/emulator/planted": r'<\w+>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"\.\./\.\./cuda/\w+\.h"',
+    "csrc": r'<\w+>|"\w+\.h"',
+    "csrc/cpu": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./\w+\.h"|"products/\w+\.h"',
+    "csrc/cpu/isa": r'<[\w/]+(\.h)?>|"\w+\.h"|"\.\./(backward|kernels)\.h"|"\.\./products/amx_product\.h"',
+    "csrc/cpu/products": r'<\w+(\.h)?>|<sanitizer/\w+\.h>|"\w+\.h"|"\.\./\.\./\w+\.h"|<emulator/device/amx\.h>',
+    "csrc/cuda": r'<\w+>|"\w+\.(h|cuh)"|"\.\./\w+\.h"|"device/\w+\.h"',
+    "csrc/cuda/device": r'<\w+>|<cuda_runtime\.h>|"\w+\.(h|cuh)"|"\.\./attention\.h"'
+    r"|<emulator/device/(instructions|launch)\.h>",
+    "csrc/cuda/simt": r'<\w+>|"\w+\.cuh"|"\.\./\w+\.(h|cuh)"|"\.\./device/launch\.h"',
+    "csrc/cuda/tensor_core": r'<\w+>|"\w+\.(h|cuh)"|"(\.\./){1,2}\w+\.(h|cuh)"|"\.\./device/(instructions|launch)\.h"',
     "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|"\.\./cuda/attention\.h"'
     r"|<torch/csrc/(stable|inductor/aoti_torch/c)/.+>|<torch/headeronly/.+>",
-    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa\.h"|"\.\./cuda/attention\.h"|"\.\./emulator/.+\.(h|cuh)"',
+    "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa/isa\.h"',
+    "python_tests/emulator": r'<\w+>|<pybind11/.+>|"machine/options\.h"|<cuda/attention\.h>',
+    "python_tests/emulator/machine": r'<\w+>|<sanitizer/\w+\.h>|"\w+\.h"',
+    "python_tests/emulator/device": r'<\w+>|"\.\./machine/machine\.h"|<cuda/device/numbers\.h>',
+    "python_tests/emulator/sources": r"<cuda/\w+/\w+\.cu>",
+    "python_tests/emulator/planted": r'<\w+>|<pybind11/.+>|"\w+\.(h|cuh)"|<cuda/device/instructions\.h>',
 }
 
 

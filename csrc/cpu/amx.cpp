@@ -1,8 +1,0 @@
-// AMX: products of bfloat16 by tiles of [16, 32] and [32, 16], at up to 16 times the rate of AVX-512's pairs.
-#define BICO_KERNEL_NAMESPACE on_amx
-#include "amx_product.h"
-#include "backward.h"
-
-namespace bico::cpu {
-constinit const Kernels amx_bfloat16 = kernels<BrainTiles>;
-}  // namespace bico::cpu

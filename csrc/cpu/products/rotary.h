@@ -1,0 +1,81 @@
+// The rotation of whole head rows, in both frames at once.
+#pragma once
+
+#include "../../rotation.h"
+#include "../../visibility.h"
+#include "arithmetic.h"
+
+namespace bico::cpu {
+inline namespace BICO_KERNEL_NAMESPACE {
+
+// The rotation at one position of one batch entry.
+template <typename T>
+struct Rotation {
+  const T *cos, *sin;
+  int64_t width;
+  bool interleaved;
+
+  Rotation(const Problem& p, int64_t batch, int64_t position)
+      : cos(p.rotary.cos_row<T>(batch, position)),
+        sin(p.rotary.sin_row<T>(batch, position)),
+        width(p.rotary.width),
+        interleaved(p.rotary.interleaved) {}
+
+  // Calls body(i, j, E{}) with the places of each pair; E is T, or a vector of T for as many pairs at once.
+  template <typename Body>
+  void for_each_pair(const Body& body) const {
+    const int64_t pairs = width / 2;
+    int64_t i = 0;
+    if (!interleaved) {
+      for (; i + lanes<T> <= pairs; i += lanes<T>) body(i, i + pairs, Vector<T>{});
+    }
+    for (; i < pairs; ++i) {
+      interleaved ? body(2 * i, 2 * i + 1, T(0)) : body(i, i + pairs, T(0));
+    }
+  }
+
+  // to.plus = R(t) x and to.minus = R(-t) x, [0, head_dim) each.
+  void rotate(const T* x, int64_t head_dim, const PerFrame<T*>& to) const {
+    for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
+      const auto pair = rotated<E>(x, i, j);
+      set(to.plus + i, pair.plus_x()), set(to.plus + j, pair.plus_y());
+      set(to.minus + i, pair.minus_x()), set(to.minus + j, pair.minus_y());
+    });
+    for (int64_t i = width; i < head_dim; ++i) to.plus[i] = to.minus[i] = x[i];
+  }
+
+  // x = R(t)^T from.plus + R(-t)^T from.minus: the gradient of a row from those in the two frames. from.minus may be
+  // null.
+  void rotate_back(const PerFrame<const T*>& from, int64_t head_dim, T* x) const {
+    for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
+      const auto from_plus = rotated<E>(from.plus, i, j);
+      E at_i = from_plus.minus_x(), at_j = from_plus.minus_y();
+      if (from.minus != nullptr) {
+        const auto from_minus = rotated<E>(from.minus, i, j);
+        at_i += from_minus.plus_x(), at_j += from_minus.plus_y();
+      }
+      set(x + i, at_i), set(x + j, at_j);
+    });
+    for (int64_t i = width; i < head_dim; ++i) x[i] = from.plus[i] + (from.minus == nullptr ? T(0) : from.minus[i]);
+  }
+
+ private:
+  template <typename E>
+  RotatedPair<E> rotated(const T* x, int64_t i, int64_t j) const {
+    return rotate_pair<E>(get<E>(x + i), get<E>(x + j), get<E>(cos + i), get<E>(sin + i), get<E>(cos + j),
+                          get<E>(sin + j));
+  }
+  template <typename E>
+  static E get(const T* from) {
+    E x;
+    std::memcpy(&x, from, sizeof(x));
+    return x;
+  }
+  template <typename E>
+  static void set(T* to, E x) {
+    std::memcpy(to, &x, sizeof(x));
+  }
+};
+
+}  // namespace BICO_KERNEL_NAMESPACE
+}  // namespace bico::cpu

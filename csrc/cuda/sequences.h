@@ -1,0 +1,74 @@
+// What the kernels know of a row before they look at pairs: its span id and the sequence that it belongs to.
+#pragma once
+
+#include "../attention.h"
+#include "../rounding.h"
+#include "../visibility.h"
+#include "device/instructions.h"
+
+namespace bico::cuda {
+
+using TileRows = RowsOf<int32_t>;
+
+// Smallest and largest span id of `granule` rows that begin at a multiple of it. summarise_spans writes them once a
+// call.
+struct Extent {
+  int32_t min, max;
+};
+constexpr int granule = 32;
+
+// The span ids of one batch entry; null without span ids, when everything is context.
+struct Spans {
+  const int32_t* ids;
+  const Extent* extents;
+
+  BICO_DEVICE int32_t at(int row) const { return ids ? ids[row] : 0; }
+
+  // Of the granules that hold [begin, begin + count), so `min_span` and `max_span` may be those of neighbours, too.
+  BICO_DEVICE TileRows rows(int begin, int count) const {
+    TileRows rows = {begin, count, 0, 0};
+    if (!ids || count <= 0) return rows;
+    const int first = begin / granule, last = (begin + count - 1) / granule;
+    rows.min_span = extents[first].min;
+    rows.max_span = extents[first].max;
+    for (int i = first + 1; i <= last; ++i) {
+      if (extents[i].min < rows.min_span) rows.min_span = extents[i].min;
+      if (extents[i].max > rows.max_span) rows.max_span = extents[i].max;
+    }
+    return rows;
+  }
+};
+
+BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batch) {
+  if (!p.span_ids) return {nullptr, nullptr};
+  return {p.spans(batch), extents + batch * divide_up(p.length, granule)};
+}
+
+// [begin, end) of the sequence of a row: all rows, or those of a packed sequence. A row that is in no sequence has an
+// empty one.
+struct Sequence {
+  int32_t begin, end;
+
+  BICO_DEVICE bool holds(int row) const { return begin <= row && row < end; }
+};
+
+BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
+  const int length = p.length;
+  if (row >= length) return {row, row};
+  if (!p.cu_seqlens) return {0, length};
+  int low = 0, high = p.sequences;  // the last offset that is not beyond the row
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (p.cu_seqlens[middle] <= row) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  // Values on a device are not checked: whatever they are, no row outside [0, S) may be touched.
+  const int begin = p.cu_seqlens[low], end = p.cu_seqlens[low + 1];
+  if (row < begin || row >= end) return {row, row};
+  return {begin < 0 ? 0 : begin, end > length ? length : end};
+}
+
+}  // namespace bico::cuda

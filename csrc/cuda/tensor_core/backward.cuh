@@ -1,0 +1,365 @@
+// Backward on tensor cores. A block takes one tile of keys of one kv head through the queries that see them, of every
+// query head of the group, in two sweeps (tile_schedule.h). With P the weights and dS = P (dO V^T - delta), the
+// accumulators of dV = P^T dO and dK = dS^T Q stay in registers; dQ = dS K is added to global memory. The gradients of
+// rotated q and k are written in float32, separately for each frame; postprocess.cuh rotates them back.
+#pragma once
+
+#include "../device/launch.h"
+#include "backward_tiles.h"
+#include "mma.h"
+#include "tile_schedule.h"
+
+namespace bico::cuda {
+
+struct BackwardWork {
+  Backward problem;
+  PerFrame<const void*> q, k;  // [B, H, S, columns], rotated
+  Heads v, grad_out;           // of the problem, or copies whose rows can be copied by 16 bytes
+  const float* delta;          // [B, Hq, S]
+  PerFrame<float*> grad_q;     // begin as 0; in AccumulatorOrder, as is grad_k
+  PerFrame<float*> grad_k;
+  int32_t* ticket;      // null, or 0: add to grad_q in one order
+  int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the last tile of keys that added to grad_q
+  const Extent* extents;
+  bool grad_v_aligned;
+};
+
+template <typename T, int D>
+struct BackwardShared {
+  using Tiles = BackwardTiles<D>;
+
+  SharedTile<T, Tiles::keys, D> k, v;
+  SharedTile<T, Tiles::queries, D> q[2], grad_out;  // q: two stages
+  SharedTile<T, Tiles::queries, Tiles::keys> weights, score_grads;
+  Token tokens[Tiles::keys];
+  int32_t key_flags[Tiles::keys], query_flags[Tiles::queries], grad_flags[Tiles::queries];  // of rows not finite
+  int32_t ticket;
+  Place place;
+};
+
+// A tile of queries to visit, of one of the heads of the group; at the end of the schedule, it sees nothing.
+struct QueryVisit {
+  int head, tile;  // head within the group
+  TileView view;
+};
+
+// The tiles of queries that a block visits in one frame.
+template <int queries, int keys>
+struct QuerySchedule {
+  const Problem& problem;
+  const Extent* extents;
+  const Place& place;
+  Frame frame;
+
+  BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
+  BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
+
+  BICO_DEVICE Range range() const {
+    return frame == Frame::plus ? later(block_tile(), queries) : earlier(block_tile(), queries);
+  }
+
+  // What a tile of queries sees of a tile of keys.
+  BICO_DEVICE TileView view_of(int tile, const BlockTile& key_tile) const {
+    const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
+    const TileView view = tile_view_in(frame, visited, key_tile.rows, key_tile.rows.count == keys);
+    return within_sequences(view, key_tile, visited);
+  }
+
+  // The first tile from `tile` on, of this head or the next ones of the group, that sees something. All lanes call.
+  BICO_DEVICE QueryVisit from(int head, int tile) const {
+    const int group = problem.query_heads / problem.kv_heads;
+    const auto view = [&](int t) { return view_of(t, block_tile()); };
+    const TileToVisit found = first_seen(tile, range().end, view);
+    if (found.view != TileView::nothing || head + 1 == group) return {head, found.tile, found.view};
+    // The queries of all heads see the same keys.
+    const TileToVisit first = first_seen(range().begin, range().end, view);
+    return {head + 1, first.tile, first.view};
+  }
+
+  BICO_DEVICE QueryVisit first() const { return from(0, range().begin); }
+
+  // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
+  BICO_DEVICE int semaphore_before(int query_tile, int key_tile) const {
+    const int begin = query_tile * queries;
+    const int first = frame == Frame::minus ? begin / keys : sequence_of(problem, begin).begin / keys;
+    for (int tile = key_tile - 1; tile >= first; --tile) {
+      const BlockTile before = bico::cuda::block_tile(problem, spans(), tile * keys, keys);
+      if (view_of(query_tile, before) != TileView::nothing) return tile + 1;
+    }
+    return 0;
+  }
+};
+
+// One tile of keys. A warp's accumulators are `half` of the product in the first dimension, `right` in the second.
+template <typename T, int D>
+struct BackwardBlock {
+  using Tiles = BackwardTiles<D>;
+  using Order = AccumulatorOrder<D>;
+  static constexpr int half_rows = Tiles::queries / 2, half_columns = D / 2;
+  using Pairs = Accumulators<half_rows / 16, half_rows / 8>;        // half of the queries and half of the keys
+  using Gradient = Accumulators<half_rows / 16, half_columns / 8>;  // half of the rows and half of the columns
+
+  const BackwardWork& w;
+  BackwardShared<T, D>& shared;
+
+  BICO_DEVICE int batch() const { return load_shared(&shared.place.batch); }
+  BICO_DEVICE int kv_head() const { return load_shared(&shared.place.kv_head); }
+  BICO_DEVICE int key_tile() const { return load_shared(&shared.place.tile.rows.begin) / Tiles::keys; }
+  BICO_DEVICE int half() const { return thread_index_here() / 32 % 2; }
+  BICO_DEVICE int right() const { return thread_index_here() / 64; }
+  // Of the visited queries, in their batch entry, and counted over the batch.
+  BICO_DEVICE int head(const QueryVisit& visit) const { return load_shared(&shared.place.head) + visit.head; }
+  BICO_DEVICE int64_t head_in_all(const QueryVisit& visit) const {
+    return int64_t(batch()) * int(w.problem.query_heads) + head(visit);
+  }
+
+  BICO_DEVICE int64_t key_head() const { return int64_t(batch()) * int(w.problem.kv_heads) + kv_head(); }
+
+  // Loaded anew at each use, rather than kept in registers.
+  BICO_DEVICE Spans spans() const { return spans_of(w.problem, w.extents, batch()); }
+
+  BICO_DEVICE void copy_keys(Frame frame) const {
+    const int64_t length = w.problem.length, first = int64_t(key_tile()) * Tiles::keys;
+    const T* from = static_cast<const T*>(w.k[frame]);
+    copy_rows<Tiles::threads>(shared.k, from + (key_head() * length + first) * D, D, int(length - first), D);
+    commit_copies();
+  }
+
+  BICO_DEVICE void copy_queries(const QueryVisit& visit, Frame frame, int stage) const {
+    const int64_t length = w.problem.length, first = int64_t(visit.tile) * Tiles::queries;
+    const T* from = static_cast<const T*>(w.q[frame]) + (head_in_all(visit) * length + first) * D;
+    copy_rows<Tiles::threads>(shared.q[stage], from, D, int(length - first), D);
+    commit_copies();
+  }
+
+  BICO_DEVICE void copy_grad_out(const QueryVisit& visit) const {
+    const Problem& p = w.problem;
+    const int64_t first = int64_t(visit.tile) * Tiles::queries;
+    const T* from = w.grad_out.row<T>(batch(), head(visit), first);
+    copy_rows<Tiles::threads>(shared.grad_out, from, w.grad_out.row_stride, int(p.length - first), int(p.head_dim));
+    commit_copies();
+  }
+
+  // Turns scores and dO V^T into weights and gradients of scores.
+  BICO_DEVICE void differentiate(Pairs& scores, Pairs& grads, const QueryVisit& visit) const {
+    const Problem& p = w.problem;
+    const float factor = float(p.scale) * log2_e;
+    const unsigned lane = lane_index();
+    const int first_query = visit.tile * Tiles::queries + half() * half_rows;
+    const float* lse = w.problem.lse.row<float>(0, 0, 0) + head_in_all(visit) * p.length;
+    const float* delta = w.delta + head_in_all(visit) * p.length;
+#pragma unroll
+    for (int i = 0; i < Pairs::M; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int m = first_query + Pairs::row(i, 2 * h, lane);
+        // Of queries beyond the end all weights are 0.
+        const float row_lse = m < p.length ? lse[m] * log2_e : INFINITY, row_delta = m < p.length ? delta[m] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < Pairs::N; ++j) {
+#pragma unroll
+          for (int r = 2 * h; r < 2 * h + 2; ++r) {
+            scores.x[i][j][r] = exp2_approximate(scores.x[i][j][r] * factor - row_lse);
+            grads.x[i][j][r] = scores.x[i][j][r] * (grads.x[i][j][r] - row_delta);
+          }
+        }
+      }
+    }
+  }
+
+  // Sets a lane's weights and gradients of scores where `test` holds, of rows within the tiles.
+  template <class Test>
+  BICO_DEVICE void set(Pairs& weights, Pairs& grads, float value, const Test& test) const {
+    const int row = half() * half_rows, column = right() * half_rows;
+    Bits<Pairs::M, Pairs::N> bits;
+    bits.fill_pairs([&](int query, int key) { return test(row + query, column + key); });
+    set_where(weights, bits, value);
+    set_where(grads, bits, value);
+  }
+
+  // Hidden pairs count for nothing; visible ones of which a row is flagged are NaN.
+  BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, Frame frame, bool bad) const {
+    const auto is_seen = [&](int query, int key) {
+      const Token token = load_shared(shared.tokens + key);
+      const int m = visit.tile * Tiles::queries + query, n = key_tile() * Tiles::keys + key;
+      const int32_t span = m < w.problem.length ? spans().at(m) : -1;
+      return sees(frame, m, span, n, token.span, token.sequence.holds(m));
+    };
+    if (visit.view == TileView::by_key) {
+      const int column = right() * half_rows;
+      Bits<Pairs::M, Pairs::N> hidden;
+      hidden.fill_columns([&](int key) { return !is_context(load_shared(&shared.tokens[column + key].span)); });
+      set_where(weights, hidden, 0);
+      set_where(grads, hidden, 0);
+    } else if (visit.view == TileView::by_pair) {
+      set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+    }
+    if (!bad) return;
+    set(weights, grads, NAN, [&](int query, int key) {
+      const bool flagged = load_shared(shared.query_flags + query) || load_shared(shared.grad_flags + query) ||
+                           load_shared(shared.key_flags + key);
+      return flagged && is_seen(query, key);
+    });
+  }
+
+  // Of the tile of queries, counted over heads and batch.
+  BICO_DEVICE int64_t query_tile(const QueryVisit& visit) const {
+    return head_in_all(visit) * divide_up(w.problem.length, Tiles::queries) + visit.tile;
+  }
+
+  // The semaphore of a tile's grad_q.
+  BICO_DEVICE int32_t* semaphore(const QueryVisit& visit, Frame frame) const {
+    const int64_t tiles = w.problem.batch * w.problem.query_heads * divide_up(w.problem.length, Tiles::queries);
+    return w.semaphores + (frame == Frame::plus ? 0 : tiles) + query_tile(visit);
+  }
+
+  // dQ = dS K, in parts: all of it at once, beside dK and dV, spilled at D = 128.
+  BICO_DEVICE void add_to_grad_q(const QueryVisit& visit, Frame frame) const {
+    constexpr int N = Order::N % 4 == 0 ? Order::N / 2 : 2, parts = Order::N / N;
+    float* to = w.grad_q[frame] + query_tile(visit) * Tiles::queries * D;
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      Accumulators<Order::M, N> grad_q;
+      grad_q.clear();
+      multiply<Tiles::keys, Stored::k_major, Stored::mn_major>(grad_q, shared.score_grads, half() * half_rows, shared.k,
+                                                               right() * half_columns + part * 8 * N);
+#pragma unroll
+      for (int i = 0; i < Order::M; ++i) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            atomic_add(to + Order::offset(i, part * N + j, r, thread_index()), grad_q.x[i][j][r]);
+          }
+        }
+      }
+    }
+  }
+
+  // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
+  BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
+    const Problem& p = w.problem;
+    const QuerySchedule<Tiles::queries, Tiles::keys> schedule = {p, w.extents, shared.place, frame};
+    Gradient grad_k;
+    grad_k.clear();
+
+    QueryVisit visit = schedule.first();
+    int stage = 0;
+    bool bad_keys = false;
+    if (visit.view != TileView::nothing) {
+      copy_keys(frame);
+      copy_queries(visit, frame, stage);
+      copy_grad_out(visit);
+      wait_copies<0>();
+      sync_threads();
+      bad_keys = sync_threads_or(clear_nonfinite_rows<Tiles::threads>(shared.k, shared.key_flags));
+    }
+    while (visit.view != TileView::nothing) {
+      const QueryVisit now = visit;
+      const bool masked = now.view != TileView::everything || bad_keys;
+      bool bad = bad_keys;
+      if (masked) {
+        const bool bad_query = clear_nonfinite_rows<Tiles::threads>(shared.q[stage], shared.query_flags);
+        const bool bad_grad = clear_nonfinite_rows<Tiles::threads>(shared.grad_out, shared.grad_flags);
+        bad |= sync_threads_or(bad_query || bad_grad);
+      }
+      Pairs scores, grads;
+      scores.clear();
+      grads.clear();
+      multiply<D, Stored::k_major, Stored::k_major>(scores, shared.q[stage], half() * half_rows, shared.k,
+                                                    right() * half_rows);
+      multiply<D, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
+                                                    right() * half_rows);
+      differentiate(scores, grads, now);
+      if (masked) hide(scores, grads, now, frame, bad);
+      store_accumulators(shared.weights, scores, half() * half_rows, right() * half_rows);
+      store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);
+      sync_threads();  // P and dS are there
+      visit = schedule.from(visit.head, visit.tile + 1);
+      if (visit.view != TileView::nothing) copy_queries(visit, frame, 1 - stage);
+      multiply<Tiles::queries, Stored::mn_major, Stored::mn_major>(grad_v, shared.weights, half() * half_rows,
+                                                                   shared.grad_out, right() * half_columns);
+      if (w.ticket && thread_index() == 0) {
+        wait_for_semaphore(semaphore(now, frame), schedule.semaphore_before(now.tile, key_tile()));
+      }
+      sync_threads();  // dO is free, and the tiles of keys before ours have added
+      if (visit.view != TileView::nothing) copy_grad_out(visit);
+      add_to_grad_q(now, frame);
+      multiply<Tiles::queries, Stored::mn_major, Stored::mn_major>(grad_k, shared.score_grads, half() * half_rows,
+                                                                   shared.q[stage], right() * half_columns);
+      stage = 1 - stage;
+      wait_copies<0>();
+      sync_threads();  // the next Q and dO are there; P, dS, this Q and, at the end, K are free
+      if (w.ticket && thread_index() == 0) set_semaphore(semaphore(now, frame), key_tile() + 1);
+    }
+
+    const int64_t tiles = divide_up(p.length, Tiles::keys);
+    float* to = w.grad_k[frame] + (key_head() * tiles + key_tile()) * Tiles::keys * D;
+#pragma unroll
+    for (int i = 0; i < Order::M; ++i) {
+#pragma unroll
+      for (int j = 0; j < Order::N; ++j) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, thread_index())] = grad_k.x[i][j][r];
+      }
+    }
+  }
+};
+
+template <typename T, int D>
+BICO_KERNEL(BackwardTiles<D>::threads)
+void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
+  using Tiles = BackwardTiles<D>;
+  using Block = BackwardBlock<T, D>;
+  const Backward& p = w.problem;
+  BackwardShared<T, D>& shared = *reinterpret_cast<BackwardShared<T, D>*>(shared_memory());
+
+  // Blocks that add in order take tickets: a block waits only for blocks with earlier tickets, which are running.
+  int64_t index = block_index();
+  if (w.ticket) {
+    if (thread_index() == 0) store_shared(&shared.ticket, take_ticket(w.ticket));
+    sync_threads();
+    index = load_shared(&shared.ticket);
+  }
+  const int64_t tiles = divide_up(p.length, Tiles::keys);
+  const int key_tile = index % tiles, begin = key_tile * Tiles::keys;
+  const int kv_head = index / tiles % p.kv_heads, batch = index / tiles / p.kv_heads;
+  const Spans spans = spans_of(p, w.extents, batch);
+  if (thread_index() == 0) {
+    const int head = kv_head * int(p.query_heads / p.kv_heads);
+    store_shared(&shared.place, Place{block_tile(p, spans, begin, Tiles::keys), batch, head, kv_head});
+  }
+  const Block block = {w, shared};
+
+  for (int row = thread_index(); row < Tiles::keys; row += Tiles::threads) {
+    const int n = begin + row;
+    store_shared(shared.tokens + row, Token{sequence_of(p, n), n < p.length ? spans.at(n) : -1});
+  }
+  copy_rows<Tiles::threads>(shared.v, w.v.row<T>(batch, kv_head, begin), w.v.row_stride, int(p.length - begin),
+                            int(p.head_dim));
+  commit_copies();
+  typename Block::Gradient grad_v;
+  grad_v.clear();
+  sync_threads();
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_v);  // one sweep's code for both
+
+  wait_copies<0>();
+  sync_threads();
+  store_accumulators(shared.v, grad_v, block.half() * Block::half_rows, block.right() * Block::half_columns);
+  sync_threads();
+  write_rows<Tiles::threads>(shared.v, p.grad_v.row<T>(batch, kv_head, begin), p.grad_v.row_stride,
+                             int(p.length - begin), int(p.head_dim), w.grad_v_aligned);
+}
+
+template <typename T, int D>
+void launch_backward(const BackwardWork& work, Stream stream) {
+  using Tiles = BackwardTiles<D>;
+  constexpr int shared_bytes = sizeof(BackwardShared<T, D>);
+  static_assert(shared_bytes <= shared_limit, "K, V, two stages of Q, dO, P and dS must fit");
+  const Backward& p = work.problem;
+  const int64_t tiles = divide_up(p.length, Tiles::keys);
+  launch("backward", backward_kernel<T, D>, tiles * p.kv_heads * p.batch, Tiles::threads, shared_bytes, stream, work);
+}
+
+}  // namespace bico::cuda

@@ -1,0 +1,198 @@
+// Products of one warp with tensor cores: m16n8k16 with float32 accumulators.
+//
+// Of a 16 x 8 block of accumulators, lane 4 g + t holds rows g and g + 8 and columns 2 t and 2 t + 1.
+#pragma once
+
+#include "shared_tile.h"
+
+namespace bico::cuda {
+
+// Read anew at each call: see thread_index_here.
+BICO_DEVICE unsigned lane_index() {
+  return thread_index_here() % 32;
+}
+
+BICO_DEVICE int warp_index() {
+  return unsigned(thread_index()) / 32;
+}
+
+// Accumulators of 16 M rows and 8 N columns, spread over the lanes of a warp.
+template <int row_blocks, int column_blocks>
+struct Accumulators {
+  static constexpr int M = row_blocks, N = column_blocks;
+  float x[M][N][4];
+
+  BICO_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) x[i][j][r] = 0;
+      }
+    }
+  }
+
+  // Where x[i][j][r] of a lane is.
+  static BICO_DEVICE int row(int i, int r, unsigned lane) { return 16 * i + int(lane / 4) + 8 * (r / 2); }
+  static BICO_DEVICE int column(int j, int r, unsigned lane) { return 8 * j + int(lane % 4) * 2 + r % 2; }
+};
+
+// One bit for each of a lane's elements of Accumulators<M, N>: element (i, j, r) is bit 2 j + r % 2 of row (i, r / 2).
+// Tests are evaluated in a loop that is not unrolled: unrolled, their operands took the registers of the accumulators.
+template <int M, int N>
+struct Bits {
+  static_assert(2 * N <= 32, "a row's bits must fit a word");
+  uint32_t row[M][2];
+
+  BICO_DEVICE bool at(int i, int j, int r) const { return row[i][r / 2] >> (2 * j + r % 2) & 1; }
+
+  template <class Test>
+  static BICO_DEVICE uint32_t of_columns(const Test& test) {
+    const unsigned lane = lane_index();
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int b = 0; b < 2 * N; ++b) bits |= uint32_t(test(Accumulators<M, N>::column(b / 2, b, lane))) << b;
+    return bits;
+  }
+
+  BICO_DEVICE void fill(uint32_t bits) {
+#pragma unroll
+    for (int i = 0; i < M; ++i) row[i][0] = row[i][1] = bits;
+  }
+
+  // By column alone.
+  template <class Test>
+  BICO_DEVICE void fill_columns(const Test& test) {
+    fill(of_columns(test));
+  }
+
+  // By row and column.
+  template <class Test>
+  BICO_DEVICE void fill_pairs(const Test& test) {
+    const unsigned lane = lane_index();
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int y = Accumulators<M, N>::row(i, 2 * h, lane);
+        row[i][h] = of_columns([&](int x) { return test(y, x); });
+      }
+    }
+  }
+};
+
+// Accumulators whose bit is set become `value`.
+template <int M, int N>
+BICO_DEVICE void set_where(Accumulators<M, N>& c, const Bits<M, N>& bits, float value) {
+#pragma unroll
+  for (int i = 0; i < M; ++i) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (bits.at(i, j, r)) c.x[i][j][r] = value;
+      }
+    }
+  }
+}
+
+// How an operand lies in shared memory. K-major: the elements to sum over lie beside each other, in each row of the
+// left operand and in each column of the right one. MN-major: the rows of the left operand, or the columns of the right
+// one, lie beside each other.
+enum class Stored { k_major, mn_major };
+
+// 16 rows from `row` on and 16 elements of the sum from `k` on.
+template <Stored stored, class Tile>
+BICO_DEVICE void load_left(uint32_t (&a)[4], Tile& tile, int row, int k, unsigned lane) {
+  const unsigned within = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
+  if constexpr (stored == Stored::k_major) {
+    load_matrices(a, tile.chunk(within + 8 * second, row, fourth, k / vector_elements));
+  } else {
+    load_matrices_transposed(a, tile.chunk(within + 8 * fourth, k, second, row / vector_elements));
+  }
+}
+
+// Two blocks of 8 columns from `column` on, a multiple of 16.
+template <Stored stored, class Tile>
+BICO_DEVICE void load_right(uint32_t (&b)[4], Tile& tile, int column, int k, unsigned lane) {
+  const unsigned within = lane % 8, second = lane / 8 % 2, block = lane / 16;
+  if constexpr (stored == Stored::k_major) {
+    load_matrices(b, tile.chunk(within + 8 * block, column, second, k / vector_elements));
+  } else {
+    load_matrices_transposed(b, tile.chunk(within + 8 * second, k, block, column / vector_elements));
+  }
+}
+
+// c += left x right for one step of 16 elements.
+template <Stored right_stored, typename T, int rows, int columns, int M, int N>
+BICO_DEVICE void multiply_step(Accumulators<M, N>& c, const uint32_t (&a)[M][4], SharedTile<T, rows, columns>& right,
+                               int column, int k, unsigned lane) {
+  static_assert(N % 2 == 0, "right operands come two blocks at a time");
+#pragma unroll
+  for (int j = 0; j < N; j += 2) {
+    uint32_t b[4];
+    load_right<right_stored>(b, right, column + 8 * j, k, lane);
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+      multiply_add<T>(c.x[i][j], a[i], b[0], b[1]);
+      multiply_add<T>(c.x[i][j + 1], a[i], b[2], b[3]);
+    }
+  }
+}
+
+// c += rows of `left` from `row` on x columns of `right` from `column` on, over `depth` elements.
+template <int depth, Stored left_stored, Stored right_stored, class Left, typename T, int rows, int columns, int M,
+          int N>
+BICO_DEVICE void multiply(Accumulators<M, N>& c, Left& left, int row, SharedTile<T, rows, columns>& right, int column) {
+  const unsigned lane = lane_index();
+#pragma unroll 2  // 4 or 8 steps at once spilled in the backward at D = 128
+  for (int k = 0; k < depth; k += 16) {
+    uint32_t a[M][4];
+#pragma unroll
+    for (int i = 0; i < M; ++i) load_left<left_stored>(a[i], left, row + 16 * i, k, lane);
+    multiply_step<right_stored>(c, a, right, column, k, lane);
+  }
+}
+
+// c += weights x all columns of `right`. Accumulators of one product lie as the left operand of the next one must.
+template <typename T, int rows, int columns, int M, int N, int W>
+BICO_DEVICE void multiply_weights(Accumulators<M, N>& c, const Accumulators<M, W>& weights,
+                                  SharedTile<T, rows, columns>& right) {
+  static_assert(8 * W == rows && 8 * N == columns, "a weight for each row");
+  const unsigned lane = unsigned(thread_index()) % 32;  // kept: anew, at the peak of the registers, it spilled
+#pragma unroll
+  for (int k = 0; k < W; k += 2) {
+    uint32_t a[M][4];
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float* pair = &weights.x[i][k + r / 2][r % 2 * 2];
+        a[i][r] = pack<T>(pair[0], pair[1]);
+      }
+    }
+    multiply_step<Stored::mn_major>(c, a, right, 0, 8 * k, lane);
+  }
+}
+
+// Rounds accumulators into a tile, two elements at a time.
+template <typename T, int rows, int columns, int M, int N>
+BICO_DEVICE void store_accumulators(SharedTile<T, rows, columns>& tile, const Accumulators<M, N>& c, int row,
+                                    int column) {
+  const unsigned lane = lane_index();
+#pragma unroll
+  for (int i = 0; i < M; ++i) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; r += 2) {
+        T* to =
+            tile.element(row + Accumulators<M, N>::row(i, r, lane), column + Accumulators<M, N>::column(j, r, lane));
+        store_shared(reinterpret_cast<uint32_t*>(to), pack<T>(c.x[i][j][r], c.x[i][j][r + 1]));
+      }
+    }
+  }
+}
+
+}  // namespace bico::cuda

@@ -1,0 +1,87 @@
+// The op in a 16-bit type: which kernels run, on what memory.
+#pragma once
+
+#include "../dispatch.h"
+#include "../postprocess.cuh"
+#include "../preprocess.cuh"
+#include "backward.cuh"
+#include "forward.cuh"
+
+namespace bico::cuda {
+
+// Calls `run` with the smallest of these head dims, in ascending order, that holds D.
+template <int first, int... others, class Run>
+void with_columns(int64_t head_dim, const Run& run) {
+  if constexpr (sizeof...(others) > 0) {
+    if (head_dim > first) return with_columns<others...>(head_dim, run);
+  }
+  run(std::integral_constant<int, first>());
+}
+
+template <typename T>
+int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
+  Arena arena(workspace);
+  with_columns<32, 64, 80, 96, 128, 256>(p.head_dim, [&](auto width) {
+    constexpr int D = width;
+    const RotatedHeads<T> k(arena, p, p.kv_heads, D);
+    const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D);
+    Extent* extents = take_extents(arena, p);
+    if (arena.counts_only()) return;
+
+    launch_summarise_spans(extents, p, stream);
+    k.launch_rotate(p, p.k, p.kv_heads, D, stream);
+    v.launch_copy(p, p.v, p.kv_heads, D, stream);
+    const bool q_aligned = aligned_rows(p.q, sizeof(T)) && aligned_rotation(p.rotary, sizeof(float));
+    launch_forward<T, D>(
+        {p, {k.frames.plus, k.frames.minus}, v.heads, extents, q_aligned, aligned_rows(p.out, sizeof(T))}, stream);
+  });
+  return arena.bytes();
+}
+
+template <typename T>
+int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stream stream) {
+  Arena arena(workspace);
+  with_columns<32, 64, 96, 128, 256>(p.head_dim, [&](auto width) {
+    constexpr int D = width;
+    using Order = AccumulatorOrder<D>;
+    const int64_t q_heads = p.batch * p.query_heads, k_heads = p.batch * p.kv_heads;
+    const int64_t q_count = Order::head(q_heads, p.length), k_count = Order::head(k_heads, p.length);
+    // First what begins as 0.
+    const PerFrame<float*> grad_q = {arena.take<float>(q_count), arena.take<float>(q_count)};
+    int32_t* semaphores = arena.take<int32_t>(2 * q_heads * divide_up(p.length, Order::rows));
+    int32_t* ticket = arena.take<int32_t>(1);
+    const int64_t zeros = arena.bytes();
+    const PerFrame<float*> grad_k = {arena.take<float>(k_count), arena.take<float>(k_count)};
+    const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
+    const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D), grad_out(arena, p, p.grad_out, p.query_heads, D);
+    float* delta = arena.take<float>(q_heads * p.length);
+    Extent* extents = take_extents(arena, p);
+    if (arena.counts_only()) return;
+
+    fill_with_zeros(workspace, zeros, stream);
+    launch_summarise_spans(extents, p, stream);
+    q.launch_rotate(p, p.q, p.query_heads, D, stream);
+    k.launch_rotate(p, p.k, p.kv_heads, D, stream);
+    v.launch_copy(p, p.v, p.kv_heads, D, stream);
+    grad_out.launch_copy(p, p.grad_out, p.query_heads, D, stream);
+    launch_compute_delta<T>(p, delta, stream);
+    launch_backward<T, D>({p,
+                           {q.frames.plus, q.frames.minus},
+                           {k.frames.plus, k.frames.minus},
+                           v.heads,
+                           grad_out.heads,
+                           delta,
+                           grad_q,
+                           grad_k,
+                           deterministic ? ticket : nullptr,
+                           semaphores,
+                           extents,
+                           aligned_rows(p.grad_v, sizeof(T))},
+                          stream);
+    launch_rotate_back<T>(p, grad_q, p.grad_q, p.query_heads, Order(), stream);
+    launch_rotate_back<T>(p, grad_k, p.grad_k, p.kv_heads, Order(), stream);
+  });
+  return arena.bytes();
+}
+
+}  // namespace bico::cuda

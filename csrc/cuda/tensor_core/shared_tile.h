@@ -1,0 +1,109 @@
+// Tiles of 16-bit elements in shared memory.
+#pragma once
+
+#include "../device/instructions.h"
+
+namespace bico::cuda {
+
+// [rows, columns], a member of a struct that lies in shared memory. The 16-byte chunks of a row are swizzled: chunk c
+// of row r lies where chunk c ^ (a function of r) would. So the chunks of the eight rows that ldmatrix reads at once
+// lie in different banks. The chunks of a row fill the 8 chunks of the 32 banks once every 8 / period rows, where the
+// row's number begins to repeat.
+template <typename T, int row_count, int column_count>
+struct SharedTile {
+  static constexpr int rows = row_count, columns = column_count;
+  static constexpr int chunks = columns / vector_elements;
+  static constexpr int period = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;
+  static_assert(columns % 16 == 0, "products go 16 columns at a time");
+
+  alignas(16) T data[rows * columns];
+
+  static BICO_DEVICE unsigned swizzle(unsigned row) { return row / (8 / period) % period; }
+
+  BICO_DEVICE T* chunk(unsigned row, unsigned c) {
+    return data + (row * chunks + (c ^ swizzle(row))) * vector_elements;
+  }
+
+  // The chunk of row `row + fixed_row`, a multiple of 8, and column `c + fixed`, c being 0 or 1 and `fixed` even: the
+  // same chunk, in terms that leave few different addresses where the fixed parts are constants.
+  BICO_DEVICE T* chunk(unsigned row, unsigned fixed_row, unsigned c, unsigned fixed) {
+    const unsigned varying = row * chunks + (fixed % period ^ (c ^ swizzle(row)));
+    const unsigned constant = fixed_row * chunks + fixed / period * period;
+    return data + varying * vector_elements + constant * vector_elements;
+  }
+
+  BICO_DEVICE T* element(int row, int column) {
+    return chunk(row, column / vector_elements) + column % vector_elements;
+  }
+};
+
+// Begins to copy `valid_rows` rows of `valid_columns` elements; the rest of the tile becomes 0.
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, int64_t row_stride, int valid_rows,
+                           int valid_columns) {
+  // A thread copies one column of chunks, so that it need not compute each address anew.
+  using Tile = SharedTile<T, rows, columns>;
+  constexpr int step = threads / Tile::chunks;
+  const unsigned thread = thread_index_here();
+  const int c = thread % Tile::chunks, first = thread / Tile::chunks;
+  if (threads % Tile::chunks != 0 && first >= step) return;
+  const int left = valid_columns - c * vector_elements;
+  const int bytes = (left < 0 ? 0 : left < vector_elements ? left : vector_elements) * int(sizeof(T));
+  const T* source = from + first * row_stride + c * vector_elements;
+#pragma unroll
+  for (int row = first; row < rows; row += step) {
+    const bool exists = bytes > 0 && row < valid_rows;
+    copy_async(tile.chunk(row, c), exists ? source : from, exists ? bytes : 0);
+    source += step * row_stride;
+  }
+}
+
+// Writes `valid_rows` rows of `valid_columns` elements. `aligned`: rows begin at multiples of 16 bytes.
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE void write_rows(SharedTile<T, rows, columns>& tile, T* to, int64_t row_stride, int valid_rows,
+                            int valid_columns, bool aligned) {
+  using Tile = SharedTile<T, rows, columns>;
+#pragma unroll 1
+  for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
+    const int row = i / Tile::chunks, column = i % Tile::chunks * vector_elements;
+    if (row >= valid_rows || column >= valid_columns) continue;
+    T* target = to + row * row_stride + column;
+    const T* source = tile.chunk(row, i % Tile::chunks);
+    if (aligned && column + vector_elements <= valid_columns) {
+      *reinterpret_cast<Vector*>(target) = load_shared(reinterpret_cast<const Vector*>(source));
+    } else {
+      for (int e = 0; e < vector_elements && column + e < valid_columns; ++e) target[e] = load_shared(source + e);
+    }
+  }
+}
+
+// NaN times the weight 0 of a hidden pair is NaN. So where not every pair of a tile is visible, rows with a NaN or an
+// infinity become 0 before they are multiplied, and their flag makes the weight itself NaN where the pair is visible.
+// Returns whether this thread found such a row. Barriers are needed before and after.
+template <int threads, typename T, int rows, int columns>
+BICO_DEVICE bool clear_nonfinite_rows(SharedTile<T, rows, columns>& tile, int32_t* flags) {
+  using Tile = SharedTile<T, rows, columns>;
+  constexpr int share = threads / rows;  // threads of one row, neighbours in one warp
+  static_assert(threads % rows == 0 && share <= 32, "a row belongs to threads of one warp");
+  constexpr uint32_t exponents = T::exponent * 0x10001u;
+  constexpr uint32_t lowest = (0x8000u - T::exponent) * 0x10001u;  // carries to the sign bit where all are set
+  const unsigned thread = thread_index_here(), row = thread / share;
+  uint32_t found = 0;
+#pragma unroll 1  // rare; registers matter more
+  for (unsigned c = thread % share; c < Tile::chunks; c += share) {
+    const Vector x = load_shared(reinterpret_cast<const Vector*>(tile.chunk(row, c)));
+    for (const uint32_t word : x.word) found |= (word & exponents) + lowest;
+  }
+  bool bad = found & 0x80008000u;
+  for (int mask = 1; mask < share; mask *= 2) bad |= shuffle_xor(int(bad), mask) != 0;
+  if (thread % share == 0) store_shared(flags + row, int32_t(bad));
+  if (bad) {
+#pragma unroll 1
+    for (unsigned c = thread % share; c < Tile::chunks; c += share) {
+      store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), Vector{});
+    }
+  }
+  return bad;
+}
+
+}  // namespace bico::cuda

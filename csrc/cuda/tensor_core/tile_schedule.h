@@ -1,0 +1,88 @@
+// The tile schedule: which tiles a block visits, in which frame, and which pairs of a visited tile are seen.
+//
+// The plus frame scores keys up to the query, the minus frame later keys. So attention is two sweeps, each as causal
+// attention is: one over the keys up to the query in the plus frame, then one over the later keys in the minus frame.
+// Both sweeps visit the tiles on the diagonal. A forward block stays at a tile of queries and visits tiles of keys, a
+// backward block stays at a tile of keys and visits tiles of queries.
+#pragma once
+
+#include "../sequences.h"
+
+namespace bico::cuda {
+
+// A row of a tile, as the test of a pair needs it.
+struct Token {
+  Sequence sequence;
+  int32_t span;
+};
+
+// Whether query m sees key n in this frame.
+BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n, bool same_sequence) {
+  return same_sequence && frame_of(m, n) == frame && visible(span_m, span_n, m, n);
+}
+
+// The tile of a block: queries in the forward, keys in the backward.
+struct BlockTile {
+  TileRows rows;
+  Sequence first, last;  // of its first and last row
+
+  BICO_DEVICE bool one_sequence() const { return first.begin == last.begin; }
+};
+
+BICO_DEVICE BlockTile block_tile(const Problem& p, const Spans& spans, int begin, int size) {
+  const int left = int(p.length) - begin, count = left < size ? left : size;
+  return {spans.rows(begin, count), sequence_of(p, begin), sequence_of(p, begin + count - 1)};
+}
+
+// `view` of the block's tile and a visited tile, as it is within the sequences of the block's tile.
+BICO_DEVICE TileView within_sequences(TileView view, const BlockTile& tile, const TileRows& visited) {
+  if (visited.last() < tile.first.begin || visited.begin >= tile.last.end) return TileView::nothing;
+  const bool inside = visited.begin >= tile.first.begin && visited.last() < tile.first.end;
+  return inside && tile.one_sequence() || view == TileView::nothing ? view : TileView::by_pair;
+}
+
+// Where a block works. It lies in shared memory: every thread knows it, but has no registers for it between two uses.
+struct Place {
+  BlockTile tile;
+  int batch, head, kv_head;  // backward, head is the first query head of the group
+};
+
+// Tiles [begin, end) of `size` rows that hold the rows of the block tile's sequences up to the block tile, or from it
+// on.
+struct Range {
+  int begin, end;
+};
+
+BICO_DEVICE Range earlier(const BlockTile& tile, int size) {
+  return {tile.first.begin / size, tile.rows.last() / size + 1};
+}
+
+BICO_DEVICE Range later(const BlockTile& tile, int size) {
+  return {tile.rows.begin / size, (tile.last.end - 1) / size + 1};
+}
+
+BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
+  const int left = length - tile * size;
+  return spans.rows(tile * size, left < size ? left : size);
+}
+
+// A tile to visit and what is seen of it; of the tile after the last, nothing is.
+struct TileToVisit {
+  int tile;
+  TileView view;
+};
+
+// The first tile from `tile` on of which something is seen. A warp looks at 32 tiles at a time: under causal span ids
+// half of all tiles are hidden, and one after the other each would cost a chain of dependent loads.
+template <class ViewOf>
+BICO_DEVICE TileToVisit first_seen(int tile, int end, const ViewOf& view_of) {
+  for (int first = tile; first < end; first += 32) {
+    const int mine = first + thread_index() % 32;
+    const TileView view = mine < end ? view_of(mine) : TileView::nothing;
+    const uint32_t any = ballot(view != TileView::nothing);
+    if (any) return {first + lowest_bit(any), TileView(shuffle(int(view), lowest_bit(any)))};
+  }
+  return {end, TileView::nothing};
+}
+
+}  // namespace bico::cuda

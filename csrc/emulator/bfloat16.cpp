@@ -1,1 +1,0 @@
-#include "../cuda/bfloat16.cu"

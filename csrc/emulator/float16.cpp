@@ -1,1 +1,0 @@
-#include "../cuda/float16.cu"

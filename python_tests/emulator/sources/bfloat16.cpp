@@ -1,0 +1,1 @@
+#include <cuda/tensor_core/bfloat16.cu>

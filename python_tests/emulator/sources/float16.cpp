@@ -1,0 +1,1 @@
+#include <cuda/tensor_core/float16.cu>
