@@ -1,4 +1,4 @@
-"""`python -m bico_ext.cli` is the `bico` command."""
+"""Runs the `bico` command as `python -m bico_ext.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Dataclasses from command-line flags and YAML files."""
+"""Parsing of command-line flags and YAML files into dataclasses."""
 
 import json
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
@@ -10,17 +10,25 @@ from transformers import HfArgumentParser
 
 
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of the text at the end."""
+    """A help formatter that shows defaults and keeps the line breaks of the epilog."""
 
 
 def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = "") -> tuple[Any, ...]:
-    """The dataclasses from flags, over the YAML file that `--config` names, over their defaults.
+    """Parse a command line into dataclasses; flags override the YAML file of `--config`, which overrides defaults.
 
     Args:
         command: the subcommand, for messages.
-        configs: dataclasses; the docstring of the first says what the command does.
-        arguments: of the command line, without the subcommand.
-        epilog: what `--help` says at its end.
+        configs: the dataclasses. The first line of the first docstring describes the command in `--help`.
+        arguments: the command line without the subcommand.
+        epilog: the text at the end of `--help`.
+
+    Returns:
+        One object of each dataclass.
+
+    Raises:
+        OSError: the YAML file cannot be read.
+        SystemExit: the command line asks for help or is wrong.
+        ValueError: the YAML file is broken or has unknown options, or a dataclass refuses a value.
     """
 
     def mask_rate(text: str) -> float | str:
@@ -36,9 +44,11 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
         allow_abbrev=False,
     )
     for action in parser._actions:
-        if action.dest == "mask_rate":  # HfArgumentParser makes a float of `float | str`
+        if action.dest == "mask_rate":  # HfArgumentParser parses `float | str` as a float
             action.type = mask_rate
-    parser.add_argument("--config", metavar="FILE", help="YAML with any of these options by name; flags win over it.")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of these options by name; flags override it."
+    )
     only_config = ArgumentParser(f"bico {command}", add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", metavar="FILE")
     path = only_config.parse_known_args(arguments)[0].config
@@ -51,7 +61,7 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
 
 
 def _as_flags(path: str, known: set[str]) -> list[str]:
-    """The options in a YAML file as flags, so that they are checked as flags are."""
+    """Return the options of a YAML file as flags, so that they are checked like flags."""
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -61,12 +71,12 @@ def _as_flags(path: str, known: set[str]) -> list[str]:
     options = {str(name).replace("-", "_"): value for name, value in options.items()}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; see --help for those there are")
+        raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; --help lists the known ones")
     flags = []
     for name, value in options.items():
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        texts = [json.dumps(one) if isinstance(one, bool | dict) else str(one) for one in values]
+        texts = [json.dumps(item) if isinstance(item, bool | dict) else str(item) for item in values]
         flags += [f"--{name}", *texts]
     return flags

@@ -1,4 +1,4 @@
-"""`bico compare`: every system under every seed, and the report on them."""
+"""`bico compare`: train and evaluate every system with every seed, and report the results."""
 
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.output import print_report
@@ -11,9 +11,9 @@ from bico_ext.reports.report import write_report
 def run(arguments: list[str]) -> None:
     (config,) = parse("compare", [CompareConfig], arguments, epilog=f"systems:\n{listing()}")
     results = compare(config)
-    failures = [f"{one.system} with seed {one.seed}: {one.error}" for one in results.failures]
+    failures = [f"{failure.system} with seed {failure.seed}: {failure.error}" for failure in results.failures]
     if not results.runs:
-        raise RuntimeError(f"no run was finished; {'; '.join(failures)}")
+        raise RuntimeError(f"no run finished ({'; '.join(failures)})")
     print_report(write_report(results, config.output_dir), config.output_dir)
     if failures:
-        raise RuntimeError(f"{len(failures)} runs failed ({'; '.join(failures)}); --resume runs them again")
+        raise RuntimeError(f"{len(failures)} runs failed ({'; '.join(failures)}); add --resume to run them again")

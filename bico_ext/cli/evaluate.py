@@ -1,4 +1,4 @@
-"""`bico evaluate`: ask one model facts in both directions."""
+"""`bico evaluate`: evaluate a model on facts in both directions."""
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json, write_json_lines, write_text
+from bico_ext.generation.inference import BATCH_SIZE
 from bico_ext.models import checkpoints
 from bico_ext.reports.records import Results, Run, data_from_json, scores_from_json
 from bico_ext.reports.report import markdown
@@ -21,28 +22,35 @@ from bico_ext.reports.tables import summary_table
 
 @dataclass
 class EvaluateConfig:
-    """Which model to ask what."""
+    """Evaluate a model on facts in both directions."""
 
-    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."})
-    model: str = field(metadata={"help": "A path or a hub name."})
-    output_dir: str = field(metadata={"help": "For results.json, predictions.jsonl and table.md."})
-    max_new_tokens: int = field(default=40, metadata={"help": "Of an answer; 40 in the official script."})
-    batch_size: int | None = field(default=None, metadata={"help": "Prompts at once."})
+    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."})
+    model: str = field(metadata={"help": "The model: a path or a hub name."})
+    output_dir: str = field(metadata={"help": "Folder for results.json, predictions.jsonl and table.md."})
+    max_new_tokens: int = field(
+        default=40,
+        metadata={"help": "Largest number of tokens of an answer; the default is that of the paper's script."},
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": f"Number of prompts at once. Default: {BATCH_SIZE}."}
+    )
     generation: str = field(
         default="causal",
         metadata={
-            "help": "How answers are written: continuing the prompt, or filling a [MASK] or [gMASK] after it, for "
-            "models of blank infilling with two-dimensional positions ('abi').",
+            "help": "How the model answers. 'causal': it continues the prompt. 'mask' or 'gmask': it fills a [MASK] or "
+            "[gMASK] after the prompt, as models trained with blank infilling and two-dimensional positions ('abi') "
+            "do.",
             "choices": ["causal", "mask", "gmask"],
         },
     )
     likelihood: bool = field(
-        default=False, metadata={"help": "Also test whether right answers are likelier than the data's wrong ones."}
+        default=False,
+        metadata={"help": "Also run the log-probability test: are right answers likelier than the data's wrong ones?"},
     )
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights; half precision flips near-ties.",
+            "help": "Dtype of the weights. Half precision may choose another of two almost equally likely tokens.",
             "choices": ["float32", "bfloat16", "float16"],
         },
     )
@@ -56,7 +64,7 @@ def run(arguments: list[str]) -> None:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":
-        # Here, because only this way of asking needs the compiled part.
+        # Imported here, because only this kind of generation needs the compiled part.
         from bico_ext.generation.blanks import generate_blank
         from bico_ext.models.attach import attach
 

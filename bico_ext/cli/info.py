@@ -1,4 +1,4 @@
-"""`bico info`: versions and machine, as JSON."""
+"""`bico info`: print the versions and the machine as JSON."""
 
 import argparse
 import json
@@ -7,5 +7,7 @@ from bico_ext import environment
 
 
 def run(arguments: list[str]) -> None:
-    argparse.ArgumentParser("bico info", description="Versions and machine, as JSON.").parse_args(arguments)
+    argparse.ArgumentParser("bico info", description="Print the versions and the machine as JSON.").parse_args(
+        arguments
+    )
     print(json.dumps(environment.describe(), indent=1))

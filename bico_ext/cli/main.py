@@ -1,16 +1,16 @@
-"""The `bico` command: finds the subcommand, runs it, turns errors into exit codes."""
+"""The `bico` command: runs the subcommand and turns errors into an exit status."""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {  # each is a module of this package with a function `run(arguments)`, imported when it is asked for
+COMMANDS = {  # each is a module of this package with a function `run(arguments)`, imported only when it is used
     "compare": "train the same initial models with several systems and evaluate all of them on the same questions",
     "train": "fine-tune a model on facts in both directions",
-    "evaluate": "ask a model facts in both directions",
-    "report": "one report on the results of one or more folders",
-    "probe": "measure what a frozen model's attention and denoising loss gain from the flipped sines",
-    "info": "versions, instruction sets, threads, CUDA",
+    "evaluate": "evaluate a model on facts in both directions",
+    "report": "write one report on the results of one or more folders",
+    "probe": "measure what the flipped sines change in a frozen model's attention and denoising loss",
+    "info": "print versions, instruction sets, threads and CUDA",
 }
 USAGE = "\n".join(
     [
@@ -23,7 +23,7 @@ USAGE = "\n".join(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    """Run one command and return its exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("--help", "-h"):
         print(USAGE, end="")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import_module(f"bico_ext.cli.{command}").run(rest)
     except KeyboardInterrupt:
-        kept = "; what was finished is kept, --resume goes on from it" if command in ("compare", "train") else ""
+        kept = "; finished work is kept, and --resume continues it" if command in ("compare", "train") else ""
         print(f"bico {command}: interrupted{kept}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Where a command writes, and what it says that it wrote."""
+"""The output folder of a command, and the summary that it prints at the end."""
 
 from pathlib import Path
 
@@ -7,7 +7,12 @@ from bico_ext.reports.tables import Table
 
 
 def empty_folder(path: str) -> Path:
-    """The output folder, made before the work."""
+    """Create the output folder before the work starts.
+
+    Raises:
+        FileExistsError: the folder holds files.
+        OSError: the folder cannot be made or is not writable.
+    """
     folder = make_folder(path)
     if any(folder.iterdir()):
         raise FileExistsError(f"output_dir {folder} already holds files; name another folder")
@@ -15,16 +20,16 @@ def empty_folder(path: str) -> Path:
 
 
 def print_report(table: Table, folder: str) -> None:
-    """Print the table that fits a screen, and say where the rest lies."""
+    """Print the table that fits on a screen, and list the other output in the folder."""
     contents = {
         "table.md": "every metric, templates, entities, log-probabilities, losses",
-        "report.html": "all of it, the pictures and samples of answers",
-        "*.png": "the pictures",
+        "report.html": "the same tables, the plots and sample answers",
+        "*.png": "the plots",
         "results.json": "every number",
         "predictions.jsonl": "every answer",
         "runs/": "the trained models",
     }
-    there = {name: what for name, what in contents.items() if any(Path(folder).glob(name.rstrip("/")))}
-    width = max(map(len, there))
+    present = {name: content for name, content in contents.items() if any(Path(folder).glob(name.rstrip("/")))}
+    width = max(map(len, present))
     print(table.text())
-    print(f"In {folder}:", *(f"  {name:<{width}}  {what}" for name, what in there.items()), sep="\n")
+    print(f"In {folder}:", *(f"  {name:<{width}}  {content}" for name, content in present.items()), sep="\n")

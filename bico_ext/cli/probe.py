@@ -1,4 +1,4 @@
-"""`bico probe`: what the flipped sines change for a model that is not trained."""
+"""`bico probe`: measure what the flipped sines change for a frozen model."""
 
 from dataclasses import dataclass, field
 
@@ -17,21 +17,23 @@ from bico_ext.reports.probe_report import write_probe_report
 
 @dataclass
 class ProbeConfig:
-    """Measure what the flipped sines change for a model as it is: where it attends, how it restores hidden tokens."""
+    """Measure what the flipped sines change for a frozen model: where it attends and how it restores hidden tokens."""
 
-    model: str = field(metadata={"help": "A path or a hub name; it is not trained."})
-    output_dir: str = field(metadata={"help": "For probe.json, table.md, attention.png and denoising.png."})
+    model: str = field(metadata={"help": "The model, which is not trained: a path or a hub name."})
+    output_dir: str = field(metadata={"help": "Folder for probe.json, table.md, attention.png and denoising.png."})
     data: str = field(
         default="synthetic",
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."},
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."},
     )
     texts: str = field(
         default="train",
-        metadata={"help": "Which of its texts are read.", "choices": ["train", "pretraining"]},
+        metadata={"help": "The part of the data to read.", "choices": ["train", "pretraining"]},
     )
-    samples: int = field(default=256, metadata={"help": "Texts, and packed sequences of each length, at most."})
-    seed: int = field(default=0, metadata={"help": "Of the choice of texts and of the hidden tokens."})
-    batch_size: int = field(default=16, metadata={"help": "Sequences at once."})
+    samples: int = field(
+        default=256, metadata={"help": "Largest number of texts, and of packed sequences of each length."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the choice of texts and of the hidden tokens."})
+    batch_size: int = field(default=16, metadata={"help": "Number of sequences at once."})
 
 
 def run(arguments: list[str]) -> None:
@@ -48,4 +50,4 @@ def run(arguments: list[str]) -> None:
     results = {"environment": environment.describe(), "settings": vars(config), "data": data} | measured
     print(write_probe_report(results, folder))
     write_json(folder / "probe.json", results)
-    print(f"{folder}: probe.json, table.md, attention.png, denoising.png")
+    print(f"In {folder}: probe.json, table.md, attention.png, denoising.png")

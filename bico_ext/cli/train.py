@@ -15,39 +15,44 @@ from bico_ext.training.trainer import BicoTrainer
 
 @dataclass
 class TrainConfig:
-    """What to train on what; how is in `BicoConfig`."""
+    """Fine-tune a model on facts, with or without LoRA adapters.
 
-    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv) or a hub name."})
-    model: str = field(metadata={"help": "A path or a hub name."})
+    The options of the training itself are in `BicoConfig`.
+    """
+
+    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."})
+    model: str = field(metadata={"help": "The model to train: a path or a hub name."})
     lora_r: int | None = field(
         default=None,
-        metadata={"help": "Train LoRA adapters of this rank on all linear layers but lm_head; 32 in the paper."},
+        metadata={"help": "Train LoRA adapters of this rank on all linear layers except lm_head. The paper uses 32."},
     )
-    lora_alpha: int = field(default=16, metadata={"help": "Of LoRA; the paper's."})
-    lora_dropout: float = field(default=0.01, metadata={"help": "Of LoRA; the paper's."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+    lora_alpha: int = field(default=16, metadata={"help": "Alpha of LoRA; the default is the paper's."})
+    lora_dropout: float = field(default=0.01, metadata={"help": "Dropout of LoRA; the default is the paper's."})
+    resume: bool = field(default=False, metadata={"help": "Continue from the newest checkpoint in output_dir."})
 
 
 def run(arguments: list[str]) -> None:
     config, args = parse("train", [TrainConfig, BicoConfig], arguments)
-    if args.output_dir == "trainer_output":  # the Trainer's default
-        raise ValueError("output_dir is needed: --output-dir OUT")
+    if args.output_dir == "trainer_output":  # the default of transformers
+        raise ValueError("output_dir is missing; add --output-dir OUT")
     folder = Path(args.output_dir)
     used = folder.exists() and any(folder.iterdir())
     checkpoint = get_last_checkpoint(str(folder)) if used and config.resume else None
     if used and checkpoint is None:
-        remedy = "which has no checkpoint to go on from; name" if config.resume else "add --resume to go on, or name"
-        raise FileExistsError(f"output_dir {folder} already holds files, {remedy} another folder")
+        remedy = " but no checkpoint to resume from; name" if config.resume else "; add --resume to continue, or name"
+        raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
     facts = load_facts(config.data)
-    rows = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
+    dataset = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
     model, tokenizer = checkpoints.load(config.model)
-    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer, peft_config=_lora(config))
+    trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=_lora(config))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
-    print(f"{folder}: the trained model; bico evaluate --model {folder} --data {config.data} --output-dir OUT")
+    print(f"The trained model is in {folder}. Evaluate it with:")
+    print(f"  bico evaluate --model {folder} --data {config.data} --output-dir OUT")
 
 
 def _lora(config: TrainConfig) -> Any:
+    """Return the configuration of the LoRA adapters, or None without adapters."""
     if config.lora_r is None:
         return None
     try:

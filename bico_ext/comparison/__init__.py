@@ -1,1 +1,1 @@
-"""The comparison: every system under every seed, from the same initial models; and the probe of a frozen one."""
+"""The comparison: every system with every seed, from shared initial models; and the probe of a frozen model."""

@@ -1,7 +1,7 @@
 """The comparison: trains the same initial model with each system and evaluates it on the same questions.
 
-Runs are spread over `jobs` processes that share the cores, by default one a core with one thread each: on models of
-this size a second thread hardly helps a run, and a run with one thread does not stall when the machine has other work.
+The runs are spread over `jobs` processes that share the cores; by default, each core has one process with one thread.
+Models of this size gain little from a second thread, and a run with one thread does not stall on a busy machine.
 """
 
 import json
@@ -15,61 +15,66 @@ from transformers import TrainerCallback
 
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
 from bico_ext.comparison.processes import cores, run_all
-from bico_ext.comparison.run import entities, facts_read, initial_model, pretrain, pretrained_folder, run, run_folder
+from bico_ext.comparison.run import run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
+from bico_ext.comparison.training_data import check_facts, select_facts
 from bico_ext.evaluation.ceiling import reachable
-from bico_ext.evaluation.leakage import leakage
 from bico_ext.facts.loader import load_facts
-from bico_ext.facts.types import FactData
 from bico_ext.files import make_folder, write_json, write_json_lines
-from bico_ext.generation.greedy import encode_prompts
-from bico_ext.models.tokenization import check_context, encode_prompt, encode_text
 from bico_ext.reports.records import Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 
-LOCK = ".lock"  # in the output folder, while it is written to
+LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
 
 
 def compare(config: CompareConfig) -> Results:
-    """Train and evaluate every system under every seed; write and return the results.
+    """Train and evaluate every system with every seed; write and return the results.
 
     Args:
-        config: what to run.
+        config: the systems, the seeds and the settings.
 
     Returns:
-        What `results.json` holds. Finished runs are in it whatever became of the others.
+        The content of `results.json`: the finished runs, and the failures of the others.
 
     Raises:
-        FileExistsError: the output folder holds a run, and `config.resume` is not set or its settings are others; or
-            another comparison is writing to it.
-        ValueError: the data has no training examples, no tasks, not what the setting or a system reads, or training
-            texts that give an answer away; the model's tokenizer has no padding token; a question does not fit.
+        FileExistsError: the output folder holds a run, and `config.resume` is False or that run has other settings;
+            the folder holds other files; or another comparison is writing to it.
+        OSError: the model cannot be loaded, or the output folder cannot be made.
+        ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
+            gives an answer away in a training text; the model's tokenizer has no padding token; or a question does not
+            fit the model's context.
+
+    Example:
+        >>> results = compare(CompareConfig("out", systems=["ntp", "bico"], seeds=[0, 1]))  # doctest: +SKIP
+        >>> results.runs[0].tasks["N2D-reverse"].contains  # doctest: +SKIP
+        0.0
     """
-    whole = load_facts(config.data)
-    facts = facts_read(config, whole)
-    _check_facts(config, facts)
-    _check_model(config, facts)
-    data = data_from_json({**reachable(facts), "digest": whole.digest()})
+    all_facts = load_facts(config.data)
+    facts = select_facts(config, all_facts)
+    check_facts(config, facts)
+    check_model(config, facts)
+    data = data_from_json({**reachable(facts), "digest": all_facts.digest()})
     out = make_folder(config.output_dir)
-    _claim(out, config, whole.digest())  # so that a foreign folder gets no lock
-    with _alone(out):
-        settings = _claim(out, config, whole.digest())  # another comparison may have ended since
+    _settings_for(out, config, all_facts.digest())  # before the lock is made, so that a foreign folder gets none
+    with _locked(out):
+        settings = _settings_for(out, config, all_facts.digest())  # again: another comparison may just have ended
         write_json(out / "settings.json", settings)
         return _complete(out, config, data)
 
 
 def _complete(out: Path, config: CompareConfig, data: Data) -> Results:
-    """Make the runs that are missing, and the results of all that are there."""
+    """Make the missing runs, and write the results of all runs in the folder."""
     missing = [
         (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
     jobs = config.jobs or max(1, min(cores(), len(missing)))
     failures = _pretrain_all(config, missing, jobs) if config.setting == "pretrained" else {}
-    missing = [one for one in missing if one not in failures]
+    missing = [key for key in missing if key not in failures]
     if missing:
         arguments = [(config, name, seed) for name, seed in missing]
-        died = run_all(_work, arguments, steps=cast(int, config.steps), jobs=jobs, label=f"{len(missing)} runs")
-        failures |= {one: error for one, error in zip(missing, died, strict=True) if error is not None}
+        errors = run_all(_work, arguments, steps=cast(int, config.steps), jobs=jobs, label=f"{len(missing)} runs")
+        failures |= {key: error for key, error in zip(missing, errors, strict=True) if error is not None}
 
     runs, predictions = _collect(out)
     results = Results(
@@ -85,8 +90,8 @@ def _complete(out: Path, config: CompareConfig, data: Data) -> Results:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep other comparisons out of the folder, until this one ends or dies."""
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder until this one ends; the lock of a killed process is void."""
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -102,19 +107,23 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: int) -> dict[tuple[str, int], str]:
-    """The pre-trained models that the missing runs start from; what died, by run that therefore cannot start."""
+    """Make the pre-trained models that the missing runs start from.
+
+    Returns:
+        The error of each run that cannot start, because its model could not be pre-trained.
+    """
     starts = sorted({(SYSTEMS[name].family, seed) for name, seed in missing})
     starts = [start for start in starts if not pretrained_folder(config, *start).exists()]
     if not starts:
         return {}
-    died = run_all(
+    outcomes = run_all(
         pretrain,
         [(config, family, seed) for family, seed in starts],
         steps=config.pretrain_steps,
         jobs=jobs,
         label=f"{len(starts)} pre-trained",
     )
-    errors = {start: error for start, error in zip(starts, died, strict=True) if error is not None}
+    errors = {start: error for start, error in zip(starts, outcomes, strict=True) if error is not None}
     return {
         (name, seed): errors[SYSTEMS[name].family, seed]
         for name, seed in missing
@@ -123,79 +132,41 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 
 
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
+    """Make one run in a worker process and write its results."""
     finished = run(config, name, seed, [callback])
-    records = [{**to_json(one.run), "predictions": one.predictions} for one in finished]
+    records = [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished]
     write_json(_results_of(config, name, seed), records)
 
 
 def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
-    place = run_folder(config, name, seed)
-    return place.with_name(f"{place.name}.json")
+    """Return the file of a run's results, which exists if the run is finished."""
+    folder = run_folder(config, name, seed)
+    return folder.with_name(f"{folder.name}.json")
 
 
 def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
-    """The finished runs in the order of the systems, and their predictions."""
+    """Return the finished runs in the order of the systems, and their predictions."""
     records = [
         record for file in (out / "runs").glob("*.json") for record in json.loads(file.read_text(encoding="utf-8"))
     ]
     order = list(SYSTEMS)
-    records.sort(key=lambda one: (order.index(one["system"].split(",")[0]), one["system"], one["seed"]))
-    return [run_from_json(one) for one in records], [row for one in records for row in one["predictions"]]
+    records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record["seed"]))
+    predictions = [prediction for record in records for prediction in record["predictions"]]
+    return [run_from_json(record) for record in records], predictions
 
 
-def _check_facts(config: CompareConfig, facts: FactData) -> None:
-    """Find what the systems lack in the data, and texts that give answers away."""
-    lacking = [name for name in config.systems if SYSTEMS[name].other_order and not facts.other_order]
-    if lacking:
-        raise ValueError(
-            f"data {config.data!r} does not have its facts in the other order, as {', '.join(lacking)} needs "
-            "(other_order.jsonl in a folder of your own); leave it out of systems"
-        )
-    untold = [name for name in config.systems if SYSTEMS[name].entities and not entities(facts)]
-    if untold:
-        raise ValueError(
-            f"data {config.data!r} does not name the entities of its questions, as {', '.join(untold)} needs (a key "
-            "'entity' in questions of your own); leave it out of systems"
-        )
-    leaks = leakage(facts)
-    if leaks:
-        task, question, text = leaks[0]
-        raise ValueError(
-            f"data {config.data!r} gives {len(leaks)} answers away in its training texts; the first is that of {task} "
-            f"to {question.prompt!r:.80}, in {text!r:.120}; leave such texts out"
-        )
+def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, Any]:
+    """Return the settings to write into the output folder, if the comparison may use it.
 
+    A folder with the settings of a comparison that finished nothing may be used with any settings.
 
-def _check_model(config: CompareConfig, facts: FactData) -> None:
-    """Find a model that cannot be loaded or a question that does not fit now, not after hours of training."""
-    model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"the tokenizer of model {config.model} has no padding token, which batches and bico's placeholder need; "
-            "set one and save it with the model"
-        )
-    prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
-    encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
-    lengths = [
-        (example.text, len(encode_text(tokenizer, example.text)))
-        for example in (*facts.train, *facts.pretraining, *facts.other_order)
-    ]
-    lengths += [
-        (text, len(encode_prompt(tokenizer, text)))
-        for task in facts.tasks.values()
-        for question in task.examples
-        if question.distractor is not None  # others are not scored by their likelihood
-        for text in (question.text, question.prompt + question.distractor)
-    ]
-    for text, length in lengths:
-        check_context(model, length, f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")
-
-
-def _claim(out: Path, config: CompareConfig, digest: str) -> dict[str, Any]:
-    """The settings to write into the folder, or why it is not free. Settings that finished nothing do not hold it."""
+    Raises:
+        FileExistsError: the folder holds finished runs that are not to be resumed or have other settings, or other
+            files.
+    """
     file = out / "settings.json"
-    settings = json.loads(json.dumps({**config.settings, "facts": digest}))  # as they will be read back
-    pretrained = [one for one in (out / "pretrained").glob("*/config.json") if one.parent.suffix != ".partial"]
+    settings = json.loads(json.dumps({**config.settings, "facts": digest}))  # as they are read back from the file
+    pretrained = [path for path in (out / "pretrained").glob("*/config.json") if path.parent.suffix != ".partial"]
     if pretrained or any((out / "runs").glob("*.json")):
         if not config.resume:
             raise FileExistsError(
@@ -212,6 +183,6 @@ def _claim(out: Path, config: CompareConfig, digest: str) -> dict[str, Any]:
             raise FileExistsError(
                 f"output_dir {out} holds runs with other settings ({differences}); name another folder"
             )
-    elif any(one.name != LOCK for one in out.iterdir()) and not file.exists():
+    elif any(path.name != LOCK for path in out.iterdir()) and not file.exists():
         raise FileExistsError(f"output_dir {out} is not empty and holds no comparison; name another folder")
     return settings

@@ -1,4 +1,4 @@
-"""One run of a comparison: the initial model of a seed, trained as a system says, asked the tasks' questions."""
+"""One run of a comparison: trains a model with one system from one seed and evaluates it on the tasks."""
 
 import dataclasses
 import math
@@ -9,61 +9,50 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Generator
-from transformers import (
-    GlmConfig,
-    GlmForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import TrainerCallback
 
-from bico_ext.comparison.config import HEADS, CompareConfig
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.initial_models import starting_model
 from bico_ext.comparison.systems import SYSTEMS
+from bico_ext.comparison.trainer import make_trainer
+from bico_ext.comparison.training_data import entities, replayed_texts, select_facts
 from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
-from bico_ext.facts.types import Example, FactData, Task
+from bico_ext.facts.types import Task
 from bico_ext.files import write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.generation.greedy import generate
-from bico_ext.models import checkpoints
-from bico_ext.models.tokenization import train_word_tokenizer
-from bico_ext.ops.attention import has_kernels
 from bico_ext.reports.records import Run, run_from_json
-from bico_ext.seeding import stream_seed
-from bico_ext.training.config import BicoConfig
 from bico_ext.training.trainer import BicoTrainer
 
-CURVE_QUESTIONS = 60  # of each task, evenly spread over it, for a point of the learning curve: a second or two
+CURVE_QUESTIONS = 60  # questions of each task, evenly spaced, per point of a learning curve: they take 1 to 2 seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A run's record, and its predictions as `predictions.jsonl` holds them."""
+    """The record of a run, and its predictions in the form of `predictions.jsonl`."""
 
     run: Run
     predictions: list[dict[str, Any]]
 
 
 def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[TrainerCallback] = ()) -> list[Finished]:
-    """Train and evaluate the system `name` from the initial model of `seed`.
+    """Train the starting model of a seed with a system, save it and evaluate it.
 
     Args:
-        config: what to compare.
-        name: a key of `SYSTEMS`.
-        seed: of weights, order and masks.
-        callbacks: for the trainer.
+        config: the settings of the comparison.
+        name: the system, a key of `SYSTEMS`.
+        seed: the seed of the weights, the order of the data, the masks, the replay and the choice of objective.
+        callbacks: further callbacks for the trainer.
 
     Returns:
-        The run; of a system with blank generation a second one, the same model asked by plain causal generation.
+        The finished run. For a system with blank generation there is a second entry: the same model, evaluated by plain
+        causal generation.
     """
-    facts, system = facts_read(config, load_facts(config.data)), SYSTEMS[name]
+    facts, system = select_facts(config, load_facts(config.data)), SYSTEMS[name]
     model, tokenizer = starting_model(config, facts, system.family, seed)
     new = [*facts.train, *(facts.other_order if system.other_order else ())]
-    replayed = _replayed(facts.pretraining, cast(float, config.replay), len(new), seed)
+    replayed = replayed_texts(facts.pretraining, cast(float, config.replay), len(new), seed)
     mixing = system.mixing_probability
     if config.mixing_probability is not None and mixing < 1:
         mixing = config.mixing_probability
@@ -73,8 +62,8 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
         entities_file = output.with_name("entities.txt")
         write_text(entities_file, "".join(f"{entity}\n" for entity in entities(facts)))
     texts = [*new, *replayed]
-    trainer = _trainer(config, system.objective, mixing, model, tokenizer, texts, seed, output, entities_file)
-    # From scratch [MASK] is the blank that the objective has trained; [gMASK] it never sees.
+    trainer = make_trainer(config, system.objective, mixing, model, tokenizer, texts, seed, output, entities_file)
+    # The blank is [MASK], which the objective has trained here. A model trained from scratch never sees [gMASK].
     blank = partial(generate_blank, mask="mask")
     generators: dict[str, Callable[..., list[str]]]
     generators = {name: blank, f"{name}, asked causally": generate} if system.blank_generation else {name: generate}
@@ -86,13 +75,13 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
     train_seconds = time.perf_counter() - started - curve.seconds
     trainer.save_model()
 
-    def asked(label: str, generator: Callable[..., list[str]]) -> Finished:
+    def evaluated(label: str, generator: Callable[..., list[str]]) -> Finished:
         evaluation = evaluate(
             model,
             tokenizer,
             facts.tasks,
             max_new_tokens=config.max_new_tokens,
-            likelihood=generator is generate,  # the test is a causal one
+            likelihood=generator is generate,  # the log-probability test predicts causally
             progress=False,
             generator=generator,
         )
@@ -112,123 +101,25 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
                 "curve": curve.points if label == name else (),
             }
         )
-        rows = [{"system": label, "seed": seed, **dataclasses.asdict(row)} for row in evaluation.predictions]
-        return Finished(record, rows)
+        predictions = [
+            {"system": label, "seed": seed, **dataclasses.asdict(prediction)} for prediction in evaluation.predictions
+        ]
+        return Finished(record, predictions)
 
-    return [asked(label, generator) for label, generator in generators.items()]
-
-
-def facts_read(config: CompareConfig, facts: FactData) -> FactData:
-    """The facts as setting and systems read them: `train`, where there is pre-training `pretraining`, `other_order`.
-
-    Raises:
-        ValueError: the data has no tasks, or not what the setting reads.
-    """
-    if not facts.tasks:
-        raise ValueError(f"data {config.data!r} has no tasks to evaluate, as bico compare needs; try bico train")
-    if not any(SYSTEMS[name].other_order for name in config.systems):
-        facts = dataclasses.replace(facts, other_order=())
-    if config.setting == "scratch":
-        return dataclasses.replace(facts, pretraining=())
-    for part, file, what in (
-        ("pretraining", "pretrain.jsonl", "texts about other entities to pre-train on"),
-        ("one_order", "one_order.jsonl", "training texts of facts in one order only to fine-tune on"),
-    ):
-        if not getattr(facts, part):
-            raise ValueError(
-                f"data {config.data!r} has no {what} ({file} in a folder of your own); use setting='scratch'"
-            )
-    return dataclasses.replace(facts, train=facts.one_order)
-
-
-def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCallback) -> None:
-    """Next-token prediction of the pre-training texts from the initial model of `seed`, saved for all its systems."""
-    facts = facts_read(config, load_facts(config.data))
-    model, tokenizer = initial_model(config, facts, family, seed)
-    target = pretrained_folder(config, family, seed)
-    trainer = _trainer(
-        dataclasses.replace(config, steps=config.pretrain_steps, learning_rate=config.pretrain_learning_rate),
-        "ntp",
-        0.0,
-        model,
-        tokenizer,
-        facts.pretraining,
-        seed,
-        target.with_name(f"{target.name}.partial"),
-    )
-    trainer.add_callback(callback)
-    trainer.train()
-    trainer.save_model()
-    Path(cast(str, trainer.args.output_dir)).rename(target)
+    return [evaluated(label, generator) for label, generator in generators.items()]
 
 
 def run_folder(config: CompareConfig, name: str, seed: int) -> Path:
-    """Where a run keeps its trained model; its results are beside it in `<folder>.json`."""
+    """Return the folder of a run's trained model; its results stand beside it in `<folder>.json`."""
     return Path(config.output_dir) / "runs" / f"{name}-seed{seed}"
 
 
-def pretrained_folder(config: CompareConfig, family: str, seed: int) -> Path:
-    """Where the pre-trained model of a seed is, once it is finished."""
-    return Path(config.output_dir) / "pretrained" / f"{family}-seed{seed}"
-
-
-def starting_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
-    """The model that a system's training starts from, and its tokenizer."""
-    if config.setting == "pretrained":
-        return checkpoints.load(pretrained_folder(config, family, seed))
-    return initial_model(config, facts, family, seed)
-
-
-def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
-    """The model before any training and its tokenizer; the same for every system of a family and seed.
-
-    The tiny model's vocabulary comes from the training texts alone: a word that only a test prompt has is unknown.
-    """
-    set_seed(seed)
-    if config.model != "tiny":
-        return checkpoints.load(config.model)
-    tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
-    shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.hidden_size * 4,
-        "num_hidden_layers": cast(int, config.layers),
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS,
-        "max_position_embeddings": tokenizer.model_max_length,
-        # transformers' 0.02 suits widths in the thousands: at 128 denoising learned later and reversed less.
-        "initializer_range": 0.05,
-        "tie_word_embeddings": True,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    model: PreTrainedModel
-    if family == "glm":
-        model = GlmForCausalLM(GlmConfig(**shape, head_dim=config.hidden_size // HEADS))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**shape))
-    return model, tokenizer
-
-
-def _replayed(pretraining: Sequence[Example], share: float, new: int, seed: int) -> list[Example]:
-    """Texts of the pre-training, drawn to be `share` of all texts where `new` others are read; at most all of them."""
-    order = torch.randperm(len(pretraining), generator=Generator().manual_seed(stream_seed("replay", seed))).tolist()
-    return [pretraining[place] for place in order[: round(new * share / (1 - share))]]
-
-
-def entities(facts: FactData) -> list[str]:
-    """The names that the questions are about, as far as the data says so."""
-    questions = (question for task in facts.tasks.values() for question in task.examples)
-    return sorted({question.entity for question in questions if question.entity is not None})
-
-
 class _Curve(TrainerCallback):
-    """Asks some questions of each task at even distances during training.
+    """Evaluates the model on some questions of each task, at equal intervals during training.
 
     Attributes:
-        points: [{"step", "tasks": {task: share contained}}].
-        seconds: spent asking.
+        points: {"step", "tasks": {task: mean of `contains`}} for each evaluation.
+        seconds: the time that all evaluations took.
     """
 
     def __init__(
@@ -261,51 +152,11 @@ class _Curve(TrainerCallback):
         self.seconds += time.perf_counter() - started
 
 
-def _trainer(
-    config: CompareConfig,
-    objective: str,
-    mixing_probability: float,
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    seed: int,
-    output: Path,
-    entities_file: Path | None = None,
-) -> BicoTrainer:
-    args = BicoConfig(
-        output_dir=str(output),
-        objective=objective,
-        mixing_probability=mixing_probability,
-        mask_rate=config.mask_rate,
-        infill_spans=config.infill_spans,
-        permute_segments=config.permute_segments,
-        entities_file=None if entities_file is None else str(entities_file),
-        max_steps=cast(int, config.steps),
-        per_device_train_batch_size=config.batch_size,
-        train_sampling_strategy="group_by_length",
-        learning_rate=cast(float, config.learning_rate),
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=0.98,
-        bf16=config.bf16,
-        use_cpu=not (torch.cuda.is_available() and has_kernels("cuda")),
-        seed=seed,
-        logging_steps=25,
-        save_strategy="no",  # but for the trained model
-        report_to="none",
-        disable_tqdm=True,
-    )
-    rows = [{"prompt": example.prompt, "completion": example.completion} for example in examples]
-    trainer = BicoTrainer(model, args, rows, processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)  # the log goes into the results
-    return trainer
-
-
 def _losses(trainer: BicoTrainer) -> list[dict[str, Any]]:
+    """Return the logged losses of each kind of step; None for a loss that is not finite."""
     return [
         {
-            name: value if math.isfinite(value) else None  # JSON has no NaN, and a diverged run is a result too
+            name: value if math.isfinite(value) else None  # JSON has no NaN, and a diverged run is a result, too
             for name, value in entry.items()
             if name == "step" or name.startswith("loss_")
         }

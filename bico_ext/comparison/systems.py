@@ -1,4 +1,4 @@
-"""What `bico compare` can train: each system is an objective with the model, data and generation that go with it."""
+"""The systems that `bico compare` can train: an objective with the model, data and generation that go with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ from bico_ext.objectives.registry import check_objective, option_names
 
 @dataclass(frozen=True)
 class System:
-    """A row of the comparison.
+    """One row of the comparison.
 
     Attributes:
         objective: a key of `bico_ext.objectives.registry.OBJECTIVES`.
-        summary: half a line on what it is, for the command line.
-        family: of the tiny model, "llama" or "glm".
-        mixing_probability: of the objective at each optimizer step, where the comparison names no other; 1: always.
+        summary: a short description for the command line.
+        family: architecture of the tiny model, "llama" or "glm".
+        mixing_probability: probability that an optimizer step trains the objective instead of next-token prediction,
+            unless the comparison sets another one. 1 means that every step trains the objective.
         entities: whether the objective is told the names that the questions are about, to keep them whole.
-        other_order: whether the facts stated in one order are also trained in the other one.
-        blank_generation: whether the model answers as GLM does, by filling a blank after the prompt. It is then also
-            asked by plain causal generation, as a system of its own.
+        other_order: whether training also reads the facts restated in the other order.
+        blank_generation: whether the model answers as GLM does, by filling a blank after the prompt. The same model is
+            then also evaluated by plain causal generation, as a system of its own.
     """
 
     objective: str
@@ -32,7 +33,7 @@ class System:
     def __post_init__(self) -> None:
         check_objective(self.objective)
         if self.entities and "entities" not in option_names(self.objective):
-            raise ValueError(f"entities must be False, as objective {self.objective!r} has no use for them, got True")
+            raise ValueError(f"entities must be False, as objective {self.objective!r} does not use them, got True")
 
 
 SYSTEMS: dict[str, System] = {
@@ -43,22 +44,24 @@ SYSTEMS: dict[str, System] = {
         "permute", "next-token prediction of the text's pieces in another order", mixing_probability=2 / 3
     ),
     "abi": System("abi", "GLM's blank infilling, on Llama"),
-    # Controls: each changes one thing in bico.
+    # Controls: each changes one part of bico.
     "naive": System("naive", "bico without the sine flip"),
     "bert": System("bert", "bico that predicts a hidden token at its own position"),
     "attended-pad": System("attended-pad", "bico whose placeholder is visible as a key"),
     "new-token": System("new-token", "attended-pad with a new [MASK] token"),
-    # Other people's ways with the data.
+    # Methods of other authors, which change the data.
     "reverse": System("reverse", "reverse training by words"),
-    "reverse-entities": System("reverse", "reverse training that keeps the asked names whole", entities=True),
+    "reverse-entities": System(
+        "reverse", "reverse training that keeps the names in the questions whole", entities=True
+    ),
     "both-orders": System(
         "ntp", "next-token prediction of the facts in both orders: data augmentation", other_order=True
     ),
-    # GLM, with its own blank infilling (all of the steps, as it was pre-trained) and without.
-    "glm-ntp": System("ntp", "ntp on GLM", family="glm"),
+    # GLM without and with its own blank infilling, which trains all steps, as in GLM's pre-training.
+    "glm-ntp": System("ntp", "next-token prediction alone, on GLM", family="glm"),
     "glm-abi": System(
         "abi",
-        "blank infilling alone on GLM, asked by filling blanks",
+        "blank infilling alone, on GLM, which answers by filling blanks",
         family="glm",
         mixing_probability=1.0,
         blank_generation=True,
@@ -67,20 +70,20 @@ SYSTEMS: dict[str, System] = {
 
 
 def listing() -> str:
-    """Every system with half a line on what it is, one per line."""
+    """Return the names and summaries of all systems, one per line."""
     return "\n".join(f"  {name:<17}{system.summary}" for name, system in SYSTEMS.items())
 
 
-def named(names: Sequence[str]) -> list[str]:
-    """The systems that a command line asks for: their names, or all of them for "all".
+def select_systems(names: Sequence[str]) -> list[str]:
+    """Return the system names that a command line asks for: `names`, or all systems for ["all"].
 
     Raises:
-        ValueError: an unknown name, a name twice, or none.
+        ValueError: a name is unknown or repeated, or there is none.
     """
     names = list(SYSTEMS) if list(names) == ["all"] else list(names)
     unknown = [name for name in names if name not in SYSTEMS]
     if unknown:
-        raise ValueError(f"systems must be 'all' or names of this list, got {', '.join(unknown)}\n{listing()}")
+        raise ValueError(f"systems must be 'all' or names from this list, got {', '.join(unknown)}\n{listing()}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"systems must be one or more, each once, got {names}")
     return names

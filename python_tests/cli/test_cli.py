@@ -1,4 +1,4 @@
-"""The command line: usage, YAML under flags, the shipped configs, and a fine-tuning from folder to scores."""
+"""The command line: usage, flags and YAML files, the shipped configs, and all commands from data to scores."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from bico_ext.cli.arguments import parse
 from bico_ext.cli.main import main
 from bico_ext.cli.train import TrainConfig
 from bico_ext.comparison.config import PRESETS, CompareConfig
-from bico_ext.comparison.run import initial_model
+from bico_ext.comparison.initial_models import initial_model
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.own import write_facts
@@ -56,14 +56,14 @@ def test_an_unknown_option_is_a_usage_error(capsys):
 
 
 @pytest.mark.parametrize(("setting", "data"), PRESETS)
-def test_the_shipped_comparison_is_the_default(setting, data):
+def test_the_shipped_comparisons_are_the_defaults(setting, data):
     path = CONFIGS / f"compare_{'synthetic' if data == 'synthetic' else 'berglund'}.yaml"
     if setting != "scratch":
         path = path.with_stem(f"{path.stem}_{setting}")
     (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--output-dir", "o"])
     assert config == CompareConfig(output_dir="o", data=config.data, setting=setting)
     written = path.read_text().splitlines()
-    assert config.settings.keys() <= {line.split(":")[0] for line in written}, "every setting is written out"
+    assert config.settings.keys() <= {line.split(":")[0] for line in written}, "a setting is missing"
 
 
 def test_the_shipped_training_is_the_official_recipe():
@@ -90,7 +90,7 @@ def test_systems_have_a_second_name(tmp_path):
     assert parse("compare", [CompareConfig], ["--config", str(path), "--systems", "bert"])[0].systems == ["bert"]
 
 
-def test_help_says_what_each_system_is(capsys):
+def test_help_describes_each_system(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--help"])
     shown = capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_help_says_what_each_system_is(capsys):
         assert f"  {name:<17}{system.summary}\n" in shown
 
 
-def test_flags_win_over_yaml(tmp_path):
+def test_flags_override_yaml(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("output_dir: from-yaml\nseeds: [3, 4]\nsteps: 7\nbf16: false\n")
     (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--steps", "9", "--systems", "ntp"])
@@ -129,7 +129,7 @@ def test_a_missing_yaml_is_named(capsys):
 
 
 @pytest.mark.parametrize("spelling", ["--config={}", "--config {}"])
-def test_config_is_read_however_it_is_spelt(spelling, tmp_path):
+def test_config_is_read_in_both_spellings(spelling, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("output-dir: o\nsteps: 7\nseeds: 5\n")
     (config,) = parse("compare", [CompareConfig], spelling.format(path).split())
@@ -137,7 +137,7 @@ def test_config_is_read_however_it_is_spelt(spelling, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["steps: 1.5", "bf16: perhaps"])
-def test_yaml_values_are_checked_as_flags_are(text, tmp_path, capsys):
+def test_yaml_values_are_checked_like_flags(text, tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text(f"output_dir: {tmp_path}/out\n{text}\n")
     with pytest.raises(SystemExit) as stop:
@@ -168,14 +168,14 @@ def test_a_wrong_model_path_is_named(command, model, sentence, tmp_path, capsys)
 def test_train_needs_an_output_folder(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert main(["train", "--model", str(tmp_path), "--data", "synthetic", "--use_cpu"]) == 1
-    assert "output_dir is needed: --output-dir OUT" in capsys.readouterr().err
+    assert "output_dir is missing; add --output-dir OUT" in capsys.readouterr().err
 
 
 def test_resuming_without_a_checkpoint_keeps_what_is_there(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_text("somebody's model")
     command = ["train", "--data", "synthetic", "--model", "m/m", "--output_dir", str(tmp_path), "--use_cpu", "--resume"]
     assert main(command) == 1
-    assert "no checkpoint to go on from" in capsys.readouterr().err
+    assert "already holds files but no checkpoint to resume from; name another folder" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_text() == "somebody's model"
 
 
@@ -200,13 +200,14 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     command += ["--lora_r", "2"] if lora else []
     command += ["--max_steps", "4", "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
     assert main(command) == 0
+    assert f"bico evaluate --model {out} --data {tmp_path / 'facts'} --output-dir OUT" in capsys.readouterr().out
     weights = out / ("adapter_model.safetensors" if lora else "model.safetensors")
     trained = weights.read_bytes()
     assert LlamaForCausalLM.from_pretrained(out).num_parameters() >= model.num_parameters()
     capsys.readouterr()
 
     assert main(command) == 1
-    assert "already holds files, add --resume to go on" in capsys.readouterr().err
+    assert "already holds files; add --resume to continue" in capsys.readouterr().err
     assert weights.read_bytes() == trained
     assert main([*command, "--resume"]) == 0
     assert weights.read_bytes() == trained
@@ -223,7 +224,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     assert main(ask) == 1
     assert "already holds files; name another folder" in capsys.readouterr().err
     ask[ask.index(str(tmp_path / "scores"))] = str(weights)
-    monkeypatch.setattr("bico_ext.cli.evaluate.evaluate", None)  # refused before anything is asked
+    monkeypatch.setattr("bico_ext.cli.evaluate.evaluate", None)  # the folder is refused before any evaluation
     assert main(ask) == 1
     assert f"output_dir {weights} cannot be made (File exists)" in capsys.readouterr().err
     weights.write_bytes(trained[:100])
@@ -233,7 +234,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
         assert f"bico {name}: model {out} cannot be loaded: " in capsys.readouterr().err
 
 
-def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monkeypatch):
+def test_probe_reads_the_requested_texts(tmp_path, capsys, monkeypatch):
     facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
     model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path / "model")
@@ -257,7 +258,7 @@ def test_probe_measures_a_model_on_its_pretraining_texts(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize("flags", [[], ["--likelihood"]])
-def test_evaluate_makes_the_log_probability_test_when_asked(tmp_path, monkeypatch, flags):
+def test_evaluate_runs_the_log_probability_test_on_request(tmp_path, monkeypatch, flags):
     asked = (Question("Ada is", " a pilot", distractor=" a cook"), Question("Bob is", " a cook", distractor=" a pilot"))
     texts = (Example("Ada is", " a pilot"), Example("Bob is", " a cook"))
     facts = FactData("", texts, {"N2D": Task("N2D", "description", asked)})
@@ -277,14 +278,14 @@ def test_evaluate_makes_the_log_probability_test_when_asked(tmp_path, monkeypatc
 
 def test_an_error_is_one_sentence_on_stderr(capsys, tmp_path):
     assert main(["compare", "--data", "/no/such/folder", "--output-dir", str(tmp_path / "out")]) == 1
-    assert not (tmp_path / "out").exists(), "a corrected command must not find a claimed folder"
+    assert not (tmp_path / "out").exists(), "the corrected command would be refused"
     captured = capsys.readouterr()
     assert captured.err.startswith("bico compare: ")
     assert "/no/such/folder" in captured.err
     assert "Traceback" not in captured.err
 
 
-def test_evaluate_asks_a_model_of_blank_infilling_in_its_own_way(tmp_path, monkeypatch):
+def test_evaluate_lets_a_model_of_blank_infilling_fill_blanks(tmp_path, monkeypatch):
     facts = generate(names_first=1, descriptions_first=1, both=1, pretraining=0)
     model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "glm", 0)
     added_tokens(attach(model), tokenizer, ["mask", "sop", "eop"])
@@ -295,15 +296,15 @@ def test_evaluate_asks_a_model_of_blank_infilling_in_its_own_way(tmp_path, monke
     monkeypatch.setattr("bico_ext.cli.evaluate.load_facts", lambda source: asked)
     command = ["evaluate", "--data", "facts", "--model", str(tmp_path), "--max_new_tokens", "2"]
     answers = {}
-    for way in ("causal", "mask"):
-        out = tmp_path / way
-        assert main([*command, "--generation", way, "--output-dir", str(out)]) == 0
-        answers[way] = json.loads((out / "predictions.jsonl").read_text())["completion"]
+    for generation in ("causal", "mask"):
+        out = tmp_path / generation
+        assert main([*command, "--generation", generation, "--output-dir", str(out)]) == 0
+        answers[generation] = json.loads((out / "predictions.jsonl").read_text())["completion"]
     assert [answers["mask"]] == expected
     assert answers["causal"] != answers["mask"]
 
 
-def test_evaluations_of_other_facts_under_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+def test_evaluations_on_different_facts_of_the_same_name_stay_apart(tmp_path, monkeypatch, capsys):
     folders = []
     for name, answer in (("one", " a pilot"), ("two", " a baker")):
         asked = (Question("Ada is", answer),)

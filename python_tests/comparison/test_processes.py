@@ -1,4 +1,4 @@
-"""Runs in processes of their own: one that dies says of what, and leaves the others alone."""
+"""Calls in processes of their own: a failure is reported and does not touch the other calls."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from bico_ext.comparison.processes import cores, run_all
 
 
 class Odd(Exception):
-    """One that pickle cannot make again."""
+    """An exception that cannot be unpickled."""
 
     def __init__(self, one, other):
         super().__init__(one)
@@ -31,17 +31,15 @@ def work(what, folder, callback):
     (Path(folder) / what).write_text(str(torch.get_num_threads()))
 
 
-def ask_for_ever(folder, callback):
-    """As a run does that has made all its steps and is answering questions."""
+def run_forever(folder, callback):
+    """Behave like a run that has made all its steps and is evaluating."""
     (Path(folder) / "pid").write_text(str(os.getpid()))
     while True:
         time.sleep(0.05)
 
 
 def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
-    call = (
-        f"import test_processes as t; t.run_all(t.ask_for_ever, [({str(tmp_path)!r},)], steps=1, jobs=1, label='one')"
-    )
+    call = f"import test_processes as t; t.run_all(t.run_forever, [({str(tmp_path)!r},)], steps=1, jobs=1, label='one')"
     folder = Path(__file__).parent
     parent = subprocess.Popen([sys.executable, "-c", call], cwd=folder, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -55,13 +53,13 @@ def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_each_call_has_its_own_end(tmp_path, capsys):
+def test_each_call_succeeds_or_fails_on_its_own(tmp_path, capsys):
     before = os.environ.get("OMP_NUM_THREADS")
     arguments = [(what, str(tmp_path)) for what in ("raise", "first", "exit", "odd", "second")]
     failures = run_all(work, arguments, steps=1, jobs=2, label="five")
     assert failures[0].startswith("OSError: no room left at all")
-    assert failures[1:] == [None, "it was ended from outside (exit code 9)", "Odd: two", None]
+    assert failures[1:] == [None, "the process ended without an error message (exit code 9)", "Odd: two", None]
     threads = str(max(1, cores() // 2))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": threads, "second": threads}
-    assert "2/5" in capsys.readouterr().err, "the bar counts the steps of all"
+    assert "2/5" in capsys.readouterr().err, "the bar counts the steps of all calls"
     assert os.environ.get("OMP_NUM_THREADS") == before

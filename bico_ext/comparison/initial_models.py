@@ -1,0 +1,129 @@
+"""The models that systems start from: one per seed and architecture, so that systems differ in nothing else."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import (
+    GlmConfig,
+    GlmForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    TrainerCallback,
+    set_seed,
+)
+
+from bico_ext.comparison.config import HEADS, CompareConfig
+from bico_ext.comparison.trainer import make_trainer
+from bico_ext.comparison.training_data import select_facts
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.types import FactData
+from bico_ext.generation.greedy import encode_prompts
+from bico_ext.models import checkpoints
+from bico_ext.models.tokenization import check_context, encode_prompt, encode_text, train_word_tokenizer
+
+
+def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
+    """Return the model before any training, and its tokenizer; the same for every system of a family and a seed.
+
+    The vocabulary of the tiny model comes from the training texts alone, so a word that occurs only in test prompts is
+    unknown to it.
+
+    Args:
+        config: `model`, `layers` and `hidden_size` describe the model.
+        facts: the data set, as `select_facts` returns it.
+        family: architecture of the tiny model, "llama" or "glm"; other models have their own.
+        seed: the seed of the weights.
+    """
+    set_seed(seed)
+    if config.model != "tiny":
+        return checkpoints.load(config.model)
+    tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.hidden_size * 4,
+        "num_hidden_layers": cast(int, config.layers),
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "max_position_embeddings": tokenizer.model_max_length,
+        # transformers' 0.02 suits widths in the thousands: at width 128, denoising learned later and reversed less.
+        "initializer_range": 0.05,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    model: PreTrainedModel
+    if family == "glm":
+        model = GlmForCausalLM(GlmConfig(**shape, head_dim=config.hidden_size // HEADS))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    return model, tokenizer
+
+
+def starting_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
+    """Return the model that the training of a system starts from, pre-trained if the setting says so; its tokenizer."""
+    if config.setting == "pretrained":
+        return checkpoints.load(pretrained_folder(config, family, seed))
+    return initial_model(config, facts, family, seed)
+
+
+def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCallback) -> None:
+    """Pre-train the initial model of a family and a seed by next-token prediction, and save it for all systems.
+
+    The folder gets its final name only after training, so a folder of that name holds a finished model.
+    """
+    facts = select_facts(config, load_facts(config.data))
+    model, tokenizer = initial_model(config, facts, family, seed)
+    target = pretrained_folder(config, family, seed)
+    trainer = make_trainer(
+        dataclasses.replace(config, steps=config.pretrain_steps, learning_rate=config.pretrain_learning_rate),
+        "ntp",
+        0.0,
+        model,
+        tokenizer,
+        facts.pretraining,
+        seed,
+        target.with_name(f"{target.name}.partial"),
+    )
+    trainer.add_callback(callback)
+    trainer.train()
+    trainer.save_model()
+    Path(cast(str, trainer.args.output_dir)).rename(target)
+
+
+def pretrained_folder(config: CompareConfig, family: str, seed: int) -> Path:
+    """Return the folder of the finished pre-trained model of a family and a seed."""
+    return Path(config.output_dir) / "pretrained" / f"{family}-seed{seed}"
+
+
+def check_model(config: CompareConfig, facts: FactData) -> None:
+    """Raise an error now, not after hours of training, if the model cannot be used with the data set.
+
+    Raises:
+        OSError: the model cannot be loaded.
+        ValueError: its tokenizer has no padding token, or a text or a question exceeds the model's context.
+    """
+    model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer of model {config.model} has no padding token, which batches and bico's placeholder need; "
+            "set one and save it with the model"
+        )
+    prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
+    encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
+    lengths = [
+        (example.text, len(encode_text(tokenizer, example.text)))
+        for example in (*facts.train, *facts.pretraining, *facts.other_order)
+    ]
+    lengths += [
+        (text, len(encode_prompt(tokenizer, text)))
+        for task in facts.tasks.values()
+        for question in task.examples
+        if question.distractor is not None  # only these are scored by likelihood
+        for text in (question.text, question.prompt + question.distractor)
+    ]
+    for text, length in lengths:
+        check_context(model, length, f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")

@@ -1,0 +1,47 @@
+"""The models that systems start from, and those that are refused before training."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from bico_ext.comparison.compare import compare
+from bico_ext.comparison.initial_models import initial_model
+from bico_ext.facts.loader import load_facts
+
+
+def test_one_initial_model_per_seed(config, data):
+    facts = load_facts(data)
+    first, again, other = (initial_model(config, facts, "llama", seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_a_folder_is_made(config, tmp_path):
+    with pytest.raises(OSError, match="no/such/model"):
+        compare(dataclasses.replace(config, model="/no/such/model"))
+    with pytest.raises(ValueError, match="but the model's context is"):
+        compare(dataclasses.replace(config, max_new_tokens=600))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_padding_is_refused_before_training(config, data, tmp_path):
+    model, tokenizer = initial_model(config, load_facts(data), "llama", 0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="has no padding token"):
+        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
+
+
+def test_a_distractor_that_does_not_fit_is_refused_before_training(config, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    rows = [json.loads(line) for line in (copy / "N2D.jsonl").read_text().splitlines()]
+    rows[-1]["distractor"] = " long" * 600
+    (copy / "N2D.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"a text of data .* needs 6\d\d tokens, but the model's context is 512"):
+        compare(dataclasses.replace(config, data=str(copy)))
+    assert not (tmp_path / "out").exists()
