@@ -1,4 +1,4 @@
-"""Results that no model has produced, small enough to work out what a report must say of them by hand."""
+"""Made-up results, small enough to work out by hand what a report must show."""
 
 import copy
 
@@ -8,7 +8,7 @@ from bico_ext.reports.records import results_from_json
 METRICS = ("contains", "exact_match", "bleu_char", "bleu")
 CEILINGS = {"N2D": 0.8, "D2N": 1.0, "N2D-reverse": 1.0, "D2N-reverse": 0.5}
 COUNTERPARTS = {"N2D-reverse": "D2N", "D2N-reverse": "N2D"}
-# `contains` of seeds 0 and 1.
+# `contains` by system and task, for seeds 0 and 1.
 SCORES = {
     "ntp": {"N2D": (0.4, 0.4), "D2N": (0.8, 1.0), "N2D-reverse": (0.0, 0.0), "D2N-reverse": (0.0, 0.0)},
     "bico": {"N2D": (0.4, 0.8), "D2N": (0.9, 0.9), "N2D-reverse": (0.3, 0.5), "D2N-reverse": (0.1, 0.3)},
@@ -16,17 +16,17 @@ SCORES = {
 
 
 def old_results(scores=SCORES):
-    """As the first version wrote them, with "objective" for a run's system: no data, no curves, no templates."""
+    """Return results as version 1 wrote them: "objective" names the system; no data, no curves, no templates."""
     return {
         "environment": {"torch": "2.11.0"},
         "settings": {"data": "facts", "steps": 10},
         "runs": [
             {
-                "objective": objective,
+                "objective": system,
                 "seed": seed,
                 "train_seconds": 1.5,
                 "parameters": 1000,
-                "losses": [{"step": 5, "loss_ntp": 2.0}, {"step": 10, "loss_ntp": 1.0, f"loss_{objective}": 1.5}],
+                "losses": [{"step": 5, "loss_ntp": 2.0}, {"step": 10, "loss_ntp": 1.0, f"loss_{system}": 1.5}],
                 "tasks": {
                     task: {
                         "n": 10,
@@ -37,14 +37,14 @@ def old_results(scores=SCORES):
                     for task, values in tasks.items()
                 },
             }
-            for objective, tasks in scores.items()
+            for system, tasks in scores.items()
             for seed in range(len(next(iter(tasks.values()))))
         ],
     }
 
 
 def results(scores=SCORES):
-    """With everything that a report can show."""
+    """Return results of version 2 with everything that a report can show."""
     made = old_results(scores) | {"schema_version": 2}
     made["data"] = {
         "name": "facts",
@@ -84,12 +84,12 @@ def results(scores=SCORES):
 
 
 def typed(made):
-    """The records of a file that holds these results."""
+    """Return the records of a file that holds these results."""
     return results_from_json(copy.deepcopy(made), "made up")
 
 
 def predictions(made, completion=" Ada."):
-    """Four answers for each run and task, every other one right."""
+    """Return four answers for each run and task; every second one is right."""
     return [
         {
             "system": run.get("system", run["objective"]),
@@ -107,7 +107,7 @@ def predictions(made, completion=" Ada."):
 
 
 def write(folder, made, answers=None):
-    """The folder as `bico compare` leaves it."""
+    """Write the files that `bico compare` writes, and return the folder."""
     write_json(folder / "results.json", made)
     write_json_lines(folder / "predictions.jsonl", predictions(made) if answers is None else answers)
     return str(folder)

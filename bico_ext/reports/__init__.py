@@ -1,1 +1,1 @@
-"""Results as a person reads them: records, tables, plots, one HTML page."""
+"""Reports for people: typed records of the results, tables, plots and one HTML page."""

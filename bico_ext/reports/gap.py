@@ -1,4 +1,4 @@
-"""How far each reverse task stays behind its forward counterpart, raw and against what can be reached at all."""
+"""The gap between each reverse task and its forward counterpart, as scores and as shares of their ceilings."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from bico_ext.reports.records import Results
 
 @dataclass(frozen=True)
 class Gap:
-    """A reverse task beside its forward counterpart, for one system; scores are `contains`, one for each run.
+    """A reverse task and its forward counterpart, for one system. Scores are `contains`, one value per run.
 
     Attributes:
-        label: the system, as a report calls it.
+        label: the name of the system in a report.
         task: the reverse task.
-        counterpart: the forward task that asks the same kind of question.
-        forward: the counterpart's scores.
-        reverse: the reverse task's scores, of the same runs.
-        forward_ceiling: the share of the counterpart's targets that the training text makes reachable; None if not known.
-        reverse_ceiling: the same of the reverse task.
+        counterpart: the forward counterpart, which asks the same kind of question.
+        forward: the scores of the counterpart.
+        reverse: the scores of the reverse task, from the same runs.
+        forward_ceiling: the share of the counterpart's targets that the training texts contain; None if unknown.
+        reverse_ceiling: the same share for the reverse task.
     """
 
     label: str
@@ -30,35 +30,35 @@ class Gap:
 
     @property
     def gap(self) -> tuple[float, ...]:
-        """Forward minus reverse, run by run."""
+        """The forward score minus the reverse score of each run."""
         return _differences(self.forward, self.reverse)
 
     @property
     def forward_share(self) -> tuple[float, ...] | None:
-        """The counterpart's scores as shares of its ceiling; None if that is not known or 0."""
+        """The forward scores as shares of their ceiling; None if it is unknown or 0."""
         return _shares(self.forward, self.forward_ceiling)
 
     @property
     def reverse_share(self) -> tuple[float, ...] | None:
-        """The reverse scores as shares of their ceiling; None if that is not known or 0."""
+        """The reverse scores as shares of their ceiling; None if it is unknown or 0."""
         return _shares(self.reverse, self.reverse_ceiling)
 
     @property
     def share_gap(self) -> tuple[float, ...] | None:
-        """Forward share minus reverse share, run by run."""
+        """The forward share minus the reverse share of each run; None if one of them is None."""
         if self.forward_share is None or self.reverse_share is None:
             return None
         return _differences(self.forward_share, self.reverse_share)
 
 
 def gaps(results: Results) -> list[Gap]:
-    """Every reverse task beside its forward counterpart, task after task, each by system.
+    """Return the gaps of all reverse tasks, task after task, and system after system within a task.
 
     Args:
-        results: any; those of an evaluated model, too.
+        results: the results of a comparison or of an evaluated model.
 
     Returns:
-        One row for each reverse task and system; none for data without reverse tasks.
+        One gap for each reverse task and system. It is empty for data without reverse tasks.
 
     Example:
         >>> from bico_ext.reports.records import Data, Run, Scores, TaskData

@@ -1,4 +1,4 @@
-"""A report as one HTML file: pictures inside, nothing loaded from elsewhere, all text escaped."""
+"""The report as one self-contained HTML page: plots are embedded and all text is escaped."""
 
 import base64
 import html
@@ -12,7 +12,7 @@ from bico_ext.reports.lookups import by_label, task_names
 from bico_ext.reports.records import Data, Prediction, Results, Source
 from bico_ext.reports.tables import NOTHING, Table, detail_tables, gap_tables, heading, score_tables
 
-SAMPLES = 5  # right answers, and as many wrong ones, of each objective and task
+SAMPLES = 5  # right answers per system and task, and as many wrong ones
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222; }
 h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
@@ -27,29 +27,26 @@ summary { cursor: pointer; }
 """
 
 
-def page(results: Results, predictions: Sequence[Prediction], pictures: Mapping[str, Path]) -> str:
-    """The whole report.
+def html_page(results: Results, predictions: Sequence[Prediction], plots: Mapping[str, Path]) -> str:
+    """Return the report as HTML.
 
     Args:
-        results: what `results.json` holds, or merged results.
-        predictions: what `predictions.jsonl` holds; may be empty.
-        pictures: PNG files by their title.
-
-    Returns:
-        HTML text.
+        results: the content of `results.json`, or merged results.
+        predictions: the content of `predictions.jsonl`; may be empty.
+        plots: PNG files by title.
     """
     names = sorted({data.name for data in _data_sets(results)})
     title = "bico-ext: " + ", ".join(by_label(results.runs)) + (f" on {', '.join(names)}" if names else "")
     images = [
         f'<h3>{html.escape(name)}</h3>\n<img alt="{html.escape(name)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode("ascii")}">\n'
-        for name, path in pictures.items()
+        for name, path in plots.items()
     ]
     sections = {
         "Data": _join(data_tables(results)) or "<p>Not recorded in these results.</p>\n",
         "Scores": f"<p>{html.escape(heading(results))}</p>\n{_join(score_tables(results))}",
         "Forward and reverse": _join(gap_tables(results)),
-        "Pictures": "".join(images),
+        "Plots": "".join(images),
         **{name: _join(tables) for name, tables in detail_tables(results).items()},
         "Answers": _answers(results, predictions),
         "Settings and environment": _join([*source_tables(results), run_table(results)]),
@@ -62,19 +59,20 @@ def page(results: Results, predictions: Sequence[Prediction], pictures: Mapping[
 
 
 def sample(rows: Sequence[Prediction], seed: str) -> list[Prediction]:
-    """A few right answers, then a few wrong ones, chosen by the seed and by nothing else.
+    """Return a few right answers, then a few wrong ones, drawn with a seed.
 
     Example:
         >>> rows = [{"contains": number % 2 == 0, "number": number} for number in range(100)]
         >>> [row["contains"] for row in sample(rows, "a")] == [True] * 5 + [False] * 5
         True
     """
-    draw = random.Random(seed)  # a string seeds it the same way in every process
+    draw = random.Random(seed)  # a string gives the same numbers in every process
     right, wrong = ([row for row in rows if bool(row["contains"]) is kind] for kind in (True, False))
-    return [row for rows in (right, wrong) for row in draw.sample(rows, min(SAMPLES, len(rows)))]
+    return [row for group in (right, wrong) for row in draw.sample(group, min(SAMPLES, len(group)))]
 
 
 def _answers(results: Results, predictions: Sequence[Prediction]) -> str:
+    """Return the sample answers of each system and task, folded until a reader opens them."""
     parts = []
     groups: dict[str, list[Prediction]] = {}
     for row in predictions:
@@ -100,18 +98,19 @@ def _answers(results: Results, predictions: Sequence[Prediction]) -> str:
             parts.append(f"<details><summary>{summary}</summary>\n{table.html()}</details>\n")
     if not parts:
         return "<p>No predictions were found beside these results.</p>\n"
-    return f"<p>At most {SAMPLES} right and {SAMPLES} wrong answers each, drawn at random.</p>\n{''.join(parts)}"
+    note = f"At most {SAMPLES} right and {SAMPLES} wrong answers per system and task, drawn at random."
+    return f"<p>{note}</p>\n{''.join(parts)}"
 
 
 def data_tables(results: Results) -> list[Table]:
-    """What each task asks, of how many items, and what can be reached; one table a data set, none in old files."""
+    """Return one table per data set: what each task asks, its number of items, its ceiling. Old files have none."""
     return [
         Table(
             data.name,
             ["task", "answer", "forward counterpart", "items", "ceiling"],
             [
-                [task, one.answer, one.counterpart or NOTHING, str(one.n), f"{one.reachable:.2f}"]
-                for task, one in data.tasks.items()
+                [name, task.answer, task.counterpart or NOTHING, str(task.n), f"{task.reachable:.2f}"]
+                for name, task in data.tasks.items()
             ],
             "ceiling: share of the targets that the training text holds verbatim",
         )
@@ -120,7 +119,7 @@ def data_tables(results: Results) -> list[Table]:
 
 
 def source_tables(results: Results) -> list[Table]:
-    """Settings and environment; merged results have one column per folder."""
+    """Return the tables of settings and environment; merged results have one column per folder."""
     sources = results.sources or (Source("value", results.environment, results.settings),)
     tables = []
     for title in ("settings", "environment"):
@@ -133,9 +132,9 @@ def source_tables(results: Results) -> list[Table]:
 
 
 def run_table(results: Results) -> Table:
-    """Every run's seconds of training and parameters."""
+    """Return the table of all runs, with their seed, training time and number of parameters."""
     rows = [
-        [name, *(NOTHING if fact is None else str(fact) for fact in (run.seed, run.train_seconds, run.parameters))]
+        [name, *(NOTHING if value is None else str(value) for value in (run.seed, run.train_seconds, run.parameters))]
         for name, members in by_label(results.runs).items()
         for run in members
     ]
@@ -143,6 +142,7 @@ def run_table(results: Results) -> Table:
 
 
 def _data_sets(results: Results) -> list[Data]:
+    """Return the data sets of the results, each once."""
     sets: list[Data] = []
     for data in (results.data, *(run.data for run in results.runs)):
         if data and data not in sets:

@@ -1,4 +1,4 @@
-"""Several folders of results as one, without averaging what was not measured under the same settings."""
+"""Merging several folders of results, without averaging runs of different settings."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,29 @@ from bico_ext.reports.records import Results, Run, Source, read_predictions, rea
 
 
 def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict[str, Any]]]:
-    """Read the results and predictions of several folders into one.
+    """Read the results and predictions of several folders and merge them.
 
-    Runs of the same settings on the same data belong together: more seeds or systems of one comparison. If settings
-    differ, the label of each run says what differs, such as "bico (steps 3000)". If data differ, the label names the
-    folder and each run carries its own data. The same data under two paths is the same data, as far as both files
-    describe it.
+    Runs with the same settings and data belong together, as seeds or systems of one comparison. If the settings differ,
+    the label of each run states the difference, as in "bico (steps 3000)". If the data differ, the label names the
+    folder, and each run carries its own data. Data are compared by content, not by path, if all files describe them.
 
     Args:
-        folders: one or more, each with a `results.json` and, for samples of answers, a `predictions.jsonl`.
+        folders: one or more folders with a `results.json` each. Their `predictions.jsonl`, if there, give the answers.
 
     Returns:
-        Results whose `sources` say where the runs come from, and the predictions with the "label" of their runs.
+        The merged results, whose `sources` name the folders; and the predictions, with the "label" of their runs.
 
     Raises:
         FileNotFoundError: a folder has no results.
-        ValueError: a file is broken; the same run (settings, data, system, seed) is in two folders or twice in one.
+        ValueError: a file is broken, or the same run (settings, data, system, seed) occurs twice.
     """
-    everything = [read_results(folder) for folder in folders]
-    settings = [_settings(results) for results in everything]
-    described = all(results.data for results in everything)
-    data = [results.data if described else own.get("data") for results, own in zip(everything, settings, strict=True)]
+    inputs = [read_results(folder) for folder in folders]
+    settings = [_settings(results) for results in inputs]
+    described = all(results.data for results in inputs)
+    data = [results.data if described else own.get("data") for results, own in zip(inputs, settings, strict=True)]
     for own in settings:
-        own.pop("data", None)  # from here on it is in `data`
-    same_data = all(one == data[0] for one in data)
+        own.pop("data", None)  # compared through `data` instead
+    same_data = all(entry == data[0] for entry in data)
     if same_data:
         suffixes = _differences(settings)
     else:
@@ -45,8 +44,8 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict
 
     runs: list[Run] = []
     predictions: list[dict[str, Any]] = []
-    seen: dict[tuple[str, int | None], str] = {}  # a label and a seed: the file that has the run
-    for folder, results, suffix in zip(folders, everything, suffixes, strict=True):
+    seen: dict[tuple[str, int | None], str] = {}  # the file of each run, by label and seed
+    for folder, results, suffix in zip(folders, inputs, suffixes, strict=True):
         file = str(Path(folder) / "results.json")
         for run in results.runs:
             label = _label(run.system, suffix)
@@ -62,23 +61,26 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict
         predictions += [row | {"label": _label(row["system"], suffix)} for row in rows]
     merged = Results(
         runs=tuple(runs),
-        data=next((results.data for results in everything if results.data), None) if same_data else None,
+        data=next((results.data for results in inputs if results.data), None) if same_data else None,
         failures=tuple(
             failure
-            for results, suffix in zip(everything, suffixes, strict=True)
+            for results, suffix in zip(inputs, suffixes, strict=True)
             for failure in results.failures
             if (_label(failure.system, suffix), failure.seed) not in seen
         ),
         sources=tuple(
             Source(os.fspath(folder), results.environment, results.settings)
-            for folder, results in zip(folders, everything, strict=True)
+            for folder, results in zip(folders, inputs, strict=True)
         ),
     )
     return merged, predictions
 
 
 def _settings(results: Results) -> dict[str, Any]:
-    """What decides the numbers and is not said otherwise: `bico evaluate` calls the model itself the system."""
+    """Return the settings that determine the numbers, without those that the label of a run states anyway.
+
+    In results of `bico evaluate`, the system is the model itself, so the label states the model.
+    """
     settings = dict(results.settings)
     settings.pop("output_dir", None)
     if all(run.system == settings.get("model") for run in results.runs):
@@ -91,13 +93,13 @@ def _label(system: str, suffix: str) -> str:
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each folder, the settings in which any two folders differ: "steps 3000, layers 2"; "" where none do."""
+    """Return for each folder its values of the settings that differ, as in "steps 3000, layers 2"; "" if none do."""
     names = {name: None for own in settings for name in own}
     differing = [name for name in names if any(own.get(name) != settings[0].get(name) for own in settings)]
     return [", ".join(f"{name} {own.get(name, 'not recorded')}" for name in differing) for own in settings]
 
 
 def _folder_names(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The folders' names, or their paths where two have the same name."""
+    """Return the names of the folders, or their paths if two have the same name."""
     names = [Path(folder).resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [os.fspath(folder) for folder in folders]

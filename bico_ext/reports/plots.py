@@ -1,4 +1,4 @@
-"""The pictures of a report: accuracies, gaps, learning curves, losses. An objective looks the same in all of them."""
+"""The plots of a report: accuracies, gaps, learning curves and losses. A system looks the same in all of them."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from bico_ext.reports.gap import gaps
 from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, task_names
 from bico_ext.reports.records import Results, Run
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, with a grey in place of their black.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, with a grey in place of their black.
 COLOURS = {
     "bico": "#0072b2",
     "infill": "#d55e00",
@@ -22,22 +22,22 @@ COLOURS = {
     "bert": "#cc79a7",
     "new-token": "#56b4e9",
     "attended-pad": "#f0e442",
-    "ntp": "#777777",  # last, so that no other objective gets the colour of the control first
+    "ntp": "#777777",  # last, so that other systems get it only when all colours are in use
 }
-LINES = ("-", "--", ":", "-.")  # objectives of one colour differ in these
-PANELS_A_ROW = 4
+LINES = ("-", "--", ":", "-.")  # systems of the same colour have different lines
+PANELS_PER_ROW = 4
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an objective is drawn."""
+    """How a system is drawn."""
 
     colour: str
     line: str
 
 
 def styles(runs: Sequence[Run]) -> dict[str, Style]:
-    """A style for each label: the objective's own colour, or the next that fewest have; then another line.
+    """Return a style for each label: the system's own colour or the least used one, and a line not yet used with it.
 
     Example:
         >>> styles([Run("ntp", {}), Run("mine", {})])["mine"]
@@ -49,16 +49,19 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
         used = [style.colour for style in chosen.values()]
         colour = COLOURS.get(members[0].system)
         if colour is None:
-            colour = min(COLOURS.values(), key=lambda one: max(used.count(one), one in taken))
+            colour = min(COLOURS.values(), key=lambda candidate: max(used.count(candidate), candidate in taken))
         chosen[name] = Style(colour, LINES[used.count(colour) % len(LINES)])
     return chosen
 
 
 def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
-    """Bars of `contains`, a panel a task: the mean over seeds, each seed a dot, 95 % Wilson if only one, the ceiling.
+    """Draw `contains` as bars, with one panel per task.
+
+    A bar is the mean over seeds, with one dot per seed, or with the 95 % Wilson interval if there is only one. A
+    vertical line marks the ceiling.
 
     Returns:
-        True: there always are scores to draw. The other pictures return whether there was anything to draw.
+        True, because there are always scores. The other functions return whether there was anything to draw.
     """
     runs = results.runs
     groups, look = by_label(runs), styles(runs)
@@ -94,7 +97,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
 
 
 def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
-    """Each reverse task (hollow) beside its forward counterpart (full), as shares of their ceilings where all are known."""
+    """Draw each reverse task (hollow) and its forward counterpart (full), as shares of the ceilings if known."""
     rows = gaps(results)
     if not rows:
         return False
@@ -103,13 +106,13 @@ def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
     tasks = list(dict.fromkeys(row.task for row in rows))
     figure, panels = _panels(tasks, row_height=0.26 * len(groups) + 0.9, share_labels=True, width=3.6)
     for row in rows:
-        axes, place = panels[row.task], list(groups).index(row.label)
+        axes, height = panels[row.task], list(groups).index(row.label)
         forward, reverse = (row.forward_share, row.reverse_share) if as_shares else (row.forward, row.reverse)
         ends = [mean(forward or ()), mean(reverse or ())]
         colour = look[row.label].colour
-        axes.plot(ends, [place, place], color=colour, linewidth=1.5)
-        axes.plot(ends[:1], [place], "o", color=colour)
-        axes.plot(ends[1:], [place], "o", color=colour, markerfacecolor="white")
+        axes.plot(ends, [height, height], color=colour, linewidth=1.5)
+        axes.plot(ends[:1], [height], "o", color=colour)
+        axes.plot(ends[1:], [height], "o", color=colour, markerfacecolor="white")
         axes.set_title(f"{row.task} (hollow) and {row.counterpart} (full)", fontsize=9)
         axes.set_xlim(-0.04, max(1.04, *(end + 0.04 for end in ends), axes.get_xlim()[1]))
         _name_rows(axes, list(groups))
@@ -119,7 +122,7 @@ def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
 
 
 def draw_curves(results: Results, path: str | os.PathLike[str]) -> bool:
-    """`contains` over training, a panel a task: a thin line a run, a thick one for their mean."""
+    """Draw `contains` over training, with one panel per task, one thin line per run and a thick line for their mean."""
     runs = [run for run in results.runs if run.curve]
     if not runs:
         return False
@@ -142,7 +145,7 @@ def draw_curves(results: Results, path: str | os.PathLike[str]) -> bool:
 
 
 def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
-    """Training losses: next-token prediction and the objectives' own, which differ in what they predict."""
+    """Draw the training losses: next-token prediction, and the loss of the objective itself."""
     runs = [run for run in results.runs if run.losses]
     if not runs:
         return False
@@ -158,14 +161,14 @@ def draw_losses(results: Results, path: str | os.PathLike[str]) -> bool:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}")
     figure.supxlabel("optimizer step", fontsize=8)
-    figure.supylabel("training loss, nats a token", fontsize=8)
+    figure.supylabel("training loss, nats per token", fontsize=8)
     _legend(figure, panels.values())
     save(figure, path)
     return True
 
 
 def _lines(axes: Any, lines: Sequence[Sequence[tuple[int, float]]], style: Style, name: str) -> None:
-    """A thin line a run and the mean over the runs that have any, at the steps that all of those have."""
+    """Draw one thin line per run, and the mean of all runs that have points, at the steps that these have in common."""
     present = [dict(line) for line in lines if line]
     if not present:
         return
@@ -178,6 +181,7 @@ def _lines(axes: Any, lines: Sequence[Sequence[tuple[int, float]]], style: Style
 
 
 def _question(task: str) -> str:
+    """Return what a name/description task gives and asks for, such as "name → description"; "" for other tasks."""
     answer = ANSWERS.get(task)
     given = {"name": "description", "description": "name"}
     return f"{given[answer]} → {answer}" if answer else ""
@@ -186,11 +190,11 @@ def _question(task: str) -> str:
 def _panels(
     titles: Sequence[str], row_height: float, share_labels: bool = False, width: float = 2.3
 ) -> tuple[Any, dict[str, Any]]:
-    """A figure with a panel for each title, at most four a row; those of a row share the y axis."""
+    """Return a figure and its panels by title, at most four per row; the panels of a row share the y axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(titles), PANELS_A_ROW)
+    columns = min(len(titles), PANELS_PER_ROW)
     rows = -(-len(titles) // columns)
     figure = Figure((columns * width + 1.4 * share_labels, rows * row_height + 0.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -207,18 +211,18 @@ def _panels(
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
-    """The objectives from top to bottom."""
+    """Label the rows with the systems, from top to bottom."""
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _legend(figure: Any, panels: Iterable[Any]) -> None:
-    """One legend for all panels, beside them, each objective once."""
+    """Add one legend for all panels beside them, with one entry per system."""
     entries = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries, frameon=False, fontsize=8, loc="outside right center")
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with atomic_write(Path(path)) as partial:
         figure.savefig(partial, format="png")

@@ -1,4 +1,4 @@
-"""A probe as a person reads it: Markdown tables, a picture of the attention, a picture of the denoising losses."""
+"""The report of a probe: Markdown tables, a plot of the attention and a plot of the denoising losses."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,20 @@ from bico_ext.files import write_text
 from bico_ext.reports import plots
 
 COLOURS = {"causal": plots.COLOURS["ntp"], "bico": plots.COLOURS["bico"], "naive": plots.COLOURS["naive"]}
-STYLES = {"causal": "-", "bico": "--", "naive": ":"}  # causal and bico coincide for earlier keys
+LINES = {"causal": "-", "bico": "--", "naive": ":"}  # dashed, because causal and bico coincide for earlier keys
 GROUPS = "by_right_context"
 DIFFERENCES = ("bico - naive", "bico - causal")
 
 
 def write_probe_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
-    """Write `table.md`, `attention.png` and `denoising.png` into folder; return the tables.
+    """Write `table.md`, `attention.png` and `denoising.png`.
 
     Args:
-        results: what `probe.json` holds.
-        folder: is made where it does not exist.
+        results: the content of `probe.json`.
+        folder: the folder to write into; it is made if it does not exist.
+
+    Returns:
+        The content of `table.md`.
     """
     folder = Path(folder)
     text = tables(results)
@@ -30,10 +33,10 @@ def write_probe_report(results: Mapping[str, Any], folder: str | os.PathLike[str
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The probe in Markdown: attention by condition, denoising losses by length, and by context on the right.
+    """Return the tables in Markdown: attention by condition, denoising losses by length and by context on the right.
 
     Args:
-        results: what `probe.json` holds.
+        results: the content of `probe.json`.
     """
     settings, data = results["settings"], results["data"]
     lines = [
@@ -45,13 +48,13 @@ def tables(results: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for condition, profile in results["attention"].items():
-        met = [distance for distance in profile["rotary_distances"] if distance is not None]
+        distances = [distance for distance in profile["rotary_distances"] if distance is not None]
         logits = [_number(_mean_logit(profile, side)) for side in (-1, 1)]
         share = profile["mass_on_later_keys"]
-        lines.append(f"| {condition} | {min(met)} to {max(met)} | {share:.3f} | {' | '.join(logits)} |")
+        lines.append(f"| {condition} | {min(distances)} to {max(distances)} | {share:.3f} | {' | '.join(logits)} |")
     lines += [
         "",
-        "**Denoising loss** of the frozen model: nats a hidden token, mean over texts ± standard error; "
+        "**Denoising loss** of the frozen model: nats per hidden token, mean over texts ± standard error; "
         "differences are paired",
         "",
         *_losses("text", [(_length(record), record) for record in results["denoising"]]),
@@ -65,15 +68,15 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Rotary distance, attention mass and mean logit by the distance of the key; thin lines are single layers."""
+    """Draw rotary distance, attention and mean logit by the distance of the key; thin lines are single layers."""
     figure, ((rotation, mass, logits),) = _figure(12, 3.8, 1, 3)
     for condition, profile in attention.items():
-        look = {"color": COLOURS[condition], "linestyle": STYLES[condition]}
-        there = [place for place, pairs in enumerate(profile["pairs"]) if pairs]
-        distances = [profile["distances"][place] for place in there]
-        rotation.plot(distances, [profile["rotary_distances"][place] for place in there], label=condition, **look)
+        look = {"color": COLOURS[condition], "linestyle": LINES[condition]}
+        present = [index for index, pairs in enumerate(profile["pairs"]) if pairs]
+        distances = [profile["distances"][index] for index in present]
+        rotation.plot(distances, [profile["rotary_distances"][index] for index in present], label=condition, **look)
         for axes, name in ((mass, "mass"), (logits, "logits")):
-            layers = [[layer[place] for place in there] for layer in profile[name]]
+            layers = [[layer[index] for index in present] for layer in profile[name]]
             for layer in layers:
                 axes.plot(distances, layer, **look, linewidth=0.6, alpha=0.4)
             mean = [sum(values) / len(layers) for values in zip(*layers, strict=True)]
@@ -92,7 +95,10 @@ def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -
 
 
 def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """A row for each mask: losses and paired differences by length and by context on the right; bars: 1 s.e."""
+    """Draw losses and paired differences by length and by context on the right, with one row per mask.
+
+    Error bars are one standard error.
+    """
     masks = list(dict.fromkeys(record["mask"] for record in records))
     extremes = _extremes(records)
     figure, grid = _figure(14, 2.7 * len(masks), len(masks), 4)
@@ -101,7 +107,7 @@ def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike
         members = list(by_length.values())
         names = ["texts" if length is None else str(length) for length in by_length]
         for condition, colour in COLOURS.items():
-            look = {"color": colour, "linestyle": STYLES[condition], "label": condition}
+            look = {"color": colour, "linestyle": LINES[condition], "label": condition}
             _draw_estimates(losses, range(len(members)), [record["loss"][condition] for record in members], look)
             groups = by_length[extremes[0]][GROUPS]
             _draw_estimates(right_losses, _octaves(groups), [group["loss"][condition] for group in groups], look)
@@ -135,14 +141,14 @@ def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike
 
 
 def _draw_estimates(
-    axes: Any, places: Sequence[int], estimates: Sequence[Mapping[str, Any]], look: Mapping[str, Any]
+    axes: Any, positions: Sequence[int], estimates: Sequence[Mapping[str, Any]], look: Mapping[str, Any]
 ) -> None:
     means, errors = zip(*((estimate["mean"], estimate["se"] or 0) for estimate in estimates), strict=True)
-    axes.errorbar(places, means, yerr=errors, marker=".", capsize=2, **look)
+    axes.errorbar(positions, means, yerr=errors, marker=".", capsize=2, **look)
 
 
 def _octave(group: Mapping[str, Any]) -> int:
-    """0 for no token on the right, 1 for one, 2 for 2-3, 3 for 4-7, ..."""
+    """Return 0 for no token on the right, 1 for one, 2 for 2-3, 3 for 4-7, ..."""
     return int(group["to"]).bit_length()
 
 
@@ -151,6 +157,7 @@ def _octaves(groups: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _losses(first: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Return a table of losses as Markdown lines; `first` is the header of the column with the names of the rows."""
     columns = [first, "hidden", "texts", "hidden tokens", *COLOURS, *DIFFERENCES]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, record in rows:
@@ -162,21 +169,21 @@ def _losses(first: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[s
 
 
 def _extremes(records: Sequence[Mapping[str, Any]]) -> list[int | None]:
-    """The texts as they are and the longest packed sequences; these are shown by context on the right."""
+    """Return the two lengths that are shown by context on the right: texts as they are, and the longest sequences."""
     lengths = [record["length"] for record in records]
     return list(dict.fromkeys((lengths[0], lengths[-1])))
 
 
 def _mean_logit(profile: Mapping[str, Any], side: int) -> float | None:
-    """Over the pairs with n - m of that sign, and over the layers; None where there are none."""
-    places = [
-        place
-        for place, (distance, pairs) in enumerate(zip(profile["distances"], profile["pairs"], strict=True))
+    """Return the mean logit over the layers and the pairs whose n - m has the sign of `side`; None without pairs."""
+    present = [
+        index
+        for index, (distance, pairs) in enumerate(zip(profile["distances"], profile["pairs"], strict=True))
         if distance * side > 0 and pairs
     ]
-    total = sum(profile["pairs"][place] for place in places) * len(profile["logits"])
-    weighted = sum(layer[place] * profile["pairs"][place] for layer in profile["logits"] for place in places)
-    return weighted / total if total else None
+    count = sum(profile["pairs"][index] for index in present) * len(profile["logits"])
+    weighted = sum(layer[index] * profile["pairs"][index] for layer in profile["logits"] for index in present)
+    return weighted / count if count else None
 
 
 def _length(record: Mapping[str, Any]) -> str:
@@ -196,7 +203,7 @@ def _estimate(estimate: Mapping[str, float | None]) -> str:
 
 
 def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its axes, an array [rows, columns]."""
+    """Return a figure and its axes as an array [rows, columns]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

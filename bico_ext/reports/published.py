@@ -1,4 +1,4 @@
-"""Scores that others have published on the name/description tasks, shown beside ours and never averaged with them."""
+"""Scores that others published for the name/description tasks. Reports show them apart and never average them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ _BICO = "arXiv 2311.07468"
 
 @dataclass(frozen=True)
 class Published:
-    """What one publication says of one model.
+    """The scores of one model in one publication.
 
     Attributes:
-        model: the model and how it was trained.
-        source: where it is published.
-        scores: by task, as a share from 0 to 1; text, because some are only described.
+        model: the model and its training.
+        source: the publication.
+        scores: the share of right answers by task, 0 to 1; as text, because some are only described.
     """
 
     model: str

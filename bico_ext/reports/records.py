@@ -1,6 +1,6 @@
-"""What `results.json` and `predictions.jsonl` hold, as typed records; files of the first version are read, too.
+"""Typed records of `results.json` and `predictions.jsonl`; files of version 1 can be read, too.
 
-A *system* is a row of the comparison: an objective with a model and data. An *objective* is what its optimizer steps
+A *system* is a row of the comparison: an objective with a model and data. An *objective* is what the optimizer steps
 train.
 """
 
@@ -21,22 +21,23 @@ METRICS = {
     "bleu_char": "the paper's BLEU for descriptions: NLTK sentence_bleu on raw strings, that is on characters",
     "bleu": "BLEU on words (sacrebleu)",
 }
-ANY_WORDING = {  # only of tasks for descriptions that have several forms
+ANY_WORDING = {  # only for tasks that ask for descriptions in several forms
     "any_wording": "the answer contains a target that the task has for the same entity, in whichever of its wordings"
 }
 
-Prediction = Mapping[str, Any]  # a line of predictions.jsonl: "system", "seed" and the fields of an evaluated question
+# A line of predictions.jsonl: "system", "seed" and the fields of `bico_ext.evaluation.evaluate.Prediction`.
+Prediction = Mapping[str, Any]
 Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
 class TemplateData:
-    """One template of a task's questions.
+    """A template of a task's questions.
 
     Attributes:
-        n: questions.
-        reachable: share of their targets that the training text holds.
-        unseen_words: words of the template that no training text has.
+        n: the number of its questions.
+        reachable: the share of their targets that the training texts contain.
+        unseen_words: the words of the template that occur in no training text.
     """
 
     n: int
@@ -46,14 +47,14 @@ class TemplateData:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What is known of a task before any model is asked.
+    """The description of a task, which does not depend on any model.
 
     Attributes:
-        answer: what the targets are, "name" or "description".
-        n: questions.
-        reachable: share of their targets that the training text holds: the ceiling.
-        counterpart: of a reverse task, the forward task that asks the same kind of question.
-        templates: the same by template.
+        answer: the kind of its targets, "name" or "description".
+        n: the number of its questions.
+        reachable: the ceiling, that is the share of the targets that the training texts contain.
+        counterpart: for a reverse task, its forward counterpart.
+        templates: the descriptions of its templates.
     """
 
     answer: str
@@ -65,12 +66,12 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Data:
-    """The data set that was asked, as `bico_ext.evaluation.ceiling.reachable` describes it.
+    """The description of a data set, from `bico_ext.evaluation.ceiling.reachable`.
 
     Attributes:
-        name: of the set.
-        tasks: by name.
-        digest: of all its texts and questions; None in files of the first version.
+        name: the name of the data set.
+        tasks: the descriptions of its tasks, by name.
+        digest: the hash of all texts and questions; None in files of version 1.
     """
 
     name: str
@@ -80,15 +81,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Scores:
-    """A run's scores in one task; shares from 0 to 1, defined in `bico_ext.evaluation.metrics`.
+    """The scores of a run in one task: shares from 0 to 1, as `bico_ext.evaluation.metrics` defines them.
 
     Attributes:
-        n: questions.
+        n: the number of questions.
         contains, exact_match, bleu_char, bleu: the metrics of `METRICS`.
         contains_interval, exact_match_interval: 95 % Wilson intervals.
-        any_wording: the metric of `ANY_WORDING`, where the task has it.
-        templates, entities: `contains` by template and by entity, where the questions say so.
-        likelihood: the log-probability test, where it was made.
+        any_wording: the metric of `ANY_WORDING`, if the task has it.
+        templates, entities: `contains` by template and by entity, if the questions name them.
+        likelihood: the result of the log-probability test, if it was made.
     """
 
     n: int
@@ -106,23 +107,23 @@ class Scores:
 
 @dataclass(frozen=True)
 class Run:
-    """One system under one seed; or a model that was only evaluated, which has scores and little else.
+    """A system trained with one seed, or a model that was only evaluated, which has scores and little else.
 
     Attributes:
-        system: its name in the comparison, or the evaluated model.
-        tasks: scores by task.
+        system: the name of the system, or the evaluated model.
+        tasks: the scores by task.
         objective: what the optimizer steps train beside next-token prediction; None for an evaluated model.
-        seed: of weights, order and masks; None for an evaluated model.
-        mixing_probability: of the objective, per optimizer step.
-        texts: how many texts are to be learnt.
-        replayed: how many texts of the pre-training are read beside them.
-        threads: of the training.
-        train_seconds: without the questions asked in between.
-        parameters: of the model.
-        losses: {"step", "loss_ntp", "loss_<objective>"} at each logged step; None where the loss is not finite.
-        curve: {"step", "tasks": {task: contains}} during training.
-        label: what sets the run apart from others of its system in merged results.
-        data: what the run was asked, where merged results do not share their data.
+        seed: the seed of the weights, the data order and the masks; None for an evaluated model.
+        mixing_probability: the probability that an optimizer step trained the objective.
+        texts: the number of training texts, without replayed ones.
+        replayed: the number of replayed pre-training texts.
+        threads: the number of threads that trained.
+        train_seconds: the duration of the training, without the evaluations for the learning curve.
+        parameters: the number of parameters of the model.
+        losses: {"step", "loss_ntp", "loss_<objective>"} for each log entry; None where a loss is not finite.
+        curve: {"step", "tasks": {task: contains}} for each point of the learning curve.
+        label: the name of the run in merged results, which tells it apart from other runs of its system.
+        data: the data set of the run, if merged results do not share theirs.
     """
 
     system: str
@@ -142,13 +143,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What a report calls the run."""
+        """The name of the run in a report."""
         return self.label or self.system
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not finish, and why."""
+    """A run that did not finish, and its error."""
 
     system: str
     seed: int
@@ -157,7 +158,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Source:
-    """One of the folders that merged results come from."""
+    """A folder that merged results come from."""
 
     folder: str
     environment: Mapping[str, Any]
@@ -166,7 +167,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Results:
-    """All of `results.json`; of merged results `sources` say where the runs come from."""
+    """The content of `results.json`. In merged results, `sources` lists the folders that the runs come from."""
 
     runs: tuple[Run, ...]
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -176,42 +177,45 @@ class Results:
     sources: tuple[Source, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What `results.json` holds."""
+        """Return the content of `results.json`."""
         record = to_json(self)
-        runs = record.pop("runs", [])  # last, as they are long
+        runs = record.pop("runs", [])  # placed last, because they are long
         return {"schema_version": SCHEMA_VERSION, **record, "runs": runs}
 
 
 def to_json(value: Any) -> Any:
-    """A record ready for JSON, without the fields that are empty or not known; what the others hold stays as it is."""
+    """Return a record ready for JSON.
+
+    Fields of a record that are None or empty are left out. Mappings and sequences inside the fields keep all entries.
+    """
     if is_dataclass(value):
-        known = {one.name: getattr(value, one.name) for one in fields(value)}
-        return {name: to_json(one) for name, one in known.items() if one is not None and one != () and one != {}}
+        known = {part.name: getattr(value, part.name) for part in fields(value)}
+        return {name: to_json(entry) for name, entry in known.items() if entry is not None and entry not in ((), {})}
     if isinstance(value, Mapping):
-        return {name: to_json(one) for name, one in value.items()}
-    return [to_json(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: to_json(entry) for name, entry in value.items()}
+    return [to_json(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def data_from_json(value: Mapping[str, Any]) -> Data:
-    """The record of a data set, from what `ceiling.reachable` returns or `results.json` holds."""
+    """Return the record of a data set, from the result of `ceiling.reachable` or the content of `results.json`."""
     tasks = {}
     for name, task in value.get("tasks", {}).items():
         templates = {
-            template: TemplateData(one["n"], one["reachable"], tuple(one.get("unseen_words", ())))
-            for template, one in task.get("templates", {}).items()
+            template: TemplateData(known["n"], known["reachable"], tuple(known.get("unseen_words", ())))
+            for template, known in task.get("templates", {}).items()
         }
         tasks[name] = _record(TaskData, {**task, "templates": templates})
     return Data(value["name"], tasks, value.get("digest"))
 
 
 def scores_from_json(value: Mapping[str, Any]) -> Scores:
-    """The record of a task's scores, from what `Evaluation.summary` returns or `results.json` holds."""
+    """Return the record of a task's scores, from `Evaluation.summary` or the content of `results.json`."""
     intervals = {key: tuple(value[key]) for key in value if key.endswith("_interval")}
     return _record(Scores, {**value, **intervals})
 
 
 def run_from_json(value: Mapping[str, Any]) -> Run:
-    """The record of a run whose parts are known to be there."""
+    """Return the record of a run; the required keys must be there."""
     tasks = {name: scores_from_json(scores) for name, scores in value["tasks"].items()}
     parts: dict[str, Any] = {key: tuple(value.get(key) or ()) for key in ("losses", "curve")}
     if value.get("data"):
@@ -220,14 +224,14 @@ def run_from_json(value: Mapping[str, Any]) -> Run:
 
 
 def results_from_json(value: Any, where: str) -> Results:
-    """The records of a results file of either version.
+    """Return the records of a results file of either version.
 
     Args:
-        value: what the file holds.
-        where: the file, for messages.
+        value: the parsed content of the file.
+        where: the name of the file, for error messages.
 
     Raises:
-        ValueError: a part is missing or of the wrong kind, or the file is of a later version.
+        ValueError: a part is missing or has the wrong type, or the file is of a later version.
     """
     version = value.get("schema_version", 1) if isinstance(value, dict) else 1
     if version not in (1, SCHEMA_VERSION):
@@ -254,7 +258,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is broken, holds no runs or is of a later version; the text names the file and the defect.
+        ValueError: it is broken, holds no runs or is of a later version; the message names the file and the defect.
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
@@ -267,12 +271,12 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
 
 
 def read_predictions(folder: str | os.PathLike[str], results: Results) -> list[dict[str, Any]]:
-    """Read the `predictions.jsonl` of a folder; none if the file is missing.
+    """Read the `predictions.jsonl` of a folder; the result is empty if the file is missing.
 
-    `bico evaluate` asks a single model and does not write its name into each line: it is added.
+    `bico evaluate` evaluates a single model and does not write its name into each line, so the name is added here.
 
     Raises:
-        ValueError: a broken line, named.
+        ValueError: a line is broken; the message names it.
     """
     path = Path(folder) / "predictions.jsonl"
     if not path.is_file():
@@ -290,6 +294,7 @@ def read_predictions(folder: str | os.PathLike[str], results: Results) -> list[d
 
 
 def _check_run(run: Any, where: str) -> None:
+    """Raise an error if a run lacks its system, tasks or metrics."""
     if not isinstance(run, dict) or not isinstance(run.get("system"), str):
         raise ValueError(f"{where} must be an object that names its system, got {run!r:.60}")
     tasks = run.get("tasks")
@@ -303,6 +308,6 @@ def _check_run(run: Any, where: str) -> None:
 
 
 def _record(kind: type[Record], value: Mapping[str, Any]) -> Record:
-    """A dataclass from the keys that it has fields for."""
-    known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: one for key, one in value.items() if key in known})
+    """Return a dataclass made from the keys that are its fields; other keys are ignored."""
+    known = {part.name for part in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: entry for key, entry in value.items() if key in known})

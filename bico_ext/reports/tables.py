@@ -1,4 +1,4 @@
-"""The tables of a report, each once as rows of text, and how they are written in Markdown and in HTML."""
+"""The tables of a report, made once as rows of text and written as Markdown, HTML or plain text."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,8 @@ from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, 
 from bico_ext.reports.published import PUBLISHED
 from bico_ext.reports.records import ANY_WORDING, METRICS, Results, Run
 
-WORST_ENTITIES = 10  # how many a table names
-FIRST_STEPS = 100  # whose losses a table shows, before the last one
+WORST_ENTITIES = 10  # the number of entities in a table of the worst
+FIRST_STEPS = 100  # a table shows the losses of these steps, and the last one
 LIKELIHOODS = {
     "correct": "log p correct",
     "distractor": "log p wrong",
@@ -24,13 +24,13 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of plain text; the first column names the row.
+    """A table with cells of plain text; the first column names the row.
 
     Attributes:
         title: a few words.
-        columns: the header.
-        rows: as many cells each as there are columns.
-        note: what a reader must know to read it; may be empty.
+        columns: the cells of the header.
+        rows: the cells of each row, as many as there are columns.
+        note: the explanation that a reader needs; may be empty.
     """
 
     title: str
@@ -39,13 +39,13 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """The table in Markdown, with its title in bold and its note."""
+        """Return the table in Markdown, below its title in bold and its note."""
         header, *body = ("|".join(["", *map(_in_markdown, cells), ""]) for cells in (self.columns, *self.rows))
         title = f"**{self.title}**" + (f": {self.note}" if self.note else "")
         return "\n".join([title, "", header, "|---" * len(self.columns) + "|", *body]) + "\n"
 
     def text(self) -> str:
-        """The table for a terminal, its columns aligned."""
+        """Return the table for a terminal, with aligned columns."""
         widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
         lines = [
             "  ".join(["", *(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))]).rstrip()
@@ -54,7 +54,7 @@ class Table:
         return "\n".join([self.title, "", *lines, *(["", self.note] if self.note else [])]) + "\n"
 
     def html(self) -> str:
-        """The table as an HTML element, with its title and note as caption."""
+        """Return the table as an HTML element, with its title and note as the caption."""
         note = f": {html.escape(self.note)}" if self.note else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.columns)
         body = "\n".join(
@@ -69,7 +69,7 @@ class Table:
 
 
 def heading(results: Results) -> str:
-    """One line: the seeds, what the cells show, how many questions each task has, and which runs failed."""
+    """Return one line about the seeds, the meaning of the cells, the number of questions and the failed runs."""
     runs = results.runs
     several = any(len(members) > 1 for members in by_label(runs).values())
     single = any(len(members) == 1 for members in by_label(runs).values())
@@ -79,13 +79,13 @@ def heading(results: Results) -> str:
     parts += ["in brackets: 95 % Wilson interval of a single run"] if single else []
     items = (f"{task} {_joined({run.tasks[task].n for run in runs if task in run.tasks})}" for task in task_names(runs))
     sentence = "; ".join(parts)
-    failed = [f"{one.system} with seed {one.seed}" for one in results.failures]
-    missing = f" Failed, and in no table: {', '.join(failed)}." if failed else ""
+    failed = [f"{failure.system} with seed {failure.seed}" for failure in results.failures]
+    missing = f" These runs failed and are in no table: {', '.join(failed)}." if failed else ""
     return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}.{missing}"
 
 
 def summary_table(results: Results) -> Table:
-    """One table that fits a screen: `contains` by system and task, the gap of each reverse task, the ceiling last."""
+    """Return one table that fits on a screen: `contains` by system and task, with gaps, and the ceilings last."""
     runs = results.runs
     gap_of = {(row.task, row.label): row.gap for row in gaps(results)}
     counterparts = {row.task: row.counterpart for row in gaps(results)}
@@ -108,12 +108,12 @@ def summary_table(results: Results) -> Table:
     elif numbers:
         title += f", seed {numbers}"
     pairs = ", ".join(f"{counterpart} minus {task}" for task, counterpart in counterparts.items())
-    note = f"gap: {pairs}, forward counterpart minus reverse task" if counterparts else ""
+    note = f"gap: forward counterpart minus reverse task ({pairs})" if counterparts else ""
     return Table(title, ["system", *(cell for cells in columns for cell in cells)], rows, note)
 
 
 def score_tables(results: Results) -> list[Table]:
-    """Tasks by system, one table per metric; the published scores and the ceiling come with `contains`."""
+    """Return one table per metric; the ceilings and the published scores come with `contains`."""
     runs = results.runs
     tasks = task_names(runs)
     tables = []
@@ -131,7 +131,7 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def any_wording_tables(results: Results) -> list[Table]:
-    """Right answers in whichever wording, of the tasks where all runs have that score; none without such a task."""
+    """Return the table of answers that are right in any wording, for the tasks in which all runs have that score."""
     runs = results.runs
     ((metric, meaning),) = ANY_WORDING.items()
     tasks = [task for task in task_names(runs) if len(scores(runs, task, metric)) == len(scores(runs, task))]
@@ -140,7 +140,7 @@ def any_wording_tables(results: Results) -> list[Table]:
 
 
 def published_tables(results: Results) -> list[Table]:
-    """What others published of other models on the name/description tasks; none for other tasks."""
+    """Return the table of scores that others published for the name/description tasks; none for other tasks."""
     tasks = task_names(results.runs)
     rows = [
         [entry.model, *(entry.scores.get(task, NOTHING) for task in tasks), entry.source]
@@ -155,7 +155,7 @@ def published_tables(results: Results) -> list[Table]:
 
 
 def gap_tables(results: Results) -> list[Table]:
-    """Each reverse task beside its forward counterpart, raw and as shares of their ceilings."""
+    """Return one table per reverse task: its forward counterpart, the gap, and the same as shares of the ceilings."""
     tables: dict[str, list[list[str]]] = {}
     known = False
     for row in gaps(results):
@@ -176,21 +176,21 @@ def gap_tables(results: Results) -> list[Table]:
 
 
 def template_tables(results: Results) -> list[Table]:
-    """`contains` by template, one table a task that has templates."""
+    """Return `contains` by template, in one table for each task that has templates."""
     groups = by_label(results.runs)
     tables = []
     for task in task_names(results.runs):
         by_run = [_parts(run, task, "templates") for run in results.runs]
-        asked = [task_data(results, run, task) for run in results.runs]
-        known = [one.templates for one in asked if one]
-        templates = {template: None for one in (*known, *by_run) for template in one}
+        descriptions = [task_data(results, run, task) for run in results.runs]
+        described = [description.templates for description in descriptions if description]
+        templates = {template: None for entries in (*described, *by_run) for template in entries}
         if not any(by_run):
             continue
         rows = []
         for template in templates:
-            facts = [one[template] for one in known if template in one]
-            unseen = {word: None for one in facts for word in one.unseen_words}
-            cells = [_joined({one.n for one in facts}), _joined({f"{one.reachable:.2f}" for one in facts})]
+            data = [entries[template] for entries in described if template in entries]
+            unseen = {word: None for entry in data for word in entry.unseen_words}
+            cells = [_joined({entry.n for entry in data}), _joined({f"{entry.reachable:.2f}" for entry in data})]
             cells += [_over_parts(members, task, "templates", template) for members in groups.values()]
             rows.append([template, *cells, ", ".join(unseen)])
         columns = ["template", "items", "ceiling", *groups, "words unseen in training"]
@@ -199,29 +199,29 @@ def template_tables(results: Results) -> list[Table]:
 
 
 def entity_tables(results: Results) -> list[Table]:
-    """The entities that are answered worst, one table a task that has entities."""
+    """Return the entities with the lowest scores, in one table for each task that has entities."""
     groups = by_label(results.runs)
     tables = []
     for task in task_names(results.runs):
         by_run = [_parts(run, task, "entities") for run in results.runs]
-        everywhere: dict[str, list[float]] = {}
-        for one in by_run:
-            for entity, score in one.items():
-                everywhere.setdefault(entity, []).append(score)
-        if not everywhere:
+        by_entity: dict[str, list[float]] = {}
+        for entity_scores in by_run:
+            for entity, score in entity_scores.items():
+                by_entity.setdefault(entity, []).append(score)
+        if not by_entity:
             continue
-        worst = sorted(everywhere, key=lambda entity: mean(everywhere[entity]))[:WORST_ENTITIES]
+        worst = sorted(by_entity, key=lambda entity: mean(by_entity[entity]))[:WORST_ENTITIES]
         rows = [
             [entity, *(_over_parts(members, task, "entities", entity) for members in groups.values())]
             for entity in worst
         ]
-        note = f"contains, mean over seeds; the {len(worst)} of {len(everywhere)} with the lowest mean over all runs"
+        note = f"contains, mean over seeds; the {len(worst)} of {len(by_entity)} with the lowest mean over all runs"
         tables.append(Table(f"{task}, worst entities", ["entity", *groups], rows, note))
     return tables
 
 
 def likelihood_tables(results: Results) -> list[Table]:
-    """The log-probability test, one table a task that has wrong answers to compare with."""
+    """Return the log-probability test, in one table for each task that has wrong answers to compare with."""
     tables = []
     for task in task_names(results.runs):
         rows = []
@@ -234,15 +234,15 @@ def likelihood_tables(results: Results) -> list[Table]:
         if rows:
             columns = ["system", *LIKELIHOODS.values(), "p (t)", "p (KS)"]
             note = (
-                "log-probabilities of whole answers, correct against wrong; paired t-test and Kolmogorov-Smirnov, of "
-                "several seeds the largest p"
+                "log-probabilities of whole answers, correct against wrong; paired t-test and Kolmogorov-Smirnov test, "
+                "with the largest p over seeds"
             )
             tables.append(_with_seeds(results, Table(f"{task}, log-probability test", columns, rows, note)))
     return tables
 
 
 def loss_tables(results: Results) -> list[Table]:
-    """Training losses of the first steps and at the end, one table a kind of loss; none where none are known."""
+    """Return the training losses of the first steps and at the end, in one table for each kind of known loss."""
     tables = []
     for kind in LOSSES:
         logged = {
@@ -257,15 +257,15 @@ def loss_tables(results: Results) -> list[Table]:
                 rows.append([name, *map(_losses, [*steps, [log[-1][1] for log in logs]])])
         if rows:
             columns = ["system", *(f"step {step}" for step in first), "end"]
-            note = "training loss in nats a token, mean over the steps since the entry of the log before"
+            note = "training loss in nats per token, mean over the steps since the previous log entry"
             if kind == LOSSES[1]:
-                note += "; objectives differ in what they predict, so it is no measure to compare systems by"
+                note += "; not comparable between systems, because objectives predict different tokens"
             tables.append(_with_seeds(results, Table(f"loss, {kind}", columns, rows, note)))
     return tables
 
 
 def detail_tables(results: Results) -> dict[str, list[Table]]:
-    """What goes beyond the scores, by section of a report; sections may be empty."""
+    """Return the tables that go beyond the scores, by section of the report; sections may be empty."""
     return {
         "Templates and entities": [*template_tables(results), *entity_tables(results)],
         "Log-probabilities": likelihood_tables(results),
@@ -274,12 +274,12 @@ def detail_tables(results: Results) -> dict[str, list[Table]]:
 
 
 def _losses(values: Sequence[float | None]) -> str:
-    """Mean and spread; "NaN" if a run diverged."""
+    """Return the mean and the standard deviation, or "NaN" if a run diverged."""
     return "NaN" if None in values else _spread([value for value in values if value is not None])
 
 
 def _with_seeds(results: Results, table: Table) -> Table:
-    """The table with a column of seeds where the systems do not all have the same."""
+    """Return the table, with a column of seeds if the systems have different ones."""
     by_name = {name: seeds(members) for name, members in by_label(results.runs).items()}
     if len(set(map(tuple, by_name.values()))) < 2:
         return table
@@ -289,7 +289,7 @@ def _with_seeds(results: Results, table: Table) -> Table:
 
 
 def _over_seeds(runs: Sequence[Run], task: str, metric: str) -> str:
-    """Mean ± standard deviation; of a single run its Wilson interval, where the metric has one."""
+    """Return mean ± standard deviation; for a single run its value and, if the metric has one, its Wilson interval."""
     values = scores(runs, task, metric)
     if len(values) == 1:
         interval = next(getattr(run.tasks[task], f"{metric}_interval", None) for run in runs if task in run.tasks)
@@ -298,6 +298,7 @@ def _over_seeds(runs: Sequence[Run], task: str, metric: str) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Return the mean ± the standard deviation, which a single value does not have."""
     if not values:
         return NOTHING
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
@@ -313,12 +314,12 @@ def _of(reachable: float | None) -> str:
 
 
 def _joined(values: Iterable[object]) -> str:
-    """One value as it is; several, of merged runs on different data, side by side."""
+    """Return one value as it is, and several, from merged runs on different data, side by side."""
     return " / ".join(sorted(map(str, values))) or NOTHING
 
 
 def _parts(run: Run, task: str, kind: str) -> Mapping[str, Any]:
-    """A run's scores of a task by "templates" or "entities", or its "likelihood"; empty where it has none."""
+    """Return a run's scores of a task by "templates" or "entities", or its "likelihood"; empty if it has none."""
     return (getattr(run.tasks[task], kind) if task in run.tasks else None) or {}
 
 
@@ -329,7 +330,7 @@ def _over_parts(runs: Sequence[Run], task: str, kind: str, part: str) -> str:
 
 
 def _defined(tests: Sequence[Mapping[str, float | None]], key: str) -> list[float]:
-    """The values that there are: t has none where all differences are equal, a diverged model has no log p."""
+    """Return the values that are defined: t is not if all differences are equal, log p is not for a diverged model."""
     return [value for test in tests if (value := test[key]) is not None]
 
 

@@ -1,7 +1,7 @@
-"""Results files of the first version, in the words of the second.
+"""Conversion of results files of version 1 to the keys of version 2.
 
-The first version stored a run's system under "objective", and its objective under "trained" where the two differ; it
-called a forward counterpart "twin" and a template "frame".
+Version 1 stored a run's system under "objective", and its objective under "trained" if the two differed. It called a
+forward counterpart "twin" and a template "frame".
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _OLD_KEYS = {"twin": "counterpart", "frames": "templates"}
 
 
 def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A results file of the first version in the words of the second."""
+    """Return the content of a version 1 results file with the keys of version 2."""
     settings = _renamed(value.get("settings") or {}, {"objectives": "systems"})
     data = value.get("data")
     if data:
@@ -39,9 +39,9 @@ def _upgraded_run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_system(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A prediction or a failure of either version."""
+    """Return a prediction or a failure of either version with the keys of version 2."""
     return dict(value) if "system" in value else _renamed(value, {"objective": "system", "frame": "template"})
 
 
 def _renamed(value: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(key, key): one for key, one in value.items()}
+    return {names.get(key, key): entry for key, entry in value.items()}

@@ -1,4 +1,4 @@
-"""Gaps between forward and reverse, against numbers worked out by hand."""
+"""Gaps between reverse tasks and their forward counterparts, against numbers worked out by hand."""
 
 import made_up
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from bico_ext.reports.gap import gaps
 
 
-def test_a_reverse_task_stands_beside_its_counterpart_seed_by_seed():
+def test_a_gap_compares_the_two_tasks_seed_by_seed():
     row = gaps(made_up.typed(made_up.results()))[3]
     assert (row.label, row.task, row.counterpart) == ("bico", "D2N-reverse", "N2D")
     assert row.forward == (0.4, 0.8)
@@ -29,7 +29,7 @@ def test_old_results_have_gaps_but_no_shares():
     assert rows[1].forward_ceiling is rows[1].reverse_share is rows[1].share_gap is None
 
 
-def test_nothing_reachable_has_no_share():
+def test_a_ceiling_of_zero_gives_no_share():
     made = made_up.results()
     made["data"]["tasks"]["D2N-reverse"]["reachable"] = 0.0
     assert gaps(made_up.typed(made))[3].share_gap is None

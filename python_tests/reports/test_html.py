@@ -1,4 +1,4 @@
-"""The HTML page: valid, self-contained, and what a model writes stays text."""
+"""The HTML page is valid and self-contained, and the output of a model stays text."""
 
 import base64
 import re
@@ -7,20 +7,20 @@ from html.parser import HTMLParser
 import made_up
 import pytest
 
-from bico_ext.reports.html import page, sample
+from bico_ext.reports.html import html_page, sample
 
 VOID = {"meta", "img"}
 
 
 class Reader(HTMLParser):
-    """Checks that tags are balanced and keeps the text."""
+    """Checks that tags are balanced, and collects the text and the addresses."""
 
     def __init__(self, text):
         super().__init__()
         self.open, self.text, self.addresses = [], [], []
         self.feed(text)
         self.close()
-        assert not self.open, f"not closed: {self.open}"
+        assert not self.open, f"these tags are not closed: {self.open}"
 
     def handle_starttag(self, tag, attributes):
         self.addresses += [value for name, value in attributes if name in ("src", "href")]
@@ -36,17 +36,17 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def plot(tmp_path):
     path = tmp_path / "accuracy.png"
     path.write_bytes(b"\x89PNG and so on")
     return path
 
 
-def test_the_page_is_balanced_and_holds_everything(picture):
+def test_the_page_is_balanced_and_complete(plot):
     made = made_up.results()
-    text = page(made_up.typed(made), made_up.predictions(made), {"Accuracy": picture})
+    text = html_page(made_up.typed(made), made_up.predictions(made), {"Accuracy": plot})
     read = Reader(text)
-    assert read.addresses == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
+    assert read.addresses == ["data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode()]
     shown = "".join(read.text)
     for expected in (
         "bico-ext: ntp, bico on facts",
@@ -63,7 +63,7 @@ def test_the_page_is_balanced_and_holds_everything(picture):
     assert not re.search(r"https?://", text)
 
 
-def test_what_a_model_writes_is_escaped(picture):
+def test_the_output_of_a_model_is_escaped(plot):
     made = made_up.results()
     made["settings"]["model"] = "<img src=x>"
     made["runs"][0]["system"] = "<u>"
@@ -75,7 +75,7 @@ def test_what_a_model_writes_is_escaped(picture):
     ]
     for run in made["runs"]:
         run["tasks"]["<i>"] = run["tasks"]["D2N"]
-    text = page(made_up.typed(made), answers, {"<b>": picture})
+    text = html_page(made_up.typed(made), answers, {"<b>": plot})
     assert not re.search("<(script|u|i|img src=x)>", text)
     shown = "".join(Reader(text).text)
     assert shown.count(evil) >= 3
@@ -83,14 +83,14 @@ def test_what_a_model_writes_is_escaped(picture):
 
 
 def test_old_results_and_no_predictions():
-    text = page(made_up.typed(made_up.old_results()), [], {})
+    text = html_page(made_up.typed(made_up.old_results()), [], {})
     shown = "".join(Reader(text).text)
     assert "Not recorded in these results." in shown
     assert "No predictions were found" in shown
     assert "0.60 ± 0.28" in shown
 
 
-def test_samples_are_seeded_and_of_either_kind():
+def test_samples_are_seeded_and_hold_right_and_wrong_answers():
     rows = [{"contains": number < 8, "number": number} for number in range(20)]
     chosen = sample(rows, "bico D2N")
     assert [row["contains"] for row in chosen] == [True] * 5 + [False] * 5

@@ -1,4 +1,4 @@
-"""Several folders as one: what belongs together, what is kept apart, what is refused."""
+"""Merging folders: which runs belong together, which are kept apart and which are refused."""
 
 import json
 from dataclasses import replace
@@ -12,9 +12,9 @@ from bico_ext.reports.merge import merge
 from bico_ext.reports.records import Failure
 
 
-def only(made, objective=None, seed=None):
-    """The runs of one objective or one seed."""
-    runs = [run for run in made["runs"] if objective in (None, run["objective"]) and seed in (None, run["seed"])]
+def only(made, system=None, seed=None):
+    """Keep only the runs of one system, of one seed, or of both."""
+    runs = [run for run in made["runs"] if system in (None, run["objective"]) and seed in (None, run["seed"])]
     return made | {"runs": runs}
 
 
@@ -22,7 +22,7 @@ def runs_by_label(merged):
     return {name: [run.seed for run in runs] for name, runs in by_label(merged.runs).items()}
 
 
-def test_one_folder_is_itself(tmp_path):
+def test_a_single_folder_stays_as_it_is(tmp_path):
     made = made_up.results()
     folder = made_up.write(tmp_path, made)
     merged, predictions = merge([folder])
@@ -33,7 +33,7 @@ def test_one_folder_is_itself(tmp_path):
     assert len(predictions) == 64
 
 
-def test_seeds_and_objectives_of_the_same_settings_belong_together(tmp_path):
+def test_seeds_and_systems_of_the_same_settings_belong_together(tmp_path):
     made = made_up.results()
     first = made_up.write(tmp_path / "a", only(made, seed=0))
     second = made_up.write(tmp_path / "b", only(made, "bico", 1) | {"settings": {"data": "./facts", "steps": 10}})
@@ -42,12 +42,12 @@ def test_seeds_and_objectives_of_the_same_settings_belong_together(tmp_path):
     merged, _ = merge([first, second])
     assert merged.failures == (Failure(**failure),)
     again = made_up.write(tmp_path / "c", only(made, "ntp", 1) | {"settings": {"data": "./facts", "steps": 10}})
-    assert merge([first, second, again])[0].failures == (), "it has been run since"
+    assert merge([first, second, again])[0].failures == (), "the failed run has succeeded since"
     assert runs_by_label(merged) == {"ntp": [0], "bico": [0, 1]}
     assert [source.folder for source in merged.sources] == [first, second]
 
 
-def test_rows_say_which_settings_differ(tmp_path):
+def test_labels_state_the_settings_that_differ(tmp_path):
     made = made_up.results()
     more = made | {"settings": {"data": "facts", "steps": 3000, "layers": 2}}
     merged, predictions = merge(
@@ -62,7 +62,7 @@ def test_rows_say_which_settings_differ(tmp_path):
 
 
 @pytest.mark.parametrize("described", [True, False])
-def test_other_data_are_named_after_their_folder(described, tmp_path):
+def test_different_data_are_named_after_their_folders(described, tmp_path):
     made = made_up.results() if described else made_up.old_results()
     other = json.loads(json.dumps(made)) | {"settings": {"data": "poems", "steps": 20}}
     if described:
@@ -80,7 +80,7 @@ def test_other_data_are_named_after_their_folder(described, tmp_path):
     assert ceilings == ({"bico (a, c)": 0.5, "bico (b)": 0.25} if described else dict.fromkeys(ceilings))
 
 
-def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+def test_folders_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
     made = made_up.old_results()
     folders = [
         made_up.write(tmp_path / place / "out", only(made, "ntp", 0) | {"settings": {"data": place}})
@@ -89,14 +89,14 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
     assert list(runs_by_label(merge(folders)[0])) == [f"ntp ({folder})" for folder in folders]
 
 
-def test_a_run_that_is_there_twice_is_refused_with_both_places(tmp_path):
+def test_a_run_that_occurs_twice_is_refused_and_both_files_are_named(tmp_path):
     made = made_up.results()
     first, second = made_up.write(tmp_path / "a", made), made_up.write(tmp_path / "b", only(made, "bico", 1))
     with pytest.raises(ValueError, match=r"a/results.json and .*b/results.json both hold bico with seed 1 under the"):
         merge([first, second])
 
 
-def test_evaluated_models_are_told_apart_by_their_names_alone(tmp_path):
+def test_evaluated_models_are_told_apart_by_their_names(tmp_path):
     folders = []
     for model in ("model-a", "model-b"):
         made = only(made_up.old_results(), "ntp", 0)

@@ -1,4 +1,4 @@
-"""The pictures: something is drawn where there is something to draw, and a system keeps its colour."""
+"""The plots: each is drawn if there is anything to draw, and a system keeps its colour."""
 
 import made_up
 import pytest
@@ -7,18 +7,18 @@ from matplotlib.image import imread
 from bico_ext.reports.plots import COLOURS, draw_accuracy, draw_curves, draw_gaps, draw_losses, styles
 from bico_ext.reports.records import Run
 
-PICTURES = [draw_accuracy, draw_gaps, draw_curves, draw_losses]
+PLOTS = [draw_accuracy, draw_gaps, draw_curves, draw_losses]
 TWELVE = [*COLOURS, "w", "x", "y", "z"]
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
-@pytest.mark.parametrize("draw", PICTURES)
+@pytest.mark.parametrize("draw", PLOTS)
 def test_draws(draw, count, tmp_path):
     made = made_up.results({name: made_up.SCORES["bico"] for name in TWELVE[:count]})
     assert draw(made_up.typed(made), tmp_path / "p.png")
-    picture = imread(tmp_path / "p.png")
-    assert picture.shape[0] > 150
-    assert picture[..., :3].std() > 0.05, "an empty picture"
+    image = imread(tmp_path / "p.png")
+    assert image.shape[0] > 150
+    assert image[..., :3].std() > 0.05, "the plot is empty"
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 
 
@@ -36,9 +36,9 @@ def test_old_results_have_no_curves(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("draw", PICTURES)
-def test_missing_parts_leave_the_others(draw, tmp_path):
-    """A diverged run, a run without curve, a task and a template that only one run has."""
+@pytest.mark.parametrize("draw", PLOTS)
+def test_what_is_there_is_drawn_if_parts_are_missing(draw, tmp_path):
+    """One run has diverged, one has no curve, and one system has no scores in a task."""
     made = made_up.results()
     made["runs"][0]["losses"] = [{"step": 5, "loss_ntp": None}]
     made["runs"][1]["curve"] = []
@@ -46,7 +46,7 @@ def test_missing_parts_leave_the_others(draw, tmp_path):
     assert draw(made_up.typed(made), tmp_path / "p.png")
 
 
-def test_a_bar_is_as_long_as_its_score(tmp_path):
+def test_the_length_of_a_bar_is_its_score(tmp_path):
     areas = []
     for score in (0.4, 0.8):
         draw_accuracy(made_up.typed(made_up.old_results({"bico": {"D2N": (score, score)}})), tmp_path / "p.png")
@@ -67,4 +67,4 @@ def test_a_system_keeps_its_colour_and_variants_differ():
     assert look["x"].colour not in (COLOURS["bico"], COLOURS["ntp"])
     everyone = styles([Run(name, {}) for name in TWELVE])
     assert {name: everyone[name].colour for name in COLOURS} == COLOURS
-    assert len(set(everyone.values())) == 12, "no two look alike"
+    assert len(set(everyone.values())) == 12, "two systems look alike"

@@ -1,4 +1,4 @@
-"""The probe's tables and pictures, from a small result written out by hand."""
+"""The tables and plots of a probe, for small results written by hand."""
 
 import matplotlib.image
 import pytest
@@ -41,16 +41,16 @@ def results() -> dict:
     }
 
 
-def test_the_tables_say_what_was_measured(results):
+def test_the_tables_hold_the_measurements(results):
     lines = tables(results).splitlines()
     assert lines[0] == "Model m; training texts of facts; seed 7."
     assert "| causal | -1 to 0 | 0.000 | 2.000 | none |" in lines
     assert "| bico | -1 to 0 | 0.500 | 2.000 | 5.500 |" in lines
     assert "| naive | -1 to 1 | 0.125 | 2.000 | -5.500 |" in lines
-    whole = "4 | 5 | 3.000 ± 0.500 | 1.500 ± 0.500 | 2.000 ± 0.500 | -0.500 ± 0.500 | -1.500 ± 0.500 |"
+    expected = "4 | 5 | 3.000 ± 0.500 | 1.500 ± 0.500 | 2.000 ± 0.500 | -0.500 ± 0.500 | -1.500 ± 0.500 |"
     for name in ("texts as they are", "packed to 32", "packed to 64"):
         for mask in ("0.15", "single"):
-            assert f"| {name} | {mask} | {whole}" in lines
+            assert f"| {name} | {mask} | {expected}" in lines
     assert lines.count("| 1 | single | 1 | 5 | 3.000 | 1.500 | 2.000 | -0.500 | -1.500 |") == 2
     assert sum(line.startswith("| 2-3 | 0.15 | 4 | 5 | 3.000 ± 0.125") for line in lines) == 2
     assert [line for line in lines if line.startswith("By tokens")] == [
@@ -59,8 +59,8 @@ def test_the_tables_say_what_was_measured(results):
     ]
 
 
-def test_the_logits_of_a_side_are_weighted_by_pairs(results):
-    """3 pairs at one logit and 1 at another: (3 * 2 + 1 * 6) / 4."""
+def test_the_mean_logit_is_weighted_by_pairs(results):
+    """There are 3 pairs with logit 2 and one with logit 6: (3 * 2 + 1 * 6) / 4 = 3."""
     profile = {
         "distances": [-2, -1, 0],
         "pairs": [1, 3, 4],
@@ -71,14 +71,14 @@ def test_the_logits_of_a_side_are_weighted_by_pairs(results):
     assert "| causal | -2 to 0 | 0.000 | 3.000 | none |" in tables(results | {"attention": {"causal": profile}})
 
 
-def test_the_report_is_a_table_and_two_pictures(results, tmp_path):
+def test_the_report_is_one_file_of_tables_and_two_plots(results, tmp_path):
     text = write_probe_report(results, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"table.md", "attention.png", "denoising.png"}
     assert (tmp_path / "out" / "table.md").read_text() == text
     for name in ("attention", "denoising"):
-        picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
-        assert picture.shape[1] > 1000
-        assert picture.std() > 0.01, "blank"
+        image = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
+        assert image.shape[1] > 1000
+        assert image.std() > 0.01, "the plot is empty"
 
 
 def test_a_single_length_and_mask_is_enough(results, tmp_path):

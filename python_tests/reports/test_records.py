@@ -1,4 +1,4 @@
-"""Reading results: what is broken is named in one sentence."""
+"""Reading results: both versions can be read, and an error names the file and the defect."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_reads_back_what_was_written(tmp_path):
     assert results_from_json(json.loads(json.dumps(results.to_json())), "again") == results
 
 
-def test_no_results_are_named(tmp_path):
+def test_missing_results_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json: no such file; name folders that bico compare"):
         read_results(tmp_path / "nowhere")
 
@@ -76,14 +76,14 @@ def test_the_answers_of_bico_evaluate_belong_to_its_model(tmp_path):
     assert read_predictions(tmp_path, evaluated) == [row | {"system": "path/to/model"}]
 
 
-def test_tasks_stand_in_their_order_then_the_unknown_ones():
+def test_known_tasks_come_first_in_their_order():
     some = Scores(1, 1.0, 1.0, 1.0, 1.0)
     runs = [Run("a", {"other": some, "D2N-reverse": some}), Run("b", {"N2D": some, "more": some})]
     assert task_names(runs) == ["N2D", "D2N-reverse", "other", "more"]
 
 
-def test_the_first_version_says_objective_twin_and_frames(tmp_path):
-    """A whole file as version 0.1.0 wrote it, with a system whose objective has another name."""
+def test_files_of_version_1_can_be_read(tmp_path):
+    """The file is as version 0.1.0 wrote it, with a system whose objective has another name."""
     scores = {"n": 2, "contains": 0.5, "exact_match": 0.0, "bleu_char": 0.25, "bleu": 0.125, "frames": {"... is": 0.5}}
     asked = {"answer": "name", "twin": "D2N", "n": 2, "reachable": 1.0}
     asked["frames"] = {"... is": {"n": 2, "reachable": 1.0, "unseen_words": ["is"]}}

@@ -1,4 +1,4 @@
-"""The report as a whole: the files it writes, what it leaves alone, and the command."""
+"""The report as a whole: the files that it writes, the files that it does not touch, and the command."""
 
 import json
 
@@ -15,7 +15,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_report_stands_beside_its_results(tmp_path):
+def test_a_report_is_written_beside_its_results(tmp_path):
     made = made_up.results()
     made_up.write(tmp_path, made)
     summary = write_report(made_up.typed(made), tmp_path)
@@ -23,7 +23,7 @@ def test_a_report_stands_beside_its_results(tmp_path):
     assert summary == summary_table(made_up.typed(made))
     text = (tmp_path / "table.md").read_text()
     assert "| bico | 0.60 ± 0.28 | 0.90 ± 0.00 | 0.40 ± 0.14 | 0.20 ± 0.14 |" in text
-    assert "| Who is {}? | 6 | 1.00 | 0.00 | 0.20 |" in (tmp_path / "table.md").read_text()
+    assert "| Who is {}? | 6 | 1.00 | 0.00 | 0.20 |" in text
     assert "bico, D2N: 4 of 8 right" in (tmp_path / "report.html").read_text()
 
 
@@ -31,7 +31,7 @@ def test_old_results_have_no_curves_and_evaluations_no_losses_either(tmp_path):
     made = made_up.old_results()
     write_report(made_up.typed(made_up.results()), tmp_path)
     write_report(made_up.typed(made), tmp_path)
-    assert names(tmp_path) == set(FILES) - {"curves.png"}, "what no longer applies is removed"
+    assert names(tmp_path) == set(FILES) - {"curves.png"}, "the plot of the earlier report is removed"
     assert "by template" not in (tmp_path / "table.md").read_text()
     for run in made["runs"]:
         del run["losses"]
@@ -39,8 +39,8 @@ def test_old_results_have_no_curves_and_evaluations_no_losses_either(tmp_path):
     assert names(tmp_path) == set(FILES) - {"curves.png", "loss.png"}
 
 
-def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
-    """Two of them would be a formula to matplotlib, and "n_per_n" a broken one."""
+def test_a_dollar_in_a_name_stays_a_dollar(tmp_path):
+    """Between two dollars, matplotlib would read a formula, and here a broken one."""
     made = json.loads(json.dumps(made_up.results()).replace('"N2D-reverse"', '"gain_$_per_$_spent"'))
     write_report(made_up.typed(made), tmp_path)
     assert "gain_$_per_$_spent" in (tmp_path / "table.md").read_text()
@@ -61,32 +61,32 @@ def test_the_command_merges_and_touches_no_input(tmp_path, capsys):
         folders.append(made_up.write(tmp_path / f"seed{seed}", made | {"runs": runs}))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     out = tmp_path / "out"
-    for _ in range(2):  # over its own report, too
+    for _ in range(2):  # the second time over its own report
         assert main(["report", *folders, "--output-dir", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "bico       0.60 ± 0.28  0.90 ± 0.00  0.40 ± 0.14  0.50 ± 0.14  0.20 ± 0.14  0.40 ± 0.14" in shown
     assert f"In {out}:\n  table.md     every metric" in shown
-    assert "predictions.jsonl" not in shown, "no file that was not written"
+    assert "predictions.jsonl" not in shown, "this file was not written"
     assert names(out) == set(FILES)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert "bico, D2N: 4 of 8 right" in (out / "report.html").read_text()
 
 
-def test_other_peoples_folders_are_refused(tmp_path, capsys):
+def test_folders_with_other_files_are_refused(tmp_path, capsys):
     folder = made_up.write(tmp_path / "a", made_up.results())
-    with pytest.raises(FileExistsError, match=r"other things than a report \(predictions\.jsonl, results\.json\)"):
+    with pytest.raises(FileExistsError, match=r"files other than a report \(predictions\.jsonl, results\.json\)"):
         merged_report([folder], folder)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     assert main(["report", folder, "--output-dir", str(tmp_path / "thesis")]) == 1
-    assert "thesis holds other things than a report (thesis.tex); name another folder" in capsys.readouterr().err
+    assert "thesis holds files other than a report (thesis.tex); name another folder" in capsys.readouterr().err
     assert names(tmp_path / "thesis") == {"thesis.tex"}
     assert main(["report", folder, "--output-dir", f"{folder}/results.json"]) == 1
     assert "results.json cannot be made (File exists); name another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("{", "is broken")])
-def test_what_cannot_be_read_is_one_sentence(text, message, tmp_path, capsys):
+def test_results_that_cannot_be_read_are_named_in_one_sentence(text, message, tmp_path, capsys):
     folder = tmp_path / "a"
     folder.mkdir()
     if text:
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_one_sentence(text, message, tmp_path, capsys):
 
 
 def test_the_report_of_an_evaluated_model(tmp_path, capsys):
-    """`bico evaluate` names neither seed nor losses, and its predictions no objective."""
+    """`bico evaluate` writes no seed and no losses, and its predictions do not name the system."""
     made = made_up.old_results({"path/to/model": {"D2N": (0.5,)}})
     for name in ("seed", "losses", "train_seconds"):
         del made["runs"][0][name]

@@ -1,4 +1,4 @@
-"""The tables of a report, cell by cell against numbers worked out by hand."""
+"""The tables of a report, whose cells are compared with numbers worked out by hand."""
 
 import made_up
 import pytest
@@ -20,7 +20,7 @@ from bico_ext.reports.tables import (
 
 
 def cells(table):
-    """The rows by their first cell."""
+    """Return the rows of a table by their first cell."""
     return {row[0]: list(row[1:]) for row in table.rows}
 
 
@@ -34,10 +34,10 @@ def test_scores_are_means_and_standard_deviations_over_seeds():
     }
     assert published.title == "published, not ours"
     assert exact.title == "exact_match"
-    assert list(cells(exact)) == ["ntp", "bico"], "the ceiling is one of `contains`"
+    assert list(cells(exact)) == ["ntp", "bico"], "only `contains` has a ceiling"
 
 
-def test_one_table_fits_a_screen():
+def test_the_summary_fits_on_a_screen():
     table = summary_table(typed(made_up.results()))
     assert table.columns == ["system", "N2D", "D2N", "N2D-reverse", "gap", "D2N-reverse", "gap"]
     assert cells(table) == {
@@ -47,16 +47,16 @@ def test_one_table_fits_a_screen():
     }
     assert list(cells(table))[-1] == "(ceiling)"
     assert table.title.endswith("mean ± standard deviation over seeds 0, 1")
-    assert "D2N minus N2D-reverse, N2D minus D2N-reverse" in table.note
+    assert table.note.endswith("minus reverse task (D2N minus N2D-reverse, N2D minus D2N-reverse)")
     assert max(map(len, table.text().splitlines())) <= 120
 
 
-def test_one_run_of_data_without_reverse_tasks_on_a_screen():
+def test_the_summary_of_a_single_run_without_reverse_tasks():
     table = summary_table(typed(made_up.old_results({"ntp": {"next line": (0.5,)}})))
     assert table.text() == ("Share of answers that contain the target, seed 0\n\n  system  next line\n  ntp     0.50\n")
 
 
-def test_right_answers_in_any_wording_where_tasks_have_them():
+def test_answers_right_in_any_wording_have_a_table_if_all_runs_have_the_score():
     made = made_up.results()
     assert "any_wording" not in [table.title for table in score_tables(typed(made))]
     for run in made["runs"]:
@@ -81,7 +81,7 @@ def test_a_single_seed_comes_with_its_wilson_interval():
     assert cells(score_tables(typed(made))[0]) == {"bico": ["0.30"]}
 
 
-def test_the_heading_says_what_the_cells_are():
+def test_the_heading_explains_the_cells():
     items = "Test items: N2D 10, D2N 10, N2D-reverse 10, D2N-reverse 10."
     assert heading(typed(made_up.results())) == f"Seeds 0, 1; mean over seeds ± standard deviation. {items}"
     single = made_up.old_results({"ntp": {"D2N": (0.3,)}})
@@ -92,10 +92,10 @@ def test_the_heading_says_what_the_cells_are():
 
 def test_the_heading_names_the_runs_that_failed():
     failed = made_up.results() | {"failures": [{"system": "infill", "seed": 1, "error": "OSError: no room left"}]}
-    assert heading(typed(failed)).endswith(" D2N-reverse 10. Failed, and in no table: infill with seed 1.")
+    assert heading(typed(failed)).endswith(" These runs failed and are in no table: infill with seed 1.")
 
 
-def test_unequal_seeds_are_shown():
+def test_seeds_are_shown_if_systems_differ_in_them():
     made = made_up.results()
     del made["runs"][3]  # bico, seed 1
     contains = score_tables(typed(made))[0]
@@ -105,14 +105,14 @@ def test_unequal_seeds_are_shown():
     assert gap_tables(typed(made))[0].columns[1] == "seeds"
 
 
-def test_a_task_that_no_run_of_an_objective_has_is_left_blank():
+def test_a_task_that_no_run_of_a_system_has_is_left_blank():
     made = made_up.results()
     for run in made["runs"][2:]:
         del run["tasks"]["N2D"]
     assert cells(score_tables(typed(made))[0])["bico"] == ["-", "0.90 ± 0.00", "0.40 ± 0.14", "0.20 ± 0.14"]
 
 
-def test_gaps_raw_and_as_shares_of_the_ceilings():
+def test_gaps_of_scores_and_of_shares_of_the_ceilings():
     name, description = gap_tables(typed(made_up.results()))
     assert (name.title, description.title) == ("N2D-reverse against D2N", "D2N-reverse against N2D")
     assert cells(description)["bico"] == [
@@ -128,7 +128,7 @@ def test_gaps_raw_and_as_shares_of_the_ceilings():
     assert old.note.endswith("the ceilings are not recorded")
 
 
-def test_published_values_are_only_for_the_tasks_that_they_are_of():
+def test_published_scores_are_shown_for_their_tasks_only():
     (published,) = published_tables(typed(made_up.results()))
     assert cells(published)["GPT-3 175B, NTP"] == [
         "0.500",
@@ -190,13 +190,13 @@ def test_undefined_log_probabilities_are_left_out():
     ("text", "markdown", "html"),
     [("a|b", "a\\|b", "a|b"), ("a\nb", "a b", "a\nb"), ("<b>&", "\\<b>&", "&lt;b&gt;&amp;")],
 )
-def test_cells_are_text_in_either_language(text, markdown, html):
+def test_cells_are_escaped_in_markdown_and_html(text, markdown, html):
     table = Table("title", ["x", "y"], [["row", text]], "note")
     assert table.markdown() == f"**title**: note\n\n| x | y |\n|---|---|\n| row | {markdown} |\n"
     assert f"<tr><th>row</th><td>{html}</td></tr>" in table.html()
 
 
-def test_losses_are_those_of_the_first_steps_and_of_the_end():
+def test_loss_tables_show_the_first_steps_and_the_end():
     made = made_up.old_results()
     for run in made["runs"]:
         last = 500 if run["objective"] == "ntp" else 300
@@ -209,7 +209,7 @@ def test_losses_are_those_of_the_first_steps_and_of_the_end():
     diverged, other = (run for run in made["runs"] if run["objective"] == "bico")
     diverged["losses"][3]["loss_ntp"] = None
     for run in (diverged, other):
-        del run["losses"][1]["loss_bico"]  # no step of that kind was taken
+        del run["losses"][1]["loss_bico"]  # no step between the log entries trained the objective
     ntp, own = loss_tables(typed(made))
     assert ntp.columns == ["system", "step 50", "step 100", "end"]
     assert cells(ntp) == {
@@ -220,4 +220,4 @@ def test_losses_are_those_of_the_first_steps_and_of_the_end():
     assert cells(own) == {"bico": ["25.00 ± 0.00", "150.00 ± 0.00"]}
     for run in made["runs"]:
         run.pop("losses")
-    assert loss_tables(typed(made)) == [], "bico evaluate has none"
+    assert loss_tables(typed(made)) == [], "results of bico evaluate have no losses"
