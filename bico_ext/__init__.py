@@ -1,7 +1,7 @@
 """bico-ext: split-triangle RoPE attention and mask denoising against the reversal curse.
 
-`split_triangle_attention` is the op, `attach` plugs it into a Hugging Face Llama, `BicoTrainer` trains with it,
-`load_facts` reads facts and `evaluate` asks for them in both directions.
+`split_triangle_attention` is the op, `attach` plugs it into a Hugging Face Llama, and `BicoTrainer` trains with it.
+`load_facts` reads facts, and `evaluate` tests whether a model knows them in both directions.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Loaded when first asked for (PEP 562): torch and transformers take seconds to import, and the readers, the reports and
-# the reference must work where the compiled part is missing.
-_HOMES = {
+# Modules are imported when a name is first used (PEP 562). torch and transformers take seconds to import, and the
+# readers, the reports and the reference must work without the compiled part.
+_MODULES = {
     "BicoConfig": "training.config",
     "BicoTrainer": "training.trainer",
     "attach": "models.attach",
@@ -32,7 +32,7 @@ _HOMES = {
     "load_facts": "facts.loader",
     "split_triangle_attention": "ops.attention",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -42,8 +42,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("bico-ext")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""What a result was measured on: versions, instruction sets, threads, CUDA."""
+"""The environment that a result was measured in: versions, instruction sets, threads, CUDA."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ NOT_COMPILED = "none: bico_ext is here without its compiled part; see the README
 
 
 def describe() -> dict[str, Any]:
-    """Versions and machine, ready for JSON.
+    """Return the versions and the machine, ready for JSON.
 
     Example:
         >>> describe()["kernels"] in describe()["instruction_sets"]
@@ -42,12 +42,12 @@ def describe() -> dict[str, Any]:
 
 
 def _kernels() -> str:
-    """The instruction set whose kernels run here, or why none do."""
+    """Return the instruction set whose kernels run here, or the reason why none do."""
     if _C is None:
         return NOT_COMPILED
     try:
         return _C.chosen_instruction_set()
-    except RuntimeError as error:  # none for this CPU, or BICO_ISA names no such set: the rest is worth knowing
+    except RuntimeError as error:  # this CPU has none, or BICO_ISA is wrong; the other fields are still of use
         return f"none: {error}"
 
 

@@ -1,4 +1,4 @@
-"""Where the project is, for tests that read its files."""
+"""The path of the project, for tests that read its files."""
 
 from pathlib import Path
 
