@@ -20,7 +20,7 @@ namespace {
 
 constexpr size_t huge_page = size_t(2) << 20;
 
-// Large blocks are mapped, so that they go back to the system at once, and on huge pages where it has them.
+// Large blocks are mapped, so that they go back to the system at once. They lie on huge pages where it has them.
 void* allocate(size_t bytes) {
   if (bytes < huge_page) {
     void* block = std::aligned_alloc(64, bytes);
@@ -33,7 +33,7 @@ void* allocate(size_t bytes) {
   char* block = begin + (huge_page - reinterpret_cast<uintptr_t>(begin) % huge_page) % huge_page;
   if (block > begin) munmap(begin, size_t(block - begin));
   if (block - begin < ptrdiff_t(huge_page)) munmap(block + bytes, huge_page - size_t(block - begin));
-  madvise(block, bytes, MADV_HUGEPAGE);  // a wish: without it pages are small, no more
+  madvise(block, bytes, MADV_HUGEPAGE);  // only a hint: without it the pages are small
   return block;
 }
 
@@ -82,7 +82,7 @@ class FreeBlocks {
   }
 
  private:
-  static constexpr size_t most_held = size_t(64) << 20;  // bytes a thread
+  static constexpr size_t most_held = size_t(64) << 20;  // bytes of each thread
   using Blocks = std::multimap<size_t, void*>;
 
   void* remove(Blocks::iterator at) {

@@ -28,7 +28,8 @@ bool has_amx() {
 #ifdef BICO_EMULATE_AMX
   return has_avx512_bf16();
 #else
-  // Linux hands out the 8 KB of tile registers on request only: ARCH_REQ_XCOMP_PERM for XTILEDATA, once a process.
+  // Linux hands out the 8 KB of tile registers on request only: ARCH_REQ_XCOMP_PERM for XTILEDATA, once in each
+  // process.
   return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
          syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #endif

@@ -24,8 +24,8 @@ std::string find_missing_support(int device) {
   }
   if (shared < shared_limit) {
     return "bico-ext needs " + std::to_string(shared_limit) +
-           " bytes of shared memory a block, and cuda:" + std::to_string(device) + " has " + std::to_string(shared) +
-           "; use q.cpu()";
+           " bytes of shared memory in each block, and cuda:" + std::to_string(device) + " has " +
+           std::to_string(shared) + "; use q.cpu()";
   }
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe);

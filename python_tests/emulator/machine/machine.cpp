@@ -21,8 +21,7 @@ Block::Block(const Options& options, int threads, int shared_bytes)
     throw Violation("blocks must be whole warps, got " + std::to_string(threads) + " threads");
 }
 
-// Never inlined: a fiber that another operating system thread would continue must look again. None is, but the compiler
-// may not keep the address of a thread_local across a switch either.
+// Never inlined: the compiler must not keep the address of a thread_local across a switch of fibers.
 [[gnu::noinline]] Block& Block::here() {
   return *running;
 }
@@ -32,7 +31,8 @@ void Block::run(int64_t index, const std::function<void()>& kernel) {
   kernel_ = &kernel;
   violation_.clear();
   random_.seed(options_.seed * 1000003 + uint64_t(index));
-  // Allocated exactly, so that AddressSanitizer knows its end, and anew, so that nothing is left of the last block.
+  // Allocated with its exact size, so that AddressSanitizer knows its end, and for each block, so that nothing is left
+  // of the last one.
   shared_ = std::make_unique_for_overwrite<unsigned char[]>(shared_bytes_);
   std::memset(shared_.get(), poison, shared_bytes_);
   shadow_ = std::make_unique<Shadow>(shared_bytes_, threads());

@@ -1,4 +1,4 @@
-// A block of threads on the CPU: a fiber each, which run until they wait for another one.
+// A block of threads on the CPU. Each thread is a fiber, which runs until it waits for another one.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ class Block {
   void run(int64_t index, const std::function<void()>& kernel);
 
   // What follows is called from the threads.
-  static Block& here();  // the block of the thread that is running
+  static Block& here();  // the block of the running thread
   int thread() const { return current_; }
   int64_t index() const { return index_; }
   int threads() const { return int(threads_.size()); }

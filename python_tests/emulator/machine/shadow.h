@@ -1,8 +1,8 @@
-// What is known of each 2 bytes of a block's shared memory: who wrote and read them last, and when.
+// What is known about each 2 bytes of a block's shared memory: which threads wrote and read them last, and when.
 //
-// "When" is a vector clock: each thread counts its barriers and knows of every other thread up to which of its counts a
-// chain of barriers has brought that thread's work before its own. Two accesses that no such chain orders, of different
-// threads, one of them a write, are a race, whatever the schedule made of them.
+// "When" is a vector clock. Each thread counts its barriers. It also knows, for every other thread, the latest count
+// whose work a chain of barriers has put before its own. Two accesses of different threads, one of them a write, are a
+// race where no such chain orders them, whatever the schedule made of them.
 #pragma once
 
 #include <cstdint>

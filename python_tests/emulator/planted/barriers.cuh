@@ -25,7 +25,7 @@ void overwrite_without_barrier(const float* in, float* out) {
   store_shared(x + t, 0);
 }
 
-// The lane whose turn comes last, in one schedule: no schedule may hide that the others have read.
+// The writing lane runs last in one schedule: no schedule may hide that the others have read.
 template <bool broken>
 BICO_KERNEL(threads)
 void overwrite_by_last_lane(const float* in, float* out) {

@@ -1,5 +1,5 @@
-// What the kernels here have in common. Each has one planted bug where `broken`, which the emulator must catch, and is
-// correct otherwise, by a difference of one line.
+// What the kernels here have in common. Each has one planted bug where `broken`, which the emulator must find, and is
+// correct otherwise. The two differ by one line.
 //
 // All are launched with one block. `in` holds the numbers 0 to 255, `out` NaN.
 #pragma once
