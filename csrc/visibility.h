@@ -2,8 +2,8 @@
 // rotary frame the pair is scored.
 //
 // Functions have internal linkage: objects compiled for different instruction sets include this, and the linker must
-// not keep one instance for all (python_tests/test_instruction_sets.py looks for such instances). They are constexpr so
-// that CUDA kernels may call them too.
+// not keep one instance for all (python_tests/csrc/test_instruction_sets.py looks for such instances). They are
+// constexpr so that CUDA kernels may call them too.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@
 
 namespace bico::cpu {
 // Each instruction set has a namespace of its own: of equal symbols the linker would keep one, perhaps one that this
-// CPU cannot run. python_tests/test_instruction_sets.py checks the result.
+// CPU cannot run. python_tests/csrc/test_instruction_sets.py checks the result.
 inline namespace BICO_KERNEL_NAMESPACE {
 
 #ifdef __AVX512F__
