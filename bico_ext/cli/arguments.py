@@ -1,7 +1,7 @@
 """Parsing of command-line flags and YAML files into dataclasses."""
 
 import json
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ from transformers import HfArgumentParser
 
 
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """A help formatter that shows defaults and keeps the line breaks of the epilog."""
+    """A help formatter that shows defaults, but no None, and keeps the line breaks of the epilog."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = "") -> tuple[Any, ...]:

@@ -96,6 +96,8 @@ def test_help_describes_each_system(capsys):
     shown = capsys.readouterr().out
     for name, system in SYSTEMS.items():
         assert f"  {name:<17}{system.summary}\n" in shown
+    assert "(default: 1500)" in shown
+    assert "None" not in shown, "a default that a preset decides"
 
 
 def test_flags_override_yaml(tmp_path):
