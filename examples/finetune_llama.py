@@ -1,4 +1,4 @@
-"""Fine-tunes a Llama on facts that are stated in one direction, then asks for them in both.
+"""Fine-tunes a Llama on facts, then asks for those that were stated in one direction in both.
 
 python examples/finetune_llama.py                         # a tiny random Llama
 python examples/finetune_llama.py --model PATH --learning-rate 1e-4

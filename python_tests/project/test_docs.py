@@ -96,6 +96,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     assert names["trainer"].state.global_step == 2
     printed = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
     assert [type(answer) for answer in printed] == [str]
+    names["trainer"].save_model()
     assert LlamaForCausalLM.from_pretrained("out").config.hidden_size == 32
 
 
