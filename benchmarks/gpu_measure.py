@@ -85,7 +85,7 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> 
     try:
         meter.release()
         works = {PRODUCT: matrix_product(meter.device), **first_calls(case, meter, result)}
-        laps, failures = take_turns(works, meter, repetitions, most)
+        laps, failures = alternate(works, meter, repetitions, most)
     except Exception as error:  # after a fault in a kernel nothing else works; what is already recorded is kept
         result["left_out"]["the whole case"] = sentence(error)
         return result
@@ -149,7 +149,7 @@ def matrix_product(device: str) -> Work:
     return work
 
 
-def take_turns(
+def alternate(
     works: dict[str, Work], meter: Meter, repetitions: int, most: float
 ) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
     """Return the milliseconds of every lap of each work, round by round, and the errors of the works that failed.

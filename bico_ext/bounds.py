@@ -11,14 +11,17 @@ class Bound:
 
     holds: Callable[[float], bool]
     text: str
+    remedy: str = ""
 
 
-def _at_least(least: int) -> Bound:
-    return Bound(lambda value: value >= least, f"at least {least}")
+def _at_least(least: int, remedy: str = "") -> Bound:
+    return Bound(lambda value: value >= least, f"at least {least}", remedy)
 
 
 _SHARE = Bound(lambda value: 0 <= value <= 1, "in [0, 1]")
 _FINITE = Bound(lambda value: 0 <= value < math.inf, "0 or more, and finite")
+_SPANS = _at_least(1, "for no span use objective='ntp'")
+_SEGMENTS = _at_least(2, "for one segment use objective='ntp'")
 
 BOUNDS: dict[str, Bound] = {
     # Training
@@ -31,16 +34,18 @@ BOUNDS: dict[str, Bound] = {
     "pretrain_learning_rate": _FINITE,
     "weight_decay": _FINITE,
     "warmup_steps": _FINITE,
-    "replay": Bound(lambda value: 0 <= value < 1, "in [0, 1), a share of the fine-tuning texts"),
+    "replay": Bound(lambda value: 0 <= value < 1, "in [0, 1), a share of the fine-tuning texts", "0 leaves it out"),
     # Objectives
-    "infill_spans": _at_least(1),
-    "permute_segments": _at_least(2),  # one segment would be next-token prediction
+    "infill_spans": _SPANS,
+    "spans": _SPANS,
+    "permute_segments": _SEGMENTS,
+    "segments": _SEGMENTS,
     # Generation and evaluation
     "max_new_tokens": _at_least(1),
     "samples": _at_least(1),
     # The comparison
     "layers": _at_least(1),
-    "jobs": _at_least(1),
+    "jobs": _at_least(1, "leave it out for one per core"),
     "curve_points": _at_least(0),
 }
 
@@ -52,14 +57,17 @@ def check_bounds(**options: float | None) -> None:
         options: maps option names (keys of `BOUNDS`) to values. None stands for the default and is always accepted.
 
     Raises:
-        ValueError: a value is out of range; the message names the option, the range and the value.
+        ValueError: a value is out of range; the message names the option, the range, the value and the way out.
 
     Example:
         >>> check_bounds(steps=100, batch_size=None)
         >>> check_bounds(permute_segments=1)
         Traceback (most recent call last):
-        ValueError: permute_segments must be at least 2, got 1
+        ValueError: permute_segments must be at least 2, got 1; for one segment use objective='ntp'
     """
     for name, value in options.items():
         if value is not None and not BOUNDS[name].holds(value):
-            raise ValueError(f"{name} must be {BOUNDS[name].text}, got {value}")
+            bound = BOUNDS[name]
+            raise ValueError(
+                f"{name} must be {bound.text}, got {value}" + (f"; {bound.remedy}" if bound.remedy else "")
+            )

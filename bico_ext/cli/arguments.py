@@ -2,6 +2,8 @@
 
 import json
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +57,21 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
     only_config = ArgumentParser(f"bico {command}", add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", metavar="FILE")
     path = only_config.parse_known_args(arguments)[0].config
-    known = {flag.lstrip("-").replace("-", "_") for action in parser._actions for flag in action.option_strings}
-    from_file = [] if path is None else _as_flags(path, known)
+    second_names = {
+        alias.lstrip("-"): option.name
+        for config in configs
+        for option in fields(config)
+        for alias in option.metadata.get("aliases", ())
+    }
+    known = {action.dest for action in parser._actions}
+    from_file = [] if path is None else _as_flags(path, known, second_names)
     *parsed, _, unknown = parser.parse_args_into_dataclasses([*from_file, *arguments], return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return tuple(parsed)
 
 
-def _as_flags(path: str, known: set[str]) -> list[str]:
+def _as_flags(path: str, known: set[str], second_names: Mapping[str, str]) -> list[str]:
     """Return the options of a YAML file as flags, so that they are checked like flags."""
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -72,6 +80,11 @@ def _as_flags(path: str, known: set[str]) -> list[str]:
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold options as `name: value`, got {type(options).__name__}")
     options = {str(name).replace("-", "_"): value for name, value in options.items()}
+    for second, first in second_names.items():
+        if second in options:
+            if first in options:
+                raise ValueError(f"{path} has both {first} and {second}, two names of one option; leave one out")
+            options[first] = options.pop(second)
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"{path} has unknown options: {', '.join(unknown)}; --help lists the known ones")

@@ -24,6 +24,7 @@ from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.reports.records import Data, Failure, Results, Run, data_from_json, run_from_json, to_json
+from bico_ext.reports.version_1 import upgraded_run_file
 
 LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
 
@@ -146,9 +147,10 @@ def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
 
 def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
     """Return the finished runs in the order of the systems, and their predictions."""
-    records = [
-        record for file in (out / "runs").glob("*.json") for record in json.loads(file.read_text(encoding="utf-8"))
-    ]
+    records: list[dict[str, Any]] = []
+    for file in (out / "runs").glob("*.json"):
+        finished = json.loads(file.read_text(encoding="utf-8"))
+        records += upgraded_run_file(finished) if isinstance(finished, dict) else finished
     order = list(SYSTEMS)
     records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record["seed"]))
     predictions = [prediction for record in records for prediction in record["predictions"]]

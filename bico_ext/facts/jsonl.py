@@ -75,6 +75,9 @@ def parse_question(record: Any, where: str) -> Question:
     example = parse_example(record, where)
     if not example.completion.strip():  # every text contains a blank, so any model would get this question right
         raise ValueError(f"{where}: completion must hold the answer, got a blank")
+    for old, new in (("frame", "template"), ("twin", "counterpart")):
+        if old in record:
+            raise ValueError(f"{where}: key {old!r} is now called {new!r}; rename it")
     optional = {key: record[key] for key in ("entity", "template", "distractor") if record.get(key) is not None}
     for key, value in optional.items():
         _check_text(value, key, where)

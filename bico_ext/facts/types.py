@@ -13,8 +13,8 @@ Other data sets have other tasks. The task `<task>-reverse` always asks for the 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
 
 Answer = Literal["name", "description"]
 
@@ -81,6 +81,22 @@ class Task:
     counterpart: str | None = None
 
 
+# Digests stand in results files, so they keep the names that fields had when the first files were written.
+_HASHED_NAMES = {"template": "frame", "counterpart": "twin"}
+
+
+def _hashed_form(value: Any) -> str:
+    """Return the `repr` of a value, with fields of dataclasses under their hashed names."""
+    if is_dataclass(value):
+        parts = ((_HASHED_NAMES.get(part.name, part.name), getattr(value, part.name)) for part in fields(value))
+        return f"{type(value).__name__}({', '.join(f'{name}={_hashed_form(part)}' for name, part in parts)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_hashed_form, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_hashed_form(part)}' for key, part in value.items())}}}"
+    return repr(value)
+
+
 @dataclass(frozen=True)
 class FactData:
     """A training set and the tasks that test it.
@@ -107,7 +123,7 @@ class FactData:
     def digest(self) -> str:
         """Return a hash of all texts and questions (16 hex digits), which tells apart sets of the same name."""
         texts = (self.train, self.tasks, self.pretraining, self.other_order, self.one_order)
-        return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(_hashed_form(texts).encode(), digest_size=8).hexdigest()
 
 
 def is_reverse(task: str) -> bool:

@@ -101,7 +101,8 @@ def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
     context = model.config.get_text_config().max_position_embeddings
     if tokens > context:
         raise ValueError(
-            f"{what} needs {tokens} tokens, but the model's context is {context} (max_position_embeddings); {remedy}"
+            f"{what} needs {tokens} tokens, but the model's context is {context} (max_position_embeddings); "
+            + remedy.format(context=context)
         )
 
 

@@ -62,7 +62,7 @@ def permute(
         >>> sequence.input_ids, sequence.labels
         (tensor([2, 8, 7]), tensor([-100, -100,    7]))
     """
-    check_bounds(permute_segments=segments)
+    check_bounds(segments=segments)
     start, end = _text(input_ids, special_ids)
     text = input_ids[start:end]
     if len(text) < 2:

@@ -32,7 +32,7 @@ def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> Traini
         >>> infill(torch.tensor([2, 7]), torch.Generator()).span_ids
         tensor([0, 1], dtype=torch.int32)
     """
-    check_bounds(infill_spans=spans)
+    check_bounds(spans=spans)
     span_ids = torch.zeros_like(input_ids, dtype=torch.int32)
     labels = torch.full_like(input_ids, NO_LOSS)
     predictable = len(input_ids) - 1

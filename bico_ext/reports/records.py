@@ -161,8 +161,8 @@ class Source:
     """A folder that merged results come from."""
 
     folder: str
-    environment: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ def to_json(value: Any) -> Any:
 def data_from_json(value: Mapping[str, Any]) -> Data:
     """Return the record of a data set, from the result of `ceiling.reachable` or the content of `results.json`."""
     tasks = {}
-    for name, task in value.get("tasks", {}).items():
+    for name, task in (value.get("tasks") or {}).items():
         templates = {
-            template: TemplateData(known["n"], known["reachable"], tuple(known.get("unseen_words", ())))
-            for template, known in task.get("templates", {}).items()
+            template: TemplateData(known["n"], known["reachable"], tuple(known.get("unseen_words") or ()))
+            for template, known in (task.get("templates") or {}).items()
         }
         tasks[name] = _record(TaskData, {**task, "templates": templates})
     return Data(value["name"], tasks, value.get("digest"))
@@ -210,7 +210,7 @@ def data_from_json(value: Mapping[str, Any]) -> Data:
 
 def scores_from_json(value: Mapping[str, Any]) -> Scores:
     """Return the record of a task's scores, from `Evaluation.summary` or the content of `results.json`."""
-    intervals = {key: tuple(value[key]) for key in value if key.endswith("_interval")}
+    intervals = {key: tuple(value[key]) for key in value if key.endswith("_interval") and value[key] is not None}
     return _record(Scores, {**value, **intervals})
 
 
@@ -239,18 +239,21 @@ def results_from_json(value: Any, where: str) -> Results:
     runs = value.get("runs") if isinstance(value, dict) else None
     if not isinstance(runs, list) or not runs:
         raise ValueError(f"{where} must hold an object with a list of one or more runs, got {runs!r:.60}")
-    if version == 1:
-        value = upgraded(value)
-    for number, run in enumerate(value["runs"], 1):
-        _check_run(run, f"{where}: run {number}")
-    return Results(
-        tuple(map(run_from_json, value["runs"])),
-        value.get("environment") or {},
-        value.get("settings") or {},
-        data_from_json(value["data"]) if value.get("data") else None,
-        tuple(_record(Failure, failure) for failure in value.get("failures", ())),
-        tuple(_record(Source, source) for source in value.get("sources", ())),
-    )
+    try:
+        if version == 1:
+            value = upgraded(value)
+        for number, run in enumerate(value["runs"], 1):
+            _check_run(run, f"{where}: run {number}")
+        return Results(
+            tuple(map(run_from_json, value["runs"])),
+            value.get("environment") or {},
+            value.get("settings") or {},
+            data_from_json(value["data"]) if value.get("data") else None,
+            tuple(_record(Failure, failure) for failure in value.get("failures") or ()),
+            tuple(_record(Source, source) for source in value.get("sources") or ()),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} holds a record that lacks a part ({type(error).__name__}: {error})") from error
 
 
 def read_results(folder: str | os.PathLike[str]) -> Results:

@@ -18,6 +18,7 @@ PLOTS = {  # file: its title, and the function that draws it and returns whether
     "loss.png": ("Losses", plots.draw_losses),
 }
 FILES = ("report.html", "table.md", *PLOTS)
+_FORMER_FILES = ("details.md",)  # of earlier versions; its tables are in table.md now
 
 
 def markdown(results: Results) -> str:
@@ -72,7 +73,7 @@ def merged_report(folders: Sequence[str | os.PathLike[str]], output_dir: str | o
     """
     results, predictions = merge(folders)
     target = make_folder(output_dir)
-    others = sorted({path.name for path in target.iterdir()} - set(FILES))
+    others = sorted({path.name for path in target.iterdir()} - {*FILES, *_FORMER_FILES})
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise FileExistsError(f"output_dir {target} holds files other than a report ({some}); name another folder")
@@ -83,6 +84,8 @@ def _write(results: Results, predictions: Sequence[Prediction], folder: Path) ->
     import matplotlib  # imported here because it takes a second, which other commands should not pay
 
     write_text(folder / "table.md", markdown(results))
+    for name in _FORMER_FILES:
+        (folder / name).unlink(missing_ok=True)
     drawn = {}
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in the name of a task or folder is no formula
         for name, (title, draw) in PLOTS.items():

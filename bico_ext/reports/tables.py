@@ -11,6 +11,7 @@ from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, 
 from bico_ext.reports.published import PUBLISHED
 from bico_ext.reports.records import ANY_WORDING, METRICS, Results, Run
 
+MOST_TASKS_WITH_SPREAD = 5  # on a screen, beside the gaps
 WORST_ENTITIES = 10  # the number of entities in a table of the worst
 FIRST_STEPS = 100  # a table shows the losses of these steps, and the last one
 LIKELIHOODS = {
@@ -85,18 +86,26 @@ def heading(results: Results) -> str:
 
 
 def summary_table(results: Results) -> Table:
-    """Return one table that fits on a screen: `contains` by system and task, with gaps, and the ceilings last."""
+    """Return one table that fits on a screen: `contains` by system and task, mean gaps, and the ceilings last.
+
+    More than five tasks are shown without the spread over seeds.
+    """
     runs = results.runs
-    gap_of = {(row.task, row.label): row.gap for row in gaps(results)}
-    counterparts = {row.task: row.counterpart for row in gaps(results)}
+    rows_of_gaps = gaps(results)
+    gap_of = {(row.task, row.label): f"{mean(row.gap):.2f}" for row in rows_of_gaps}
+    counterparts = {row.task: row.counterpart for row in rows_of_gaps}
     columns = [[task, "gap"] if task in counterparts else [task] for task in task_names(runs)]
+    with_spread = len(columns) <= MOST_TASKS_WITH_SPREAD and any(
+        len(members) > 1 for members in by_label(runs).values()
+    )
     rows = []
     for name, members in by_label(runs).items():
         cells = [name]
         for task, *gap in columns:
-            cells.append(_spread(scores(members, task)))
+            values = scores(members, task)
+            cells.append(_spread(values if with_spread or not values else [mean(values)]))
             if gap:
-                cells.append(_spread(gap_of.get((task, name), ())))
+                cells.append(gap_of.get((task, name), NOTHING))
         rows.append(cells)
     ceilings = [[_ceilings(results, task), *([""] if gap else [])] for task, *gap in columns]
     if any(cells[0] != NOTHING for cells in ceilings):
@@ -104,7 +113,7 @@ def summary_table(results: Results) -> Table:
     numbers = ", ".join(map(str, seeds(runs)))
     title = "Share of answers that contain the target"
     if len(seeds(runs)) > 1:
-        title += f", mean ± standard deviation over seeds {numbers}"
+        title += f", mean {'± standard deviation ' if with_spread else ''}over seeds {numbers}"
     elif numbers:
         title += f", seed {numbers}"
     pairs = ", ".join(f"{counterpart} minus {task}" for task, counterpart in counterparts.items())

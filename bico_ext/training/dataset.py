@@ -132,7 +132,7 @@ class RowEncoder:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""
         if input_ids.ndim != 1:
             raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(input_ids.shape)}")
-        check_context(self.model, len(input_ids), name, "set max_length to cut long rows")
+        check_context(self.model, len(input_ids), name, "set max_length={context} to cut long rows")
         if not may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any():
             raise ValueError(
                 f"{name} has nothing to predict: it needs a token after the first that is not special, got "

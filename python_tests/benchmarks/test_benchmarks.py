@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like: peers that compute the op, turns, honest sums, and a record of all of it."""
+"""The benchmarks compare like with like: peers that compute the op, alternating calls, and a record of all of it."""
 
 import json
 import time
@@ -121,7 +121,7 @@ def test_the_named_cases_can_be_told_apart_and_are_measured_against_their_peer()
     assert "GiB" in cases.left_out(cases.sweep_case(32768), "two matrices")
 
 
-def test_calls_take_turns_and_the_first_round_warms_up():
+def test_calls_alternate_and_the_first_round_warms_up():
     said = []
     samples = measure.interleaved(
         {"a": lambda: said.append("a"), "b": lambda: said.append("b")}, 2, lambda: said.append("-")

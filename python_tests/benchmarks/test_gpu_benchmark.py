@@ -107,7 +107,7 @@ def test_a_failing_peer_is_recorded_and_so_is_ours(monkeypatch):
     assert len(gpu_measure.sentence(RuntimeError("x" * 1000))) == 400
 
 
-def test_ways_take_turns_and_one_that_fails_later_leaves_them():
+def test_ways_alternate_and_one_that_fails_later_leaves_them():
     said = []
 
     class Saying(CpuMeter):
@@ -125,11 +125,11 @@ def test_ways_take_turns_and_one_that_fails_later_leaves_them():
         return call
 
     works = {"a": work("a"), "b": work("b", fails_at=3), "c": work("c")}
-    samples, failures = gpu_measure.take_turns(works, Saying(), 3, math.inf)
+    samples, failures = gpu_measure.alternate(works, Saying(), 3, math.inf)
     assert "".join(said) == "-a-b-c" * 3 + "-a-c"
     assert {way: len(laps) for way, laps in samples.items()} == {"a": 3, "c": 3}  # the first round only warms up
     assert failures == {"b": "RuntimeError: b is out of memory"}
-    samples, _ = gpu_measure.take_turns({"a": work("a")}, CpuMeter(), 50, 0.0)
+    samples, _ = gpu_measure.alternate({"a": work("a")}, CpuMeter(), 50, 0.0)
     assert len(samples["a"]) == gpu_measure.LEAST_ROUNDS
 
 

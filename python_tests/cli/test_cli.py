@@ -88,6 +88,9 @@ def test_systems_have_a_second_name(tmp_path):
     path.write_text("output_dir: o\nobjectives: [ntp]\n")
     assert parse("compare", [CompareConfig], ["--config", str(path)])[0].systems == ["ntp"]
     assert parse("compare", [CompareConfig], ["--config", str(path), "--systems", "bert"])[0].systems == ["bert"]
+    path.write_text("output_dir: o\nobjectives: [ntp]\nsystems: [bico]\n")
+    with pytest.raises(ValueError, match="has both systems and objectives, two names of one option"):
+        parse("compare", [CompareConfig], ["--config", str(path)])
 
 
 def test_help_describes_each_system(capsys):
@@ -112,6 +115,7 @@ def test_flags_override_yaml(tmp_path):
     ("text", "message"),
     [
         ("sedes: [1]", "unknown options: sedes"),
+        ("no_bf16: true", "unknown options: no_bf16"),
         ("- a list", "must hold options as `name: value`, got list"),
         ("a: [1", "is not YAML"),
     ],

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from bico_ext.facts.distractors import draw_distractors
-from bico_ext.facts.jsonl import load_jsonl
+from bico_ext.facts.jsonl import load_jsonl, parse_question
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.types import TASKS, Example, FactData, Question, Task, counterpart_of
@@ -259,3 +259,14 @@ def test_distractors_are_kept_and_never_right():
     for seed in range(5):
         assert [one.distractor for one in draw_distractors(two_answers, seed)][:2] == [" c", " c"]
     assert draw_distractors([]) == ()
+
+
+def test_a_digest_outlives_the_renaming_of_fields():
+    """Results files of version 1, which called a template "frame", hold this digest of the same facts."""
+    assert load_facts("synthetic").digest() == "16343f73c9fa135f"
+
+
+@pytest.mark.parametrize(("old", "new"), [("frame", "template"), ("twin", "counterpart")])
+def test_old_keys_of_questions_are_refused(old, new):
+    with pytest.raises(ValueError, match=f"facts, line 1: key '{old}' is now called '{new}'; rename it"):
+        parse_question({"prompt": "Ada is", "completion": " a pilot", old: None}, "facts, line 1")

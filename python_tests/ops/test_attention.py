@@ -147,7 +147,7 @@ def test_strided_inputs_are_taken_as_they_are(attention, spans, dtype, D):
 
 THREADS = [
     Case("many-heads", S=300, Hq=4, Hkv=2, D=32, spans="infill", B=3),
-    Case("one-head", S=1100, Hq=1, Hkv=1, D=32, B=1),  # all threads at one unit: they take turns at grad_q
+    Case("one-head", S=1100, Hq=1, Hkv=1, D=32, B=1),  # all threads on one unit: they add to grad_q in order
     Case("one-head-causal-gqa", S=700, Hq=3, Hkv=1, D=16, B=1, spans="causal"),
     Case("packed", S=900, B=1, packed=(1, 300, 0, 40, 559), Hq=2, Hkv=2, D=64),
 ]
@@ -234,7 +234,7 @@ def test_nan_without_the_mirror(attention, where):
 
 
 def test_a_frame_that_nobody_uses_may_overflow(attention):
-    """k is finite as its own query sees it, in frame 0, and infinite in frame 1, which no query before it asks for."""
+    """k is finite as its own query sees it, in the plus frame, and infinite in the minus frame, which no query before it asks for."""
     angle = torch.tensor([0.2942, 0.0])  # atan(1 / 3.3)
     cos, sin = (f(angle)[None, :, None].expand(1, 2, 2) for f in (torch.cos, torch.sin))
     k = torch.tensor([[3.3e38, 1e38], [0.0, 0.0]]).view(1, 1, 2, 2)

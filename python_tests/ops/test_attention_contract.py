@@ -220,6 +220,6 @@ def test_backward_takes_any_strides_of_what_it_did_not_make():
     rest = (problem.cos, problem.sin, None, None, 0.5, True, False)
     out, lse = torch.ops.bico.attention_forward(*inputs, *rest)
     want = torch.ops.bico.attention_backward(problem.grad_out, None, *inputs, out, lse, *rest)
-    turned = [x.mT.contiguous().mT for x in (problem.grad_out, out)]
-    got = torch.ops.bico.attention_backward(turned[0], None, *inputs, turned[1], lse.mT.contiguous().mT, *rest)
+    transposed = [x.mT.contiguous().mT for x in (problem.grad_out, out)]
+    got = torch.ops.bico.attention_backward(transposed[0], None, *inputs, transposed[1], lse.mT.contiguous().mT, *rest)
     assert all(map(torch.equal, got, want))

@@ -1,12 +1,22 @@
 """Reading results: both versions can be read, and an error names the file and the defect."""
 
 import json
+from dataclasses import replace
 
 import made_up
 import pytest
 
 from bico_ext.reports.lookups import losses, task_names
-from bico_ext.reports.records import Run, Scores, read_predictions, read_results, results_from_json
+from bico_ext.reports.records import (
+    Run,
+    Scores,
+    Source,
+    read_predictions,
+    read_results,
+    results_from_json,
+    run_from_json,
+)
+from bico_ext.reports.version_1 import upgraded_run_file
 
 
 def test_reads_back_what_was_written(tmp_path):
@@ -107,3 +117,48 @@ def test_files_of_version_1_can_be_read(tmp_path):
     assert (prediction["system"], prediction["template"]) == ("glm-abi", "... is")
     assert "objective" not in prediction
     assert json.loads(json.dumps(results.to_json()))["schema_version"] == 2
+
+
+def test_version_1_may_lack_counterparts_and_give_each_run_its_data(tmp_path):
+    made = made_up.old_results()
+    asked = {"answer": "name", "n": 10, "reachable": 1.0}
+    data = {"name": "facts", "tasks": {"D2N": asked, "N2D-reverse": asked, "N2D": asked | {"twin": None}}}
+    made["runs"] = [run | {"data": data} for run in made["runs"]]
+    (tmp_path / "results.json").write_text(json.dumps(made | {"failures": None, "data": None}))
+    results = read_results(tmp_path)
+    assert results.failures == ()
+    tasks = results.runs[0].data.tasks
+    assert {name: task.counterpart for name, task in tasks.items()} == {"D2N": None, "N2D-reverse": "D2N", "N2D": None}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"failures": [{"system": "ntp"}]},
+        {"data": {"name": "facts", "tasks": {"D2N": {"answer": "name"}}}},
+        {"data": {"tasks": {}}},
+        {"settings": [1], "data": {"name": "facts", "tasks": [1]}},
+    ],
+)
+def test_records_that_lack_a_part_are_named_by_their_file(broken, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(made_up.results() | broken))
+    with pytest.raises(ValueError, match="results.json holds a record that lacks a part"):
+        read_results(tmp_path)
+
+
+def test_merged_results_survive_a_round_trip():
+    results = replace(made_up.typed(made_up.results()), sources=(Source("folder", {}, {}),))
+    assert results_from_json(json.loads(json.dumps(results.to_json())), "again") == results
+
+
+def test_run_files_of_version_1_are_upgraded():
+    scores = {"n": 2, "contains": 0.5, "exact_match": 0.0, "bleu_char": 0.25, "bleu": 0.125, "frames": {"... is": 0.5}}
+    row = {"objective": "glm-abi", "seed": 0, "task": "D2N", "frame": "... is"}
+    value = {"objective": "glm-abi", "trained": "abi", "seed": 0, "tasks": {"D2N": scores}, "predictions": [row]}
+    value |= {"losses": [{"step": 25, "loss_abi": 1.5}], "causal": {"tasks": {"D2N": scores}, "predictions": [row]}}
+    own, causal = upgraded_run_file(value)
+    assert (own["system"], own["objective"], causal["system"]) == ("glm-abi", "abi", "glm-abi, asked causally")
+    assert own["predictions"] == [{"system": "glm-abi", "seed": 0, "task": "D2N", "template": "... is"}]
+    assert causal["predictions"][0]["system"] == "glm-abi, asked causally"
+    assert run_from_json(own).tasks["D2N"].templates == run_from_json(causal).tasks["D2N"].templates == {"... is": 0.5}
+    assert (run_from_json(own).losses, run_from_json(causal).losses) == (({"step": 25, "loss_abi": 1.5},), ())

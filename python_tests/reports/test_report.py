@@ -18,8 +18,11 @@ def names(folder):
 def test_a_report_is_written_beside_its_results(tmp_path):
     made = made_up.results()
     made_up.write(tmp_path, made)
+    (tmp_path / "details.md").write_text("of an earlier version")
     summary = write_report(made_up.typed(made), tmp_path)
-    assert names(tmp_path) == {*FILES, "results.json", "predictions.jsonl"}
+    assert names(tmp_path) == {*FILES, "results.json", "predictions.jsonl"}, (
+        "no details.md, which earlier versions wrote"
+    )
     assert summary == summary_table(made_up.typed(made))
     text = (tmp_path / "table.md").read_text()
     assert "| bico | 0.60 ± 0.28 | 0.90 ± 0.00 | 0.40 ± 0.14 | 0.20 ± 0.14 |" in text
@@ -61,10 +64,12 @@ def test_the_command_merges_and_touches_no_input(tmp_path, capsys):
         folders.append(made_up.write(tmp_path / f"seed{seed}", made | {"runs": runs}))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "details.md").write_text("part of a report by an earlier version")
     for _ in range(2):  # the second time over its own report
         assert main(["report", *folders, "--output-dir", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "bico       0.60 ± 0.28  0.90 ± 0.00  0.40 ± 0.14  0.50 ± 0.14  0.20 ± 0.14  0.40 ± 0.14" in shown
+    assert "bico       0.60 ± 0.28  0.90 ± 0.00  0.40 ± 0.14  0.50  0.20 ± 0.14  0.40" in shown
     assert f"In {out}:\n  table.md     every metric" in shown
     assert "predictions.jsonl" not in shown, "this file was not written"
     assert names(out) == set(FILES)
@@ -111,6 +116,8 @@ def test_the_report_of_an_evaluated_model(tmp_path, capsys):
     assert main(["report", folder, "--output-dir", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "path/to/model  0.50\n" in shown
+    assert "results.json" not in shown, "no file that was not written"
+    assert "| path/to/model | 0.50 [0.05, 0.95] |" in (tmp_path / "out" / "table.md").read_text()
     assert names(tmp_path / "out") == {"report.html", "table.md", "accuracy.png"}
     assert "path/to/model, D2N: 2 of 4 right" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "scores" / "results.json").read_text()) == made

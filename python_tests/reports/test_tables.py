@@ -4,6 +4,7 @@ import made_up
 import pytest
 from made_up import typed
 
+from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.metrics import wilson_interval
 from bico_ext.reports.tables import (
     Table,
@@ -41,14 +42,24 @@ def test_the_summary_fits_on_a_screen():
     table = summary_table(typed(made_up.results()))
     assert table.columns == ["system", "N2D", "D2N", "N2D-reverse", "gap", "D2N-reverse", "gap"]
     assert cells(table) == {
-        "ntp": ["0.40 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.40 ± 0.00"],
-        "bico": ["0.60 ± 0.28", "0.90 ± 0.00", "0.40 ± 0.14", "0.50 ± 0.14", "0.20 ± 0.14", "0.40 ± 0.14"],
+        "ntp": ["0.40 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.90", "0.00 ± 0.00", "0.40"],
+        "bico": ["0.60 ± 0.28", "0.90 ± 0.00", "0.40 ± 0.14", "0.50", "0.20 ± 0.14", "0.40"],
         "(ceiling)": ["0.80", "1.00", "1.00", "", "0.50", ""],
     }
     assert list(cells(table))[-1] == "(ceiling)"
     assert table.title.endswith("mean ± standard deviation over seeds 0, 1")
     assert table.note.endswith("minus reverse task (D2N minus N2D-reverse, N2D minus D2N-reverse)")
-    assert max(map(len, table.text().splitlines())) <= 120
+    assert max(map(len, table.text().splitlines())) <= 100
+
+
+def test_the_summary_of_every_system_and_of_many_tasks_fits_too():
+    names = [*SYSTEMS, "glm-abi, asked causally"]
+    of_all = summary_table(typed(made_up.results({name: made_up.SCORES["bico"] for name in names})))
+    assert max(map(len, of_all.text().splitlines())) <= 100
+    many = {f"relation {number}": (0.5, 0.75) for number in range(6)}
+    table = summary_table(typed(made_up.old_results({"ntp": many})))
+    assert cells(table) == {"ntp": ["0.62"] * 6}, "without the spread"
+    assert table.title.endswith("mean over seeds 0, 1")
 
 
 def test_the_summary_of_a_single_run_without_reverse_tasks():
