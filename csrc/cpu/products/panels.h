@@ -77,16 +77,15 @@ bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head,
                   const PerFrame<Matrix<typename A::Operand>>& rows) {
   using T = typename A::Scalar;
   alignas(64) T row[most_head_dim], plus_row[most_head_dim], minus_row[most_head_dim];
-  const PerFrame<T*> rotated = {plus_row, minus_row};
   const int64_t padded = padded_head_dim(p);
-  for (const Frame frame : every_frame) std::fill_n(rotated[frame], padded, T(0));
+  std::fill_n(plus_row, padded, T(0));
+  std::fill_n(minus_row, padded, T(0));
   Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, T(scale), row);
-    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, rotated);
-    for (const Frame frame : every_frame) {
-      if (needs(frame, p.mirror)) narrow.row(rotated[frame], padded, rows[frame].row(i));
-    }
+    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, {plus_row, minus_row});
+    narrow.row(plus_row, padded, rows.plus.row(i));
+    if (needs(Frame::minus, p.mirror)) narrow.row(minus_row, padded, rows.minus.row(i));
   }
   for (const Frame frame : every_frame) {
     if (needs(frame, p.mirror)) zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows[frame]);

@@ -35,7 +35,7 @@ struct Rotation {
   }
 
   // to.plus = R(t) x and to.minus = R(-t) x, [0, head_dim) each.
-  void rotate(const T* x, int64_t head_dim, const PerFrame<T*>& to) const {
+  void rotate(const T* x, int64_t head_dim, PerFrame<T*> to) const {
     for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
       const auto pair = rotated<E>(x, i, j);
       set(to.plus + i, pair.plus_x()), set(to.plus + j, pair.plus_y());
@@ -46,7 +46,7 @@ struct Rotation {
 
   // x = R(t)^T from.plus + R(-t)^T from.minus: the gradient of a row from those in the two frames. from.minus may be
   // null.
-  void rotate_back(const PerFrame<const T*>& from, int64_t head_dim, T* x) const {
+  void rotate_back(PerFrame<const T*> from, int64_t head_dim, T* x) const {
     for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
       const auto from_plus = rotated<E>(from.plus, i, j);
       E at_i = from_plus.minus_x(), at_j = from_plus.minus_y();
