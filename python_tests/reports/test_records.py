@@ -142,7 +142,7 @@ def test_version_1_may_lack_counterparts_and_give_each_run_its_data(tmp_path):
 )
 def test_records_that_lack_a_part_are_named_by_their_file(broken, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(made_up.results() | broken))
-    with pytest.raises(ValueError, match="results.json holds a record that lacks a part"):
+    with pytest.raises(ValueError, match=r"results\.json holds a record that lacks a part"):
         read_results(tmp_path)
 
 
