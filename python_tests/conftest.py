@@ -4,6 +4,8 @@ import devices
 import pytest
 import torch
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # as doctest modules, where two of one name would clash
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

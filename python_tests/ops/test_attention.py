@@ -234,7 +234,7 @@ def test_nan_without_the_mirror(attention, where):
 
 
 def test_a_frame_that_nobody_uses_may_overflow(attention):
-    """k is finite in the plus frame, where its own query sees it, and infinite in the minus frame, which nobody needs."""
+    """k is finite in the plus frame, where its own query sees it, and infinite in the minus frame, which is unused."""
     angle = torch.tensor([0.2942, 0.0])  # atan(1 / 3.3)
     cos, sin = (f(angle)[None, :, None].expand(1, 2, 2) for f in (torch.cos, torch.sin))
     k = torch.tensor([[3.3e38, 1e38], [0.0, 0.0]]).view(1, 1, 2, 2)
