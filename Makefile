@@ -40,7 +40,7 @@ $(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirem
 demo: setup
 	$(BIN)/bico compare --data $(DATA) --output-dir $(OUT) --resume
 
-# One worker per core with one thread each: on 2 cores more than one and a half times as fast as two threads for each test.
+# One worker per core with one thread each: most tests are too small for two threads.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
