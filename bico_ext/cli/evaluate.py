@@ -15,7 +15,7 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json, write_json_lines, write_text
 from bico_ext.generation.inference import BATCH_SIZE
 from bico_ext.models import checkpoints
-from bico_ext.reports.records import Results, Run, data_from_json, scores_from_json
+from bico_ext.reports.records import Results, Run, data_from_json, tasks_from_json
 from bico_ext.reports.report import markdown
 from bico_ext.reports.tables import summary_table
 
@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> None:
     )
     record = Run(
         config.model,
-        tasks={name: scores_from_json(scores) for name, scores in evaluation.summary().items()},
+        tasks=tasks_from_json(evaluation.summary()),
         parameters=model.num_parameters(),
     )
     results = Results(

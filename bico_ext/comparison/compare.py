@@ -55,11 +55,12 @@ def compare(config: CompareConfig) -> Results:
     facts = select_facts(config, all_facts)
     check_facts(config, facts)
     check_model(config, facts)
-    data = data_from_json({**reachable(facts), "digest": all_facts.digest()})
+    digest = all_facts.digest()
+    data = data_from_json({**reachable(facts), "digest": digest})
     out = make_folder(config.output_dir)
-    _settings_for(out, config, all_facts.digest())  # before the lock is made, so that a foreign folder gets none
+    _settings_for(out, config, digest)  # before the lock is made, so that a foreign folder gets none
     with _locked(out):
-        settings = _settings_for(out, config, all_facts.digest())  # again: another comparison may just have ended
+        settings = _settings_for(out, config, digest)  # again: another comparison may just have ended
         write_json(out / "settings.json", settings)
         return _complete(out, config, data)
 

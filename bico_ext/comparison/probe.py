@@ -110,12 +110,13 @@ def encode(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Examp
     for number, text in enumerate(texts, start=1):
         ids = encode_text(tokenizer, text.text)
         check_context(model, len(ids), f"text {number}, {text.text!r:.60},", "leave it out or shorten it")
-        if not may_be_hidden(torch.tensor(ids), special).any():
+        sequence = torch.tensor(ids)
+        if not may_be_hidden(sequence, special).any():
             raise ValueError(
                 f"text {number} has no token to hide: after its first token it needs one that is not special, "
                 f"got {ids}; leave out the text {text.text!r:.60}"
             )
-        sequences.append(torch.tensor(ids))
+        sequences.append(sequence)
     return sequences
 
 

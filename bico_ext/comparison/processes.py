@@ -127,7 +127,7 @@ def _failure(process: Any, receiver: Connection) -> str | None:
 
 @contextlib.contextmanager
 def _children_with_threads(count: int) -> Iterator[None]:
-    """Set OMP_NUM_THREADS for the processes that are started in the block."""
+    """Set OMP_NUM_THREADS for the server of the processes, if the block starts it; torch's threads are set in each."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(count)
     try:

@@ -22,7 +22,7 @@ from bico_ext.facts.types import Task
 from bico_ext.files import write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.generation.greedy import generate
-from bico_ext.reports.records import Run, run_from_json
+from bico_ext.reports.records import Run, tasks_from_json
 from bico_ext.training.trainer import BicoTrainer
 
 CURVE_QUESTIONS = 60  # questions of each task, evenly spaced, per point of a learning curve: they take 1 to 2 seconds
@@ -85,21 +85,19 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
             progress=False,
             generator=generator,
         )
-        record = run_from_json(
-            {
-                "system": label,
-                "objective": system.objective,
-                "seed": seed,
-                "tasks": evaluation.summary(),
-                "mixing_probability": mixing,
-                "texts": len(new),
-                "replayed": len(replayed),
-                "threads": torch.get_num_threads(),
-                "train_seconds": round(train_seconds, 1),
-                "parameters": model.num_parameters(),
-                "losses": _losses(trainer) if label == name else (),
-                "curve": curve.points if label == name else (),
-            }
+        record = Run(
+            label,
+            tasks_from_json(evaluation.summary()),
+            objective=system.objective,
+            seed=seed,
+            mixing_probability=mixing,
+            texts=len(new),
+            replayed=len(replayed),
+            threads=torch.get_num_threads(),
+            train_seconds=round(train_seconds, 1),
+            parameters=model.num_parameters(),
+            losses=tuple(_losses(trainer)) if label == name else (),
+            curve=tuple(curve.points) if label == name else (),
         )
         predictions = [
             {"system": label, "seed": seed, **dataclasses.asdict(prediction)} for prediction in evaluation.predictions

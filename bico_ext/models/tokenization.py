@@ -86,7 +86,7 @@ def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
         model: a transformers causal LM, or a PEFT model around one.
         tokens: the number of tokens that are needed.
         what: what needs them, for the error message.
-        remedy: what the user can do about it, for the error message.
+        remedy: what the user can do about it, for the error message; "{context}" in it becomes the model's context.
 
     Raises:
         ValueError: `tokens` exceeds the model's `max_position_embeddings`.

@@ -208,19 +208,21 @@ def data_from_json(value: Mapping[str, Any]) -> Data:
     return Data(value["name"], tasks, value.get("digest"))
 
 
-def scores_from_json(value: Mapping[str, Any]) -> Scores:
-    """Return the record of a task's scores, from `Evaluation.summary` or the content of `results.json`."""
-    intervals = {key: tuple(value[key]) for key in value if key.endswith("_interval") and value[key] is not None}
-    return _record(Scores, {**value, **intervals})
+def tasks_from_json(value: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
+    """Return the scores by task, from `Evaluation.summary` or the content of `results.json`."""
+    tasks = {}
+    for name, scores in value.items():
+        intervals = {key: tuple(scores[key]) for key in scores if key.endswith("_interval") and scores[key] is not None}
+        tasks[name] = _record(Scores, {**scores, **intervals})
+    return tasks
 
 
 def run_from_json(value: Mapping[str, Any]) -> Run:
     """Return the record of a run; the required keys must be there."""
-    tasks = {name: scores_from_json(scores) for name, scores in value["tasks"].items()}
     parts: dict[str, Any] = {key: tuple(value.get(key) or ()) for key in ("losses", "curve")}
     if value.get("data"):
         parts["data"] = data_from_json(value["data"])
-    return _record(Run, {**value, **parts, "tasks": tasks})
+    return _record(Run, {**value, **parts, "tasks": tasks_from_json(value["tasks"])})
 
 
 def results_from_json(value: Any, where: str) -> Results:
