@@ -34,14 +34,15 @@ from typing import Any
 
 import gpu_measure
 import torch
-from gpu_cases import CASES, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase
-from gpu_measure import PRODUCT, CudaMeter, Meter, measure_case
+from gpu_cases import CASES, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase, attention, inputs
+from gpu_measure import PRODUCT, CudaMeter, Meter, both_passes, measure_case
 from measure import quartiles, ratios, spread, table
 
 from bico_ext.files import write_json, write_text
 from bico_ext.ops.attention import has_kernels
 
 RESULTS = Path(__file__).parent / "results"
+PROFILED = 4096  # tokens of the cases that a profiler watches
 CASE_SECONDS = 8.0  # no further round of a case starts after this time
 GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 COLUMNS = ("case", "B", "H", "pass", "call", "ms", "TFLOP/s", "of matmul", "ours / it", "extra MiB", "off ours")
@@ -177,6 +178,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="BASE", help="write BASE.json and BASE.md. Default: benchmarks/results/<gpu>-<date>"
     )
+    parser.add_argument("--lengths", type=int, nargs="+", metavar="S", help="only the cases of these lengths")
+    parser.add_argument("--once", action="store_true", help="only run ours once, forward and backward, for a profiler")
     options = parser.parse_args(arguments)
     if options.repetitions < 1 or options.budget <= 0:
         parser.error("--repetitions must be at least 1, and --budget more than 0 seconds")
@@ -192,17 +195,30 @@ def lacks() -> str | None:
     return None
 
 
+def once(cases: list[GpuCase]) -> None:
+    """Run ours forward and backward on the cases of 4096 tokens, for a profiler to watch."""
+    for case in cases:
+        if case.S == PROFILED and case.mask != "causal":
+            work = both_passes(attention(case, OURS, "cuda"), *inputs(case, "cuda"))
+            work(lambda: None)
+    torch.cuda.synchronize()
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if lacking := lacks():
         print(f"benchmarks/gpu.py needs {lacking}", file=sys.stderr)
         return 2
+    if options.once:
+        once(CASES)
+        return 0
     from bico_ext import environment  # imports transformers, which takes seconds
 
     gpu = torch.cuda.get_device_name()
     facts = {"cuda_runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **gpu_facts()}
     base = options.output or default_base(gpu)
-    record = run(CASES, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget)
+    cases = [case for case in CASES if options.lengths is None or case.S in options.lengths]
+    record = run(cases, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget)
     print(f"{conclusion(record)}\n{base}: .json and .md")
     return 0
 

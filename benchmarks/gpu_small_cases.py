@@ -43,6 +43,8 @@ class SmallCase:
 CASES = [
     SmallCase("bf16-spans-gqa", torch.bfloat16, 130, 64, 4, 2, B=2, spans=(-1, 0, 1, 2)),
     SmallCase("bf16-128-causal", torch.bfloat16, 67, 128, 2, 1, spans=(1,)),
+    SmallCase("bf16-96-spans", torch.bfloat16, 200, 96, 2, 1, spans=(0, 0, 0, -1)),
+    SmallCase("bf16-256", torch.bfloat16, 150, 256, 1, 1, spans=(0, 1)),
     SmallCase("bf16-blind", torch.bfloat16, 65, 64, 1, 1, spans=(-1,)),
     SmallCase("fp16-40-packed", torch.float16, 131, 40, 3, 1, spans=(0, 0, -1), packed=(1, 0, 63, 67)),
     SmallCase("fp32-16-interleaved", torch.float32, 67, 16, 2, 2, B=2, R=6, spans=(0, 1), interleaved=True),
@@ -114,8 +116,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="default: cuda")
     options = parser.parse_args(arguments)
-    wrong = [complaint for case in CASES for complaint in complaints(case, options.device)]
-    print("\n".join(wrong) or f"{len(CASES)} cases agree with the reference on {options.device}")
+    wrong = []
+    for deterministic in (False, True):  # the backward adds dQ in another way each
+        torch.use_deterministic_algorithms(deterministic)
+        mode = "deterministic" if deterministic else "free"
+        wrong += [f"{mode}: {complaint}" for case in CASES for complaint in complaints(case, options.device)]
+    torch.use_deterministic_algorithms(False)
+    print("\n".join(wrong) or f"{len(CASES)} cases agree with the reference on {options.device} in both modes")
     return 1 if wrong else 0
 
 

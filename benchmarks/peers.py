@@ -5,6 +5,7 @@ return out [B, H, S, D] with [B, S, H, D] memory, as SDPA and the op do.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,19 +43,28 @@ def two_matrices(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask
     return (weights @ v).transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def two_flash_calls(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Call causal flash attention twice: on the keys up to the query, and in reverse order on the later keys.
+def both_frames(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Return q, k, v of the call on the keys up to the query, then those of the call on the later keys.
 
     In reverse order, the keys after a query come before it. But causal attention would also include the query's own
     key. So the second call leaves out the last query, which has no later key, and the first key, which is later than no
     query. Then the causal mask covers exactly the later keys.
     """
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-    below = (rotate(q, cos, sin), rotate(k, cos, sin), v)
     query = rotate(q[:, :, :-1], cos[:, :-1], -sin[:, :-1])
     key = rotate(k[:, :, 1:], cos[:, 1:], -sin[:, 1:])
-    above = (query.flip(2), key.flip(2), v[:, :, 1:].flip(2))
-    return _TwoFlashCalls.apply(*below, *above)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v, query.flip(2), key.flip(2), v[:, :, 1:].flip(2)
+
+
+def two_flash_calls(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, frames: Callable[..., tuple[Tensor, ...]] = both_frames
+) -> Tensor:
+    """Call causal flash attention twice: on the keys up to the query, and in reverse order on the later keys.
+
+    Args:
+        frames: `both_frames`, compiled or not.
+    """
+    return _TwoFlashCalls.apply(*frames(q, k, v, cos, sin))
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
