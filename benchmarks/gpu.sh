@@ -180,6 +180,7 @@ for step in "${chosen[@]}"; do
   save
 done
 
+save
 echo "== verdict after $SECONDS s; everything is in $output"
 for step in "${chosen[@]}"; do
   printf '%-9s %-12s %4d s\n' "$step" "${result[$step]}" "${seconds[$step]}"
