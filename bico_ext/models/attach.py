@@ -6,7 +6,8 @@ and passes them to an attention function that it looks up by name. `attach` regi
 module's (cos, sin) to the function as a keyword argument and gives the module itself (ones, zeros), a rotation that
 changes nothing. The function therefore receives the un-rotated q and k together with the real tables. Without
 `span_ids` the function is transformers' own SDPA attention. `block_positions` replace (cos, sin) by those of
-two-dimensional positions, with or without `span_ids`.
+two-dimensional positions, with or without `span_ids`. `output_positions` are handled by a forward hook on the decoder,
+so that whatever the model does with its hidden states, it does with the selected ones only.
 """
 
 import inspect
@@ -44,11 +45,13 @@ def attach(model: Model) -> Model:
     Calls without `span_ids` (generation, left padding, KV cache) use transformers' SDPA attention, even if the model
     was loaded with another implementation.
 
-    A call takes two more arguments. `mirror=False` (only with `span_ids`; default True) keeps later keys in the plus
+    A call takes three more arguments. `mirror=False` (only with `span_ids`; default True) keeps later keys in the plus
     frame R(m), which is plain bidirectional RoPE attention. `block_positions`, int64 [B, 2, S], are the
     two-dimensional positions of ChatGLM-6B and replace `position_ids`: the first half of a head's pairs is rotated by
     the first position (in the text), the second half by the second position (in a block). Without `span_ids` they also
-    work with a KV cache.
+    work with a KV cache. `output_positions`, int64 [N], select tokens by their index in the flattened batch (row * S +
+    column): the decoder returns their last hidden states as [1, N, E], so that the logits are [1, N, V], and labels are
+    [1, N]. `bico_ext.objectives.training_sequence.labelled_only` makes both.
 
     `state_dict` and `config.json` do not change. A saved model is therefore a stock model; attach it again after
     loading. A model that is already attached is returned as it is. Two forwards of 32 random embeddings prove that
@@ -89,6 +92,7 @@ def attach(model: Model) -> Model:
     handles = [
         module.register_forward_pre_hook(partial(hook, pairing=pairing), with_kwargs=True) for module, hook in hooks
     ]
+    handles.append(inner.base_model.register_forward_hook(_output_hook, with_kwargs=True))
     attachment: Any = _Attachment(inner.config._attn_implementation, handles)
     inner._bico_attachment = attachment
     inner.set_attn_implementation(IMPLEMENTATION)
@@ -208,6 +212,14 @@ def _block_tables(decoder: nn.Module, kwargs: dict[str, Any], pairing: Pairing) 
     if not hasattr(inner, "rotary_emb"):
         raise TypeError(f"{name} has no rotary_emb module, which block_positions need; use position_ids")
     return block_tables(inner.rotary_emb, kwargs["block_positions"], pairing, inner.get_input_embeddings().weight.dtype)
+
+
+def _output_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of the decoder: keep the last hidden states at the call's `output_positions`."""
+    if kwargs.get("output_positions") is not None:
+        hidden = output.last_hidden_state.flatten(0, 1)  # [B * S, E]
+        output.last_hidden_state = hidden.index_select(0, kwargs["output_positions"])[None]  # [1, N, E]
+    return output
 
 
 def _attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, pairing: Pairing) -> Any:

@@ -5,12 +5,13 @@ determine which keys a query sees. A token with span id -1 is never a key, 0 is 
 token with s > 0 sees the context and the past of its own span. `bico_ext.ops.reference.visible` states this rule.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 NO_LOSS = -100  # the label that torch's cross entropy and transformers ignore
@@ -105,3 +106,31 @@ def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
     if not rows[0].mirror:
         batch["mirror"] = False
     return batch
+
+
+def labelled_only(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce a batch to the outputs that have a label, so that an attached model computes logits for no others.
+
+    The loss and its gradients stay the same. The labels become one row, in which output i still predicts labels[i + 1],
+    so every loss that shifts labels works on it. Call this before the batch goes to a GPU, where it would synchronise,
+    because the size of the result depends on the labels.
+
+    Args:
+        batch: what `pad` returns. N of its labels are at positions from 1 on; no output predicts those at position 0.
+
+    Returns:
+        The batch with labels int64 [1, N + 1], of which the first is -100, and output_positions int64 [N + 1], the
+        indices in the flattened batch of the outputs that predict them. The last of these predicts nothing.
+
+    Example:
+        >>> import torch
+        >>> labelled_only({"labels": torch.tensor([[-100, 7, -100], [-100, -100, 8]])})
+        {'labels': tensor([[-100,    7,    8]]), 'output_positions': tensor([0, 4, 0])}
+    """
+    labels = functional.pad(batch["labels"][:, 1:], (1, 0), value=NO_LOSS).flatten()
+    places = labels.ne(NO_LOSS).nonzero()[:, 0]
+    return {
+        **batch,
+        "labels": functional.pad(labels[places], (1, 0), value=NO_LOSS)[None],
+        "output_positions": functional.pad(places - 1, (0, 1)),
+    }

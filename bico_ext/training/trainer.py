@@ -29,7 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 from bico_ext.models.attach import attach, check_attached
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
-from bico_ext.objectives.training_sequence import NO_LOSS, pad
+from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pad
 from bico_ext.ops.attention import has_kernels
 from bico_ext.seeding import happens, stream_seed
 from bico_ext.training.config import BicoConfig
@@ -243,33 +243,45 @@ class BicoTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """As `Trainer.prediction_step` for next-token prediction; also store each row's loss under every objective."""
-        causal = self._batch(inputs, "ntp")
+        causal = self._batch(inputs, "ntp", all_outputs=not prediction_loss_only)
         loss, logits, labels = super().prediction_step(model, causal, False, ignore_keys)
-        self._keep_row_losses("ntp", inputs, logits[0] if isinstance(logits, tuple) else logits, causal["labels"])
+        self._keep_row_losses("ntp", inputs, causal, logits[0] if isinstance(logits, tuple) else logits)
         if self.args.objective != "ntp":
             batch = self._batch(inputs, self.args.objective, "evaluation masks")
-            objective_labels = batch.pop("labels")
+            unlabelled = {name: value for name, value in batch.items() if name != "labels"}
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**self._prepare_inputs(batch))
-            self._keep_row_losses(self.args.objective, inputs, outputs.logits, objective_labels)
+                outputs = model(**self._prepare_inputs(unlabelled))
+            self._keep_row_losses(self.args.objective, inputs, batch, outputs.logits)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
-    def _batch(self, rows: Rows, objective: str, *key: int | str) -> dict[str, Any]:
-        """Apply an objective to rows and pad them; the seed of a row depends on `key` and its index in the dataset."""
+    def _batch(self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False) -> dict[str, Any]:
+        """Apply an objective to rows and pad them; the seed of a row depends on `key` and its index in the dataset.
+
+        The model then computes logits only where there are labels, unless `all_outputs` are wanted. DataParallel cuts
+        a batch into rows, which flat positions would not survive.
+        """
         apply = self._objectives[objective]
         sequences = [
             apply(input_ids, self._generator.manual_seed(stream_seed(*key, index)))
             for input_ids, index in zip(rows.input_ids, rows.indices, strict=True)
         ]
-        return pad(sequences, self._pad_id)
+        batch = pad(sequences, self._pad_id)
+        return batch if all_outputs or self.args.n_gpu > 1 else labelled_only(batch)
 
-    def _keep_row_losses(self, objective: str, rows: Rows, logits: Any, labels: Tensor) -> None:
-        """Store the summed loss and the number of labels of each row."""
-        labels = labels[:, 1:].to(logits.device)
-        losses = cross_entropy(logits[:, :-1].float().mT, labels, reduction="none", ignore_index=NO_LOSS)
-        totals = losses.double().sum(1).tolist()  # [B]
-        tokens = labels.ne(NO_LOSS).sum(1).tolist()
-        self._row_losses[objective].update(zip(rows.indices, zip(totals, tokens, strict=True), strict=True))
+    def _keep_row_losses(self, objective: str, rows: Rows, batch: dict[str, Any], logits: Any) -> None:
+        """Store the summed loss and the number of labels of each row, from logits for all of the batch's outputs."""
+        count, length = batch["input_ids"].shape
+        labels = batch["labels"][:, 1:].flatten()
+        outputs = batch.get("output_positions", torch.arange(count * length)).view(batch["labels"].shape)[:, :-1]
+        losses = cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels.to(logits.device), reduction="none", ignore_index=NO_LOSS
+        )
+        row = outputs.flatten() // length  # of each loss
+        totals = torch.zeros(count, dtype=torch.float64).index_add(0, row, losses.double().cpu())
+        tokens = torch.zeros(count, dtype=torch.int64).index_add(0, row, labels.ne(NO_LOSS).long())
+        self._row_losses[objective].update(
+            zip(rows.indices, zip(totals.tolist(), tokens.tolist(), strict=True), strict=True)
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
