@@ -17,13 +17,13 @@ from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
 from bico_ext.comparison.processes import cores, run_all
-from bico_ext.comparison.run import run, run_folder
+from bico_ext.comparison.run import Finished, before_fine_tuning, run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.training_data import check_facts, select_facts
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json, write_json_lines
-from bico_ext.reports.records import Data, Failure, Results, Run, data_from_json, run_from_json, to_json
+from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
 
 LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
@@ -67,6 +67,9 @@ def compare(config: CompareConfig) -> Results:
 
 def _complete(out: Path, config: CompareConfig, data: Data) -> Results:
     """Make the missing runs, and write the results of all runs in the folder."""
+    before = out / "runs" / "before.json"
+    if config.model != "tiny" and not before.exists():
+        _write_finished(before, [before_fine_tuning(config)])
     missing = [
         (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
@@ -135,9 +138,12 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
     """Make one run in a worker process and write its results."""
-    finished = run(config, name, seed, [callback])
-    records = [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished]
-    write_json(_results_of(config, name, seed), records)
+    _write_finished(_results_of(config, name, seed), run(config, name, seed, [callback]))
+
+
+def _write_finished(file: Path, finished: list[Finished]) -> None:
+    """Write what `_collect` reads."""
+    write_json(file, [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished])
 
 
 def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
@@ -152,8 +158,8 @@ def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
     for file in (out / "runs").glob("*.json"):
         finished = json.loads(file.read_text(encoding="utf-8"))
         records += upgraded_run_file(finished) if isinstance(finished, dict) else finished
-    order = list(SYSTEMS)
-    records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record["seed"]))
+    order = [BEFORE, *SYSTEMS]
+    records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record.get("seed")))
     predictions = [prediction for record in records for prediction in record["predictions"]]
     return [run_from_json(record) for record in records], predictions
 

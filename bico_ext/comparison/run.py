@@ -12,17 +12,18 @@ import torch
 from transformers import TrainerCallback
 
 from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import starting_model
+from bico_ext.comparison.initial_models import initial_model, starting_model
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import make_trainer
 from bico_ext.comparison.training_data import entities, replayed_texts, select_facts
 from bico_ext.evaluation.evaluate import evaluate
+from bico_ext.evaluation.fluency import fluency
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Task
 from bico_ext.files import write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.generation.greedy import generate
-from bico_ext.reports.records import Run, tasks_from_json
+from bico_ext.reports.records import BEFORE, Fluency, Run, tasks_from_json
 from bico_ext.training.trainer import BicoTrainer
 
 CURVE_QUESTIONS = 60  # questions of each task, evenly spaced, per point of a learning curve: they take 1 to 2 seconds
@@ -98,6 +99,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
             parameters=model.num_parameters(),
             losses=tuple(_losses(trainer)) if label == name else (),
             curve=tuple(curve.points) if label == name else (),
+            fluency=_fluency(model, tokenizer) if config.model != "tiny" and generator is generate else None,
         )
         predictions = [
             {"system": label, "seed": seed, **dataclasses.asdict(prediction)} for prediction in evaluation.predictions
@@ -105,6 +107,27 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
         return Finished(record, predictions)
 
     return [evaluated(label, generator) for label, generator in generators.items()]
+
+
+def before_fine_tuning(config: CompareConfig) -> Finished:
+    """Evaluate the given model of a comparison as it is, before any system trains it."""
+    facts = select_facts(config, load_facts(config.data))
+    model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    evaluation = evaluate(
+        model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, likelihood=True, progress=False
+    )
+    record = Run(
+        BEFORE,
+        tasks_from_json(evaluation.summary()),
+        parameters=model.num_parameters(),
+        fluency=_fluency(model, tokenizer),
+    )
+    return Finished(record, [{"system": BEFORE, **dataclasses.asdict(entry)} for entry in evaluation.predictions])
+
+
+def _fluency(model: Any, tokenizer: Any) -> Fluency:
+    return Fluency(**fluency(model, tokenizer))
 
 
 def run_folder(config: CompareConfig, name: str, seed: int) -> Path:
