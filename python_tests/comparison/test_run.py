@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bico_ext.comparison.run as run_module
@@ -12,10 +13,13 @@ import bico_ext.comparison.trainer as trainer_module
 from bico_ext.comparison.compare import compare
 from bico_ext.comparison.run import run
 from bico_ext.comparison.systems import SYSTEMS
+from bico_ext.evaluation.evaluate import evaluate
+from bico_ext.evaluation.fluency import fluency
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import TASKS
-from bico_ext.reports.records import to_json
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.reports.records import Fluency, tasks_from_json, to_json
 from bico_ext.training.trainer import BicoTrainer
 
 
@@ -99,3 +103,37 @@ def test_replay_is_a_share_of_the_texts_as_far_as_there_are_enough(
         assert len(texts) == len(set(texts)) == len(new) + count
         assert {example.text for example in facts.pretraining}.issuperset(texts[len(new) :])
     assert (read[0] == read[1]) == (count == 0), "each seed draws other texts"
+
+
+@pytest.fixture
+def given_model(data, tmp_path):
+    """Save a small model and its tokenizer, as a user gives them, and return their folder."""
+    tokenizer = train_word_tokenizer([example.text for example in load_facts(data).train])
+    model = tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "given")
+    return str(tmp_path / "given")
+
+
+def test_a_given_model_is_also_measured_before_fine_tuning(config, data, given_model, tmp_path):
+    config = dataclasses.replace(config, model=given_model, systems=["ntp"], steps=2, curve_points=0)
+    before, ntp = compare(config).runs
+    assert (before.system, before.seed, ntp.system) == ("before fine-tuning", None, "ntp")
+    facts = load_facts(data)
+    for run_, folder in ((before, given_model), (ntp, tmp_path / "out" / "runs" / "ntp-seed0")):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        evaluation = evaluate(model, tokenizer, facts.tasks, max_new_tokens=4, likelihood=True, progress=False)
+        assert run_.tasks == tasks_from_json(evaluation.summary())
+        assert run_.fluency == Fluency(**fluency(model, tokenizer))
+    assert before.fluency != ntp.fluency
+
+    file = tmp_path / "out" / "runs" / "before.json"
+    written = file.stat().st_mtime_ns
+    results = compare(dataclasses.replace(config, seeds=[0, 1], resume=True))
+    assert [(run.system, run.seed) for run in results.runs] == [("before fine-tuning", None), ("ntp", 0), ("ntp", 1)]
+    assert file.stat().st_mtime_ns == written, "it was measured again"
+
+
+def test_a_model_trained_from_scratch_has_nothing_to_lose(config):
+    (ntp,) = compare(dataclasses.replace(config, systems=["ntp"], steps=2, curve_points=0)).runs
+    assert ntp.fluency is None
