@@ -149,18 +149,18 @@ def any_wording_tables(results: Results) -> list[Table]:
 
 
 def published_tables(results: Results) -> list[Table]:
-    """Return the table of scores that others published for the name/description tasks; none for other tasks."""
+    """Return the table of scores that others published for tasks of these results; none if there are none."""
     tasks = task_names(results.runs)
     rows = [
-        [entry.model, *(entry.scores.get(task, NOTHING) for task in tasks), entry.source]
+        [entry.model, *(entry.scores.get(task, NOTHING) for task in tasks), entry.metric, entry.source]
         for entry in PUBLISHED
         if any(task in entry.scores for task in tasks)
     ]
     note = (
-        "other, far larger, pre-trained models, fine-tuned on the facts of Berglund et al. and scored by their "
-        "authors' metrics; not measured here, not comparable number by number"
+        "other, larger, pre-trained models, fine-tuned on the facts of the publication and scored by its metric; not "
+        "measured here, not comparable number by number"
     )
-    return [Table("published, not ours", ["model", *tasks, "source"], rows, note)] if rows else []
+    return [Table("published, not ours", ["model", *tasks, "metric", "source"], rows, note)] if rows else []
 
 
 def gap_tables(results: Results) -> list[Table]:
