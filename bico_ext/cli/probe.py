@@ -23,7 +23,7 @@ class ProbeConfig:
     output_dir: str = field(metadata={"help": "Folder for probe.json, table.md, attention.png and denoising.png."})
     data: str = field(
         default="synthetic",
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."},
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."},
     )
     texts: str = field(
         default="train",

@@ -41,8 +41,12 @@ def permute(
     predicted. The model therefore also learns to predict what a sentence says first from what it says later, from left
     to right, as in generation.
 
-    The objective uses no label, parser or entity list, so cuts also fall within names and descriptions. Special tokens
-    at the start stay there. Those at the end are left out, because the new last segment need not end the text.
+    This is a variant of the random-segment reversal of reverse training (arXiv 2403.13799), which keeps the reverse
+    order and a separator between segments, and of permutation training (SPT, arXiv 2403.00758), whose segments a
+    language model finds. Here no label, parser or entity list is used, so cuts also fall within names and descriptions.
+
+    Special tokens at the start stay there. Those at the end are left out, because the new last segment need not end the
+    text.
 
     Args:
         input_ids: int64 [S].

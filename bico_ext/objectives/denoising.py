@@ -8,6 +8,8 @@ naive          never a key                      output i - 1   plus
 attended_pad   a key                            output i - 1   minus
 new_token      a key, with a new embedding      output i - 1   minus
 bert           never a key                      output i       minus
+
+`naive` is close to the masked next-token prediction of LLM2Vec (arXiv 2404.05961), whose placeholder is a key.
 """
 
 from collections.abc import Collection

@@ -1,4 +1,9 @@
-"""In-place span infilling, the extension of BICO that predicts whole spans."""
+"""In-place span infilling: MAGNET's visibility with the flipped rotation of BICO.
+
+In MAGNET (arXiv 2501.08648), too, context tokens see each other on both sides, and a span's tokens see the context and
+their own past. That output i predicts token i + 1 although later tokens are visible is LLM2Vec's masked next-token
+prediction (arXiv 2404.05961).
+"""
 
 import torch
 from torch import Generator, Tensor

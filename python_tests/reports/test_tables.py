@@ -81,6 +81,15 @@ def test_answers_right_in_any_wording_have_a_table_if_all_runs_have_the_score():
     assert "any_wording" not in [table.title for table in score_tables(typed(made))]
 
 
+def test_echoes_have_a_table_of_their_own():
+    made = made_up.results()
+    for run in made["runs"]:
+        run["tasks"]["N2D-reverse"]["echo"] = 0.25
+    table = score_tables(typed(made))[1]
+    assert (table.title, table.columns) == ("echo", ["system", "N2D-reverse"])
+    assert cells(table)["ntp"] == ["0.25 ± 0.00"]
+
+
 def test_a_single_seed_comes_with_its_wilson_interval():
     made = made_up.old_results({"bico": {"D2N": (0.3,)}})
     low, high = wilson_interval(3, 10)
@@ -147,11 +156,13 @@ def test_published_scores_are_shown_for_their_tasks_only():
         "0.967",
         "0.000",
         "0.001",
+        "exact match",
         "Berglund et al., arXiv 2309.12288",
     ]
-    assert cells(published)["Llama, BICO"] == ["-", "-", "about 0.70", "hardly moves", "arXiv 2311.07468"]
+    assert cells(published)["Llama, BICO"][:4] == ["-", "-", "about 0.70", "hardly moves"]
     assert cells(published)["GLM, ABI"][2] == "about 0.80"
     assert "not measured here" in published.note
+    assert "Llama 3.2 1B Instruct, NTP" not in cells(published), "it has no score in these tasks"
     assert published_tables(typed(made_up.old_results({"ntp": {"next line": (0.5,)}}))) == []
 
 
