@@ -9,7 +9,7 @@ from typing import Any
 from bico_ext.reports.gap import gaps
 from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, seeds, task_data, task_names
 from bico_ext.reports.published import PUBLISHED
-from bico_ext.reports.records import ANY_WORDING, METRICS, METRICS_OF_SOME_TASKS, Fluency, Results, Run
+from bico_ext.reports.records import METRICS, METRICS_OF_SOME_TASKS, Fluency, Results, Run
 
 MOST_TASKS_WITH_SPREAD = 5  # on a screen, beside the gaps
 WORST_ENTITIES = 10  # the number of entities in a table of the worst
