@@ -37,7 +37,7 @@ def test_facts_in_one_order_are_needed_to_train_on_them(given, tmp_path):
     (tmp_path / "facts").mkdir()
     for name in ("train", "N2D"):
         (tmp_path / "facts" / f"{name}.jsonl").write_text('{"prompt": "Ada", "completion": " wrote."}\n')
-    with pytest.raises(ValueError, match="has no training texts of facts in one order only .*; use facts='all'"):
+    with pytest.raises(ValueError, match=r"has no training texts of facts in one order only .*; use facts='all'"):
         compare(dataclasses.replace(given, data=str(tmp_path / "facts"), facts="one-order"))
 
 
