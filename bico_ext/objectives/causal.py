@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from bico_ext.bounds import check_bounds
-from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, text_between
 
 
 def ntp(input_ids: Tensor, generator: Generator) -> TrainingSequence:
@@ -67,7 +67,7 @@ def permute(
         (tensor([2, 8, 7]), tensor([-100, -100,    7]))
     """
     check_bounds(segments=segments)
-    start, end = _text(input_ids, special_ids)
+    start, end = text_between(input_ids, special_ids)
     text = input_ids[start:end]
     if len(text) < 2:
         return ntp(input_ids, generator)
@@ -113,7 +113,7 @@ def reverse(
         ...         word_parts=~starts, entities=[[7, 8]]).input_ids
         tensor([2, 9, 7, 8, 3])
     """
-    start, end = _text(input_ids, special_ids)
+    start, end = text_between(input_ids, special_ids)
     ids = input_ids[start:end].tolist()
     starts_word = word_starts[input_ids[start:end]].tolist()
     continues_word = word_parts[input_ids[start:end]].tolist()
@@ -172,16 +172,10 @@ def reverse_segments(
         tensor([2, 8, 5, 7, 3])
     """
     check_bounds(segment_length=segment_length)
-    start, end = _text(input_ids, special_ids)
+    start, end = text_between(input_ids, special_ids)
     text = input_ids[start:end]
     ends = torch.randint(1, segment_length + 1, (len(text),), generator=generator).cumsum(0)
     separator = torch.tensor([separator_id])
     segments = text.tensor_split(ends[ends < len(text)])
     reordered = [part for segment in reversed(segments) for part in (separator, segment)][1:]
     return ntp(torch.cat([input_ids[:start], *reordered, input_ids[end:]]), generator)
-
-
-def _text(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, int]:
-    """Return the start and the end of the text between the special tokens at both ends."""
-    positions = [position for position, token in enumerate(input_ids.tolist()) if token not in special_ids]
-    return (positions[0], positions[-1] + 1) if positions else (0, 0)

@@ -5,11 +5,14 @@ their own past. That output i predicts token i + 1 although later tokens are vis
 prediction (arXiv 2404.05961).
 """
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
 from bico_ext.bounds import check_bounds
-from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, text_between
 
 
 def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> TrainingSequence:
@@ -45,8 +48,70 @@ def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> Traini
     for span in range(spans):
         first = 1 + span * predictable // spans
         room = 1 + (span + 1) * predictable // spans - first
-        length = int(torch.randint(1, room + 1, (), generator=generator))
-        start = first + int(torch.randint(0, room - length + 1, (), generator=generator))
+        start, length = _draw_span(first, room, generator)
         span_ids[start : start + length] = span + 1
         labels[start : start + length] = input_ids[start : start + length]
     return TrainingSequence(input_ids, labels, span_ids)
+
+
+def infill_naive(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> TrainingSequence:
+    """As `infill`, without the sine flip: plain bidirectional RoPE attention among the visible keys.
+
+    Example:
+        >>> infill_naive(torch.tensor([2, 7]), torch.Generator()).mirror
+        False
+    """
+    return replace(infill(input_ids, generator, spans=spans), mirror=False)
+
+
+def infill_end(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int]) -> TrainingSequence:
+    """Span infilling with the span moved to the end of the text, so that it follows its context as an answer does.
+
+    The span is drawn as a single span of `infill`, but from the text between the special tokens at its ends; those at
+    the end are left out, as in `permute`. The context closes the gap and keeps its order, and its tokens see each other
+    on both sides. So the span is predicted from a context on its left, in the order and at the distances of generation;
+    in `infill` it sees what follows it mirrored. What remains of the difference to generation is the context, which
+    generation reads causally (`infill_end_causal`).
+
+    Args:
+        input_ids: int64 [S].
+        generator: the source of random numbers.
+        special_ids: ids that are not part of the text, such as BOS and EOS at its ends.
+
+    Returns:
+        A training sequence with span ids 0 in the context and 1 in the span, and labels in the span only. A text without
+        a predictable token gets no span and no loss.
+
+    Example:
+        >>> infill_end(torch.tensor([2, 7, 3]), torch.Generator(), special_ids=(2, 3)).span_ids
+        tensor([0, 1], dtype=torch.int32)
+    """
+    start, end = text_between(input_ids, special_ids)
+    first = max(start, 1)  # no output predicts the token at position 0
+    length = 0
+    if end > first:
+        start, length = _draw_span(first, end - first, generator)
+    span = input_ids[start : start + length]
+    context = torch.cat([input_ids[:start], input_ids[start + length : end]])
+    labels = torch.cat([torch.full_like(context, NO_LOSS), span])
+    span_ids = torch.cat([torch.zeros_like(context), torch.ones_like(span)]).int()
+    return TrainingSequence(torch.cat([context, span]), labels, span_ids)
+
+
+def infill_end_causal(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int]) -> TrainingSequence:
+    """As `infill_end`, with a context that is read causally: next-token prediction of a span after its context.
+
+    It is fill-in-the-middle (arXiv 2207.14255) without sentinels, and `permute` with labels in one moved segment.
+
+    Example:
+        >>> infill_end_causal(torch.tensor([2, 7, 8]), torch.Generator(), special_ids=(2,)).span_ids
+        tensor([1, 1, 1], dtype=torch.int32)
+    """
+    sequence = infill_end(input_ids, generator, special_ids=special_ids)
+    return replace(sequence, span_ids=torch.ones_like(sequence.span_ids))
+
+
+def _draw_span(first: int, room: int, generator: Generator) -> tuple[int, int]:
+    """Return start and length of a span among `room` positions from `first` on: a uniform length, then its start."""
+    length = int(torch.randint(1, room + 1, (), generator=generator))
+    return first + int(torch.randint(0, room - length + 1, (), generator=generator)), length

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from bico_ext.objectives.blank_infilling import abi
 from bico_ext.objectives.causal import ntp, permute, reverse, reverse_segments
 from bico_ext.objectives.denoising import attended_pad, bert, bico, naive, new_token
-from bico_ext.objectives.infilling import infill
+from bico_ext.objectives.infilling import infill, infill_end, infill_end_causal, infill_naive
 from bico_ext.objectives.training_sequence import TrainingSequence
 
 Objective = Callable[[Tensor, Generator], TrainingSequence]
@@ -29,6 +29,9 @@ OBJECTIVES: dict[str, Callable[..., TrainingSequence]] = {
     "bert": bert,
     "attended-pad": attended_pad,
     "new-token": new_token,
+    "infill-naive": infill_naive,
+    "infill-end": infill_end,
+    "infill-end-causal": infill_end_causal,
     "reverse": reverse,
     "reverse-segments": reverse_segments,
 }

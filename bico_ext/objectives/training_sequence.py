@@ -67,6 +67,18 @@ def may_be_hidden(input_ids: Tensor, special_ids: Collection[int], last: bool = 
     return allowed
 
 
+def text_between(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, int]:
+    """Return the start and the end of the text between the special tokens at both ends; (0, 0) if there is no text.
+
+    Example:
+        >>> import torch
+        >>> text_between(torch.tensor([2, 7, 8, 3]), special_ids=(2, 3))
+        (1, 3)
+    """
+    positions = [position for position, token in enumerate(input_ids.tolist()) if token not in special_ids]
+    return (positions[0], positions[-1] + 1) if positions else (0, 0)
+
+
 def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
     """Pad training sequences of different lengths on the right and stack them into one batch.
 
