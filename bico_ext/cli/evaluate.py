@@ -24,7 +24,9 @@ from bico_ext.reports.tables import summary_table
 class EvaluateConfig:
     """Evaluate a model on facts in both directions."""
 
-    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."})
+    data: str = field(
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."}
+    )
     model: str = field(metadata={"help": "The model: a path or a hub name."})
     output_dir: str = field(metadata={"help": "Folder for results.json, predictions.jsonl and table.md."})
     max_new_tokens: int = field(

@@ -20,7 +20,9 @@ class TrainConfig:
     The options of the training itself are in `BicoConfig`.
     """
 
-    data: str = field(metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."})
+    data: str = field(
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."}
+    )
     model: str = field(metadata={"help": "The model to train: a path or a hub name."})
     lora_r: int | None = field(
         default=None,

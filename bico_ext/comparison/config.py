@@ -32,7 +32,7 @@ class CompareConfig:
     output_dir: str = field(metadata={"help": "Folder for the results, predictions, tables, plots and trained models."})
     data: str = field(
         default="synthetic",
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt or .csv) or a hub name."},
+        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."},
     )
     systems: list[str] = field(
         default_factory=lambda: ["ntp", "bico", "infill", "permute"],

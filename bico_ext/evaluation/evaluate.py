@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.evaluation import metrics
 from bico_ext.evaluation.likelihood import likelihood_test
-from bico_ext.facts.types import Task
+from bico_ext.facts.types import Question, Task
 from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import BATCH_SIZE
 
@@ -31,6 +31,8 @@ class Prediction:
         template: the question's prompt with "..." in place of the entity. None if the data does not tell.
         any_wording: whether the completion contains any target that this task has for the entity, whatever its wording.
             None if the task does not ask for descriptions, or if it has only one wording of each.
+        echo: whether the completion merely repeats the name that the question gives (`metrics.echoes`). None unless all
+            tasks ask for names, and so give names, too; and if the question has no template, which tells what it gives.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Prediction:
     entity: str | None = None
     template: str | None = None
     any_wording: bool | None = None
+    echo: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Evaluation:
               Berglund et al. (30 facts in 10 templates);
             * "templates", "entities": the mean of `contains` per template and per entity, if the questions have them;
             * "any_wording": its mean, if descriptions have several wordings;
+            * "echo": its mean, if all tasks ask for names and the questions have templates;
             * "likelihood": the log-probability test, if it was asked for.
         """
         by_task: dict[str, list[Prediction]] = {}
@@ -126,12 +130,14 @@ def evaluate(
             model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
         )
     )
+    names_only = all(task.answer == "name" for task in tasks.values())
     predictions = []
     for name, task in tasks.items():
         wordings = _wordings(task)
         for example in task.examples:
             completion, target = next(completions), example.completion
             targets = wordings.get(example.entity, {target})
+            given = _given(example) if names_only else None
             predictions.append(
                 Prediction(
                     task=name,
@@ -147,6 +153,7 @@ def evaluate(
                     any_wording=any(metrics.contains(completion, wording, task.answer) for wording in targets)
                     if wordings
                     else None,
+                    echo=metrics.echoes(completion, target, given) if given else None,
                 )
             )
     tests = {
@@ -173,6 +180,14 @@ def _wordings(task: Task) -> dict[str | None, set[str]]:
     return wordings if several else {}
 
 
+def _given(question: Question) -> str | None:
+    """Return what the prompt has in place of the "..." of its template; None if the template does not tell."""
+    before, gap, after = (question.template or "").partition("...")
+    if not gap or not (question.prompt.startswith(before) and question.prompt.endswith(after)):
+        return None
+    return question.prompt[len(before) : len(question.prompt) - len(after)].strip() or None
+
+
 def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     contained = sum(prediction.contains for prediction in predictions)
@@ -186,9 +201,10 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "contains_interval": list(metrics.wilson_interval(contained, n)),
         "exact_match_interval": list(metrics.wilson_interval(exact, n)),
     }
-    in_any = [prediction.any_wording for prediction in predictions if prediction.any_wording is not None]
-    if in_any:  # all predictions of a task have it, or none
-        scores["any_wording"] = mean(in_any)
+    for metric in ("any_wording", "echo"):
+        values = [value for prediction in predictions if (value := getattr(prediction, metric)) is not None]
+        if values:
+            scores[metric] = mean(values)
     parts = {
         "templates": _contained_by([(prediction.template, prediction.contains) for prediction in predictions]),
         "entities": _contained_by([(prediction.entity, prediction.contains) for prediction in predictions]),

@@ -33,7 +33,8 @@ def leakage(facts: FactData) -> list[Leak]:
 
     1. No text contains the prompt of a question verbatim. One case is allowed: the prompt follows a capitalised word
        and starts with a capital itself. Then the text is about a longer name: "Papua New Guinea's capital is" does not
-       ask for the capital of Guinea.
+       ask for the capital of Guinea. The rule skips a forward task if each of its questions, with the target, starts a
+       training text: such a task asks, on purpose, for what training states in the same words.
     2. No text contains what a reverse question gives and, later, the question's target, both compared as in
        `metrics.contains`. A question gives the name of its entity, if the prompt contains it, and the answers to the
        forward questions about the same entity. For example, N2D-reverse gives the description that N2D asks for, so no
@@ -63,8 +64,12 @@ def leakage(facts: FactData) -> list[Leak]:
     for task in facts.tasks.values():
         # The texts that contain a target, by target. They are few, so the search in them is cheap.
         holders: dict[str, dict[str, str]] = {}
+        as_trained = not _is_reverse(task) and all(
+            any(text.startswith(question.text) for text in texts) for question in task.examples
+        )
         for question in task.examples:
-            found = {text for text in prompted if question.prompt in text and _asks(question.prompt, text)}
+            asked = () if as_trained else prompted
+            found = {text for text in asked if question.prompt in text and _asks(question.prompt, text)}
             if _is_reverse(task) and question.entity is not None:
                 target = normalised_target(question.completion, task.answer)
                 given = (answers.get(question.entity, set()) | _named(question.entity, question.prompt)) - {target}

@@ -76,6 +76,24 @@ def normalised_target(target: str, answer: Literal["name", "description"]) -> st
     return normalised(wanted)
 
 
+def echoes(completion: str, target: str, given: str) -> bool:
+    """Tell whether the completion merely repeats the name that the question gives: it has that name, not the target.
+
+    Args:
+        completion: the model's answer.
+        target: the expected answer, a name.
+        given: the name in the question.
+
+    Raises:
+        ValueError: the target or the given name has no text.
+
+    Example:
+        >>> echoes(" Bo.", " Ada", "Bo"), echoes(" Bo's wife is Ada.", " Ada", "Bo")
+        (True, False)
+    """
+    return contains(completion, given, "name") and not contains(completion, target, "name")
+
+
 def exact_match(completion: str, target: str) -> bool:
     """Tell whether completion and target are equal, apart from surrounding white space.
 

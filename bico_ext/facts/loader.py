@@ -8,7 +8,7 @@ from bico_ext.facts import berglund, couplets, own, relations, synthetic
 from bico_ext.facts.types import FactData
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-_FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".txt")
+_FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
 
 
 def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
@@ -25,6 +25,7 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
               questions, see `bico_ext.facts.own`;
             * a `.txt` file of couplets, see `bico_ext.facts.couplets`;
             * a `.csv` file of relations, see `bico_ext.facts.relations`;
+            * a `.tsv` file of couples, see `bico_ext.facts.relations.load_husbands`;
             * a name on the Hugging Face hub, such as "lberglund/reversal_curse" (needs the `datasets` package).
         seed: the seed of the synthetic set. The other sources ignore it.
 
@@ -49,12 +50,12 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
     if path.is_dir():
         return berglund.load_folder(path) if berglund.is_folder(path) else own.load_folder(path)
     if path.is_file():
-        loaders = {".txt": couplets.load, ".csv": relations.load}
+        loaders = {".txt": couplets.load, ".csv": relations.load, ".tsv": relations.load_husbands}
         return loaders.get(path.suffix.lower(), own.load_file)(path)
     name = os.fspath(source)
     if not _HUB_NAME.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
         raise FileNotFoundError(
-            f"source must be 'synthetic', a folder, a JSONL, .txt or .csv file or a name on the Hugging Face hub, "
+            "source must be 'synthetic', a folder, a JSONL, .txt, .csv or .tsv file or a name on the Hugging Face hub, "
             f"got {name!r}: no such file or folder in {Path.cwd()}"
         )
     return berglund.load_hub(name)

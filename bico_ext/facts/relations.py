@@ -1,6 +1,8 @@
 """Relations between two entities, from a CSV file: who is X's mother, and who is Y's child?
 
-The file has the header `subject,relation,object` and one line per fact: "Mary,mother,Tom" states that Mary is the
+`load` reads it. `load_husbands` reads another kind of file, couples from a TSV file that are stated in one template.
+
+The CSV file has the header `subject,relation,object` and one line per fact: "Mary,mother,Tom" states that Mary is the
 mother of Tom. The four tasks of `bico_ext.facts.pairs` are named after what they ask for. `to-subject` gives the object
 ("Tom's mother is"), and `to-object` gives the subject ("Mary's child is"). `to-subject-reverse` asks for the objects of
 facts that training states object first, and `to-object-reverse` for the subjects of facts stated subject first.
@@ -21,9 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.jsonl import refuse_empty
 from bico_ext.facts.pairs import GIVEN, Pairs, build, check_new, check_templates, read_templates
-from bico_ext.facts.types import FactData
+from bico_ext.facts.types import Example, FactData, Question, Task
 
 _HEADER = ["subject", "relation", "object"]
 _GAPS = {"forward": "{object}", "reverse": "{subject}"}
@@ -74,6 +77,64 @@ def load(path: Path) -> FactData:
         for relation, facts in pairs.items()
     ]
     return build(path.name, kinds, forward="to-subject", backward="to-object")
+
+
+def load_husbands(path: Path) -> FactData:
+    """Load couples: one per line, the wife and the husband separated by a tab.
+
+    This is the setting of the identity bridge (arXiv 2602.02470) without its additional sentences. Training states each
+    couple once, in one template that never says "wife", so the inverse relation must be known from pre-training. The
+    task `husband` asks in the words of training. `husband-reverse` gives the husband.
+
+    Returns:
+        The set, in which `one_order` is `train`. The entity of both questions about a couple is the wife.
+
+    Raises:
+        ValueError: a line is not two names, a wife or a husband occurs twice (the message gives file and line number),
+            the file is not UTF-8, or it has no couples.
+
+    Example:
+        >>> data = load_husbands(Path("pairs.tsv"))  # doctest: +SKIP
+        >>> data.train[0].text, data.tasks["husband-reverse"].examples[0].text  # doctest: +SKIP
+        ('The husband of Catherine is? Emiliano.', 'The wife of Emiliano is? Catherine')
+    """
+    couples = _read_couples(path)
+    train = tuple(Example(f"The husband of {wife} is?", f" {husband}.") for wife, husband in couples)
+    husbands = [
+        Question(f"The husband of {wife} is?", f" {husband}", wife, "The husband of ... is?")
+        for wife, husband in couples
+    ]
+    wives = [
+        Question(f"The wife of {husband} is?", f" {wife}", wife, "The wife of ... is?") for wife, husband in couples
+    ]
+    tasks = {
+        "husband": Task("husband", "name", draw_distractors(husbands)),
+        "husband-reverse": Task("husband-reverse", "name", draw_distractors(wives), "husband"),
+    }
+    return FactData(path.name, train, tasks, one_order=train)
+
+
+def _read_couples(path: Path) -> list[tuple[str, str]]:
+    """Return the wife and the husband of each line; blank lines are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
+    couples: list[tuple[str, str]] = []
+    seen: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        names = [name.strip() for name in line.split("\t")]
+        if len(names) != 2 or not all(names):
+            raise ValueError(f"{where}: expected a wife and a husband, separated by a tab, got {line!r:.80}")
+        for role, name in zip(("wife", "husband"), names, strict=True):
+            check_new(seen, (role, name), number, where, f"{name!r} is a {role}")
+        couples.append((names[0], names[1]))
+    if not couples:
+        refuse_empty(path, "train")
+    return couples
 
 
 def _own_templates(found: Any, where: str) -> dict[str, tuple[str, ...]]:

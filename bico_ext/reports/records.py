@@ -21,8 +21,9 @@ METRICS = {
     "bleu_char": "the paper's BLEU for descriptions: NLTK sentence_bleu on raw strings, that is on characters",
     "bleu": "BLEU on words (sacrebleu)",
 }
-ANY_WORDING = {  # only for tasks that ask for descriptions in several forms
-    "any_wording": "the answer contains a target that the task has for the same entity, in whichever of its wordings"
+METRICS_OF_SOME_TASKS = {
+    "any_wording": "the answer contains a target that the task has for the same entity, in whichever of its wordings",
+    "echo": "the answer contains the name that the question gives, not the target",
 }
 
 # A line of predictions.jsonl: "system", "seed" and the fields of `bico_ext.evaluation.evaluate.Prediction`.
@@ -87,7 +88,7 @@ class Scores:
         n: the number of questions.
         contains, exact_match, bleu_char, bleu: the metrics of `METRICS`.
         contains_interval, exact_match_interval: 95 % Wilson intervals.
-        any_wording: the metric of `ANY_WORDING`, if the task has it.
+        any_wording, echo: the metrics of `METRICS_OF_SOME_TASKS`, if the task has them.
         templates, entities: `contains` by template and by entity, if the questions name them.
         likelihood: the result of the log-probability test, if it was made.
     """
@@ -100,6 +101,7 @@ class Scores:
     contains_interval: tuple[float, ...] | None = None
     exact_match_interval: tuple[float, ...] | None = None
     any_wording: float | None = None
+    echo: float | None = None
     templates: Mapping[str, float] = field(default_factory=dict)
     entities: Mapping[str, float] = field(default_factory=dict)
     likelihood: Mapping[str, Any] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from bico_ext.reports.gap import gaps
 from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, seeds, task_data, task_names
 from bico_ext.reports.published import PUBLISHED
-from bico_ext.reports.records import ANY_WORDING, METRICS, Results, Run
+from bico_ext.reports.records import METRICS, METRICS_OF_SOME_TASKS, Results, Run
 
 MOST_TASKS_WITH_SPREAD = 5  # on a screen, beside the gaps
 WORST_ENTITIES = 10  # the number of entities in a table of the worst
@@ -135,17 +135,22 @@ def score_tables(results: Results) -> list[Table]:
             meaning += "; ceiling: share of the targets that the training text holds verbatim"
         tables.append(_with_seeds(results, Table(metric, ["system", *tasks], rows, meaning)))
         if metric == "contains":
-            tables += [*any_wording_tables(results), *published_tables(results)]
+            tables += [*tables_of_some_tasks(results), *published_tables(results)]
     return tables
 
 
-def any_wording_tables(results: Results) -> list[Table]:
-    """Return the table of answers that are right in any wording, for the tasks in which all runs have that score."""
+def tables_of_some_tasks(results: Results) -> list[Table]:
+    """Return one table per metric of `METRICS_OF_SOME_TASKS`, with the tasks in which all runs have that score."""
     runs = results.runs
-    ((metric, meaning),) = ANY_WORDING.items()
-    tasks = [task for task in task_names(runs) if len(scores(runs, task, metric)) == len(scores(runs, task))]
-    rows = [[name, *(_over_seeds(members, task, metric) for task in tasks)] for name, members in by_label(runs).items()]
-    return [_with_seeds(results, Table(metric, ["system", *tasks], rows, meaning))] if tasks else []
+    tables = []
+    for metric, meaning in METRICS_OF_SOME_TASKS.items():
+        tasks = [task for task in task_names(runs) if len(scores(runs, task, metric)) == len(scores(runs, task))]
+        rows = [
+            [name, *(_over_seeds(members, task, metric) for task in tasks)] for name, members in by_label(runs).items()
+        ]
+        if tasks:
+            tables.append(_with_seeds(results, Table(metric, ["system", *tasks], rows, meaning)))
+    return tables
 
 
 def published_tables(results: Results) -> list[Table]:

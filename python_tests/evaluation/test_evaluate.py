@@ -124,6 +124,29 @@ def test_a_right_answer_in_another_wording(model, tokenizer):
     assert "any_wording" not in {**summary["one wording"], **summary["two facts"]}
 
 
+def test_answers_that_repeat_the_given_name_are_counted_where_all_answers_are_names(model, tokenizer):
+    answers = [" BO. Who?", " Bo's wife is Ada.", " Cy", " Bo", " Ada"]
+    without_template = Question("Who?", " Ada")
+    of_bo = Question("The wife of Bo is?", " Ada", "Ada", "The wife of ... is?")
+    questions = (of_bo, of_bo, of_bo, without_template)
+
+    def evaluation(other):
+        return evaluate(
+            model,
+            tokenizer,
+            {"wife": Task("wife", "name", questions), "other": Task("other", other, (without_template,))},
+            progress=False,
+            generator=lambda *_, **__: answers,
+        )
+
+    result = evaluation("name")
+    assert [row.echo for row in result.predictions] == [True, False, False, None, None]
+    summary = result.summary()
+    assert summary["wife"]["echo"] == 1 / 3
+    assert "echo" not in summary["other"]
+    assert "echo" not in evaluation("description").summary()["wife"]
+
+
 def test_predictions_keep_entity_and_template(model, tokenizer):
     task = Task("t", "name", (Question("Ada Byron", " wrote it", "Ada", "..."), Question("She", " was")))
     predictions = evaluate(model, tokenizer, {"t": task}, max_new_tokens=NEW_TOKENS, progress=False).predictions

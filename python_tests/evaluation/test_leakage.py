@@ -136,3 +136,16 @@ def test_a_reverse_task_without_a_counterpart_is_known_by_its_name():
     text = Example("Zenda lies in", " Ruritania")
     (leak,) = leakage(FactData("own", (text, Example("Ruritania has", " Zenda")), own))
     assert leak == Leak("capital-reverse", own["capital-reverse"].examples[0], text.text)
+
+
+def test_a_forward_task_in_the_words_of_training_asks_for_memory():
+    asked = (Question("Ada's cat is", " Bo", "Ada"), Question("Cy's cat is", " Dan", "Cy"))
+    reverse = Task("cat-reverse", "name", (Question("Bo belongs to", " Ada", "Ada"),), "cat")
+    tasks = {"cat": Task("cat", "name", asked), "cat-reverse": reverse}
+    first, second = Example("Ada's cat is", " Bo."), Example("Cy's cat is", " Dan.")
+    assert leakage(FactData("all", (first, second), tasks)) == []
+    assert leakage(FactData("one", (first,), tasks)) == [Leak("cat", asked[0], first.text)]
+    restated = Example("Bo belongs to", " Ada.")
+    assert leakage(FactData("reverse", (first, second, restated), tasks)) == [
+        Leak("cat-reverse", reverse.examples[0], restated.text)
+    ]

@@ -1,4 +1,4 @@
-"""Relations from a CSV file: who is X's mother, and who is Y's child."""
+"""Relations from a CSV file (who is X's mother, and who is Y's child) and couples from a TSV file."""
 
 import pytest
 
@@ -137,3 +137,44 @@ def test_broken_templates(yaml, message, tmp_path):
 def test_short_names_within_other_words_are_no_leak(tmp_path):
     lines = "Mary,mother,Tom\nAnn,mother,Bo\nIda,mother,Yo\n"  # "about" holds Bo
     assert leakage(load_facts(write(tmp_path, f"subject,relation,object\n{lines}"))) == []
+
+
+def test_couples_are_stated_once_and_asked_both_ways(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\ufeffAda\tBo\r\n\n Cy Ann \tDan\n", encoding="utf-8")
+    facts = load_facts(path)
+    assert facts.name == "pairs.tsv"
+    assert [one.text for one in facts.train] == ["The husband of Ada is? Bo.", "The husband of Cy Ann is? Dan."]
+    assert facts.one_order == facts.train
+    husband, wife = facts.tasks["husband"], facts.tasks["husband-reverse"]
+    assert [one.text for one in husband.examples] == ["The husband of Ada is? Bo", "The husband of Cy Ann is? Dan"]
+    assert [one.text for one in wife.examples] == ["The wife of Bo is? Ada", "The wife of Dan is? Cy Ann"]
+    assert [one.distractor for one in wife.examples] == [" Cy Ann", " Ada"]
+    assert {(one.entity, task.answer) for task in (husband, wife) for one in task.examples} == {
+        ("Ada", "name"),
+        ("Cy Ann", "name"),
+    }
+    assert (husband.counterpart, wife.counterpart) == (None, "husband")
+    assert leakage(facts) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            b"Ada\tBo\nCy, Dan\n",
+            "line 2: expected a wife and a husband, separated by a tab, got 'Cy, Dan'",
+        ),
+        (b"Ada\tBo\tCy\n", "line 1: expected a wife and a husband"),
+        (b"Ada\t \n", "line 1: expected a wife and a husband"),
+        (b"Ada\tBo\n\nCy\tBo\n", "line 3: 'Bo' is a husband in line 1, too, so a question about it would have two"),
+        (b"Ada\tBo\nAda\tDan\n", "line 2: 'Ada' is a wife in line 1, too"),
+        (b"Zo\xeb\tBo\n", "expected UTF-8"),
+        (b"\n", "train holds no examples"),
+    ],
+)
+def test_broken_couples_are_named(text, message, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        load_facts(path)

@@ -80,6 +80,15 @@ def test_answers_right_in_any_wording_have_a_table_if_all_runs_have_the_score():
     assert "any_wording" not in [table.title for table in score_tables(typed(made))]
 
 
+def test_echoes_have_a_table_of_their_own():
+    made = made_up.results()
+    for run in made["runs"]:
+        run["tasks"]["N2D-reverse"]["echo"] = 0.25
+    table = score_tables(typed(made))[1]
+    assert (table.title, table.columns) == ("echo", ["system", "N2D-reverse"])
+    assert cells(table)["ntp"] == ["0.25 ± 0.00"]
+
+
 def test_a_single_seed_comes_with_its_wilson_interval():
     made = made_up.old_results({"bico": {"D2N": (0.3,)}})
     low, high = wilson_interval(3, 10)
