@@ -27,6 +27,7 @@ _SEGMENTS = _at_least(2, "for one segment use objective='ntp'")
 BOUNDS: dict[str, Bound] = {
     # Training
     "steps": _at_least(1),
+    "epochs": _at_least(1),
     "pretrain_steps": _at_least(1),
     "batch_size": _at_least(1),
     "max_length": _at_least(2),  # one token is read and one is predicted
@@ -34,6 +35,7 @@ BOUNDS: dict[str, Bound] = {
     "learning_rate": _FINITE,
     "pretrain_learning_rate": _FINITE,
     "weight_decay": _FINITE,
+    "adam_beta2": Bound(lambda value: 0 <= value < 1, "in [0, 1)"),
     "warmup_steps": _FINITE,
     "replay": Bound(lambda value: 0 <= value < 1, "in [0, 1), a share of the fine-tuning texts", "0 leaves it out"),
     # Objectives
@@ -48,8 +50,10 @@ BOUNDS: dict[str, Bound] = {
     "samples": _at_least(1),
     # The comparison
     "layers": _at_least(1),
-    "jobs": _at_least(1, "leave it out for one per core"),
+    "jobs": _at_least(1, "leave it out for the default"),
     "curve_points": _at_least(0),
+    "curve_questions": _at_least(1),
+    "checkpoint_minutes": _FINITE,
 }
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -10,6 +9,7 @@ from bico_ext.cli.arguments import parse
 from bico_ext.facts.loader import load_facts
 from bico_ext.models import checkpoints
 from bico_ext.training.config import BicoConfig
+from bico_ext.training.lora import lora_config
 from bico_ext.training.trainer import BicoTrainer
 
 
@@ -43,26 +43,10 @@ def run(arguments: list[str]) -> None:
         raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
     facts = load_facts(config.data)
     dataset = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
+    adapters = None if config.lora_r is None else lora_config(config.lora_r, config.lora_alpha, config.lora_dropout)
     model, tokenizer = checkpoints.load(config.model)
-    trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=_lora(config))
+    trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=adapters)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"The trained model is in {folder}. Evaluate it with:")
     print(f"  bico evaluate --model {folder} --data {config.data} --output-dir OUT")
-
-
-def _lora(config: TrainConfig) -> Any:
-    """Return the configuration of the LoRA adapters, or None without adapters."""
-    if config.lora_r is None:
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError('lora_r needs PEFT: pip install "bico-ext[lora]"') from error
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules="all-linear",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-    )

@@ -1,10 +1,12 @@
 """The comparison: trains the same initial model with each system and evaluates it on the same questions.
 
-The runs are spread over `jobs` processes that share the cores; by default, each core has one process with one thread.
-Models of this size gain little from a second thread, and a run with one thread does not stall on a busy machine.
+The runs are spread over `jobs` processes that share the cores, and the GPU if there is one. By default, each core has
+one process with one thread: tiny models gain little from a second thread, and a run with one thread does not stall on a
+busy machine. A large model uses all cores well and needs much memory, so its runs come one after the other.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +16,22 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from bico_ext import environment
+from bico_ext.comparison.callbacks import last_checkpoint
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
 from bico_ext.comparison.processes import cores, run_all
 from bico_ext.comparison.run import run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
-from bico_ext.comparison.training_data import check_facts, select_facts
+from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
+from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json, write_json_lines
+from bico_ext.models.checkpoints import count_parameters
 from bico_ext.reports.records import Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
 
+LARGE = 20_000_000  # parameters, from which on a model uses all cores
 LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
 
 
@@ -45,6 +51,7 @@ def compare(config: CompareConfig) -> Results:
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
             gives an answer away in a training text; the model's tokenizer has no padding token; or a question does not
             fit the model's context.
+        RuntimeError: the memory or the disk is too small for the model.
 
     Example:
         >>> results = compare(CompareConfig("out", systems=["ntp", "bico"], seeds=[0, 1]))  # doctest: +SKIP
@@ -53,7 +60,10 @@ def compare(config: CompareConfig) -> Results:
     """
     all_facts = load_facts(config.data)
     facts = select_facts(config, all_facts)
+    config = with_steps(config, facts)
     check_facts(config, facts)
+    parameters = 0 if config.model == "tiny" else count_parameters(config.model)
+    check_memory(config, parameters, config.jobs or 1)
     check_model(config, facts)
     digest = all_facts.digest()
     data = data_from_json({**reachable(facts), "digest": digest})
@@ -62,20 +72,27 @@ def compare(config: CompareConfig) -> Results:
     with _locked(out):
         settings = _settings_for(out, config, digest)  # again: another comparison may just have ended
         write_json(out / "settings.json", settings)
-        return _complete(out, config, data)
+        return _complete(out, config, data, parameters)
 
 
-def _complete(out: Path, config: CompareConfig, data: Data) -> Results:
-    """Make the missing runs, and write the results of all runs in the folder."""
+def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> Results:
+    """Make the missing runs, and write the results of all runs in the folder.
+
+    Args:
+        parameters: the number of parameters of a given model; 0 for the tiny one.
+    """
     missing = [
         (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
-    jobs = config.jobs or max(1, min(cores(), len(missing)))
+    alone = parameters > LARGE or (parameters > 0 and trains_on_gpu())
+    jobs = config.jobs or (1 if alone else max(1, min(cores(), len(missing))))
+    check_disk(config, parameters, jobs, len(missing))
     failures = _pretrain_all(config, missing, jobs) if config.setting == "pretrained" else {}
     missing = [key for key in missing if key not in failures]
     if missing:
         arguments = [(config, name, seed) for name, seed in missing]
-        errors = run_all(_work, arguments, steps=cast(int, config.steps), jobs=jobs, label=f"{len(missing)} runs")
+        steps = [_steps_left(config, name, seed) for name, seed in missing]
+        errors = run_all(_work, arguments, steps=steps, jobs=jobs, label=f"{len(missing)} runs")
         failures |= {key: error for key, error in zip(missing, errors, strict=True) if error is not None}
 
     runs, predictions = _collect(out)
@@ -121,7 +138,7 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
     outcomes = run_all(
         pretrain,
         [(config, family, seed) for family, seed in starts],
-        steps=config.pretrain_steps,
+        steps=[config.pretrain_steps] * len(starts),
         jobs=jobs,
         label=f"{len(starts)} pre-trained",
     )
@@ -134,10 +151,20 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 
 
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
-    """Make one run in a worker process and write its results."""
+    """Make one run in a worker process and write its results, which make its checkpoints superfluous."""
     finished = run(config, name, seed, [callback])
     records = [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished]
     write_json(_results_of(config, name, seed), records)
+    folder = run_folder(config, name, seed)
+    for superfluous in folder.glob("checkpoint-*") if config.save_models else [folder]:
+        shutil.rmtree(superfluous, ignore_errors=True)
+
+
+def _steps_left(config: CompareConfig, name: str, seed: int) -> int:
+    """Return the number of optimizer steps that a run still makes."""
+    checkpoint = last_checkpoint(run_folder(config, name, seed))
+    done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    return cast(int, config.steps) - done
 
 
 def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
@@ -168,19 +195,20 @@ def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, An
             files.
     """
     file = out / "settings.json"
-    settings = json.loads(json.dumps({**config.settings, "facts": digest}))  # as they are read back from the file
+    settings = json.loads(json.dumps({**config.settings, "digest": digest}))  # as they are read back from the file
     pretrained = [path for path in (out / "pretrained").glob("*/config.json") if path.parent.suffix != ".partial"]
-    if pretrained or any((out / "runs").glob("*.json")):
+    unfinished = [path for path in (out / "runs").glob("*/") if last_checkpoint(path)]
+    if pretrained or unfinished or any((out / "runs").glob("*.json")):
         if not config.resume:
             raise FileExistsError(
-                f"output_dir {out} already holds a run; add --resume to keep its finished runs and add the missing "
-                "ones, or name another folder"
+                f"output_dir {out} already holds a run; add --resume to keep what is finished and add the rest, "
+                "or name another folder"
             )
         held = json.loads(file.read_text(encoding="utf-8"))
         changed = [name for name in settings if held.get(name) != settings[name]]
         if changed:
             differences = ", ".join(
-                "the facts have changed" if name == "facts" else f"{name} {held.get(name)!r} -> {settings[name]!r}"
+                "the facts have changed" if name == "digest" else f"{name} {held.get(name)!r} -> {settings[name]!r}"
                 for name in changed
             )
             raise FileExistsError(

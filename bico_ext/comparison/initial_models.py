@@ -79,7 +79,9 @@ def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCal
     model, tokenizer = initial_model(config, facts, family, seed)
     target = pretrained_folder(config, family, seed)
     trainer = make_trainer(
-        dataclasses.replace(config, steps=config.pretrain_steps, learning_rate=config.pretrain_learning_rate),
+        dataclasses.replace(
+            config, steps=config.pretrain_steps, learning_rate=config.pretrain_learning_rate, lora=False
+        ),
         "ntp",
         0.0,
         model,

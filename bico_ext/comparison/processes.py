@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,17 +23,18 @@ def cores() -> int:
 
 
 def run_all(
-    work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, steps: int, jobs: int, label: str
+    work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, steps: Sequence[int], jobs: int, label: str
 ) -> list[str | None]:
     """Call `work(*items, callback)` for each tuple of arguments, each call in its own process.
 
-    At most `jobs` processes run at once. They share the cores equally.
+    At most `jobs` processes run at once. They share the cores equally. After some steps, one line on stderr says how
+    long the training will take.
 
     Args:
         work: a function of a module, because each process imports it. `callback` is a TrainerCallback that counts
             optimizer steps.
         arguments: one tuple for each call. They must be picklable.
-        steps: optimizer steps of each call, for the progress bar.
+        steps: the number of optimizer steps of each call, for the progress bar and the estimate of the time.
         jobs: the number of processes at once.
         label: the text of the progress bar.
 
@@ -50,8 +52,9 @@ def run_all(
     running: list[tuple[int, Any, Connection]] = []  # index of the call, its process, the pipe for its error
     with (
         _children_with_threads(threads),
-        tqdm(total=len(arguments) * steps, desc=label, unit="step") as bar,
+        tqdm(total=sum(steps), desc=label, unit="step") as bar,
     ):
+        estimate = _Estimate(steps, min(jobs, len(steps)))
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -65,6 +68,7 @@ def run_all(
                     running.append((call, process, receiver))
                 time.sleep(0.2)
                 bar.update(steps_done.value - bar.n)
+                estimate.show(steps_done.value)
                 for entry in [entry for entry in running if not entry[1].is_alive()]:
                     running.remove(entry)
                     failures[entry[0]] = _failure(*entry[1:])
@@ -72,6 +76,44 @@ def run_all(
             for _, process, _ in running:
                 process.terminate()
     return failures
+
+
+class _Estimate:
+    """Says once, after ten steps of each process, how long the training will take.
+
+    The first step of each process is not timed, as it waits for imports and the model.
+    """
+
+    def __init__(self, steps: Sequence[int], jobs: int) -> None:
+        self.steps, self.jobs = steps, jobs
+        self.first: tuple[int, float] | None = None  # the steps done when the clock was started, and its time
+        self.shown = False
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (done, now) if done >= self.jobs else None
+        elif not self.shown and done - self.first[0] >= 10 * self.jobs and now - self.first[1] >= 5:
+            rate = (done - self.first[0]) / (now - self.first[1])  # steps a second, of all processes
+            each, all_ = max(self.steps) * self.jobs / rate, (sum(self.steps) - done) / rate
+            at_once = f", {self.jobs} at once" if self.jobs > 1 else ""
+            tqdm.write(
+                f"training takes about {_duration(each)} per run, without evaluation; {len(self.steps)} runs{at_once}: "
+                f"about {_duration(all_)} left",
+                file=sys.stderr,
+            )
+            self.shown = True
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration to two digits or so.
+
+    Example:
+        >>> _duration(100), _duration(1860), _duration(9000)
+        ('2 min', '31 min', '2.5 h')
+    """
+    minutes = seconds / 60
+    return f"{seconds / 3600:.1f} h" if minutes >= 100 else f"{max(1, round(minutes))} min"
 
 
 _steps_done: Any = None  # in a worker process: the shared counter of optimizer steps

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,21 +10,24 @@ from typing import Any, cast
 import torch
 from transformers import TrainerCallback
 
+from bico_ext.comparison.callbacks import Checkpoints, Curve, last_checkpoint
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import starting_model
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import make_trainer
-from bico_ext.comparison.training_data import entities, replayed_texts, select_facts
-from bico_ext.evaluation.evaluate import evaluate
+from bico_ext.comparison.training_data import entities, replayed_texts, select_facts, with_steps
+from bico_ext.evaluation.evaluate import Evaluation, evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Task
 from bico_ext.files import write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.generation.greedy import generate
+from bico_ext.generation.inference import BATCH_SIZE
 from bico_ext.reports.records import Run, tasks_from_json
 from bico_ext.training.trainer import BicoTrainer
 
-CURVE_QUESTIONS = 60  # questions of each task, evenly spaced, per point of a learning curve: they take 1 to 2 seconds
+# Questions at once on a GPU, where a step of generation takes as long for one as for many.
+GPU_BATCH_SIZE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,10 @@ class Finished:
 
 
 def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[TrainerCallback] = ()) -> list[Finished]:
-    """Train the starting model of a seed with a system, save it and evaluate it.
+    """Train the starting model of a seed with a system and evaluate it; save it if the settings say so.
+
+    If the run's folder holds a checkpoint of a run with the same settings, which was killed, that run goes on and has
+    the results of an uninterrupted one.
 
     Args:
         config: the settings of the comparison.
@@ -50,6 +55,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
         causal generation.
     """
     facts, system = select_facts(config, load_facts(config.data)), SYSTEMS[name]
+    config = with_steps(config, facts)
     model, tokenizer = starting_model(config, facts, system.family, seed)
     new = [*facts.train, *(facts.other_order if system.other_order else ())]
     replayed = replayed_texts(facts.pretraining, cast(float, config.replay), len(new), seed)
@@ -67,24 +73,24 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
     blank = partial(generate_blank, mask="mask")
     generators: dict[str, Callable[..., list[str]]]
     generators = {name: blank, f"{name}, asked causally": generate} if system.blank_generation else {name: generate}
-    curve = _Curve(config, tokenizer, facts.tasks, generators[name])
-    for callback in (*callbacks, curve):
+
+    def scores(model: Any, tasks: dict[str, Task]) -> dict[str, float]:
+        summary = _evaluate(config, model, tokenizer, tasks, generators[name], likelihood=False).summary()
+        return {task: round(values["contains"], 4) for task, values in summary.items()}
+
+    curve = Curve(config, scores, facts.tasks)
+    checkpoints = Checkpoints(config.checkpoint_minutes, curve)
+    for callback in (*callbacks, curve, checkpoints):
         trainer.add_callback(callback)
-    started = time.perf_counter()
-    trainer.train()
-    train_seconds = time.perf_counter() - started - curve.seconds
-    trainer.save_model()
+    checkpoint = last_checkpoint(output)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train_seconds = checkpoints.train_seconds()
+    if config.save_models:
+        trainer.save_model()
 
     def evaluated(label: str, generator: Callable[..., list[str]]) -> Finished:
-        evaluation = evaluate(
-            model,
-            tokenizer,
-            facts.tasks,
-            max_new_tokens=config.max_new_tokens,
-            likelihood=generator is generate,  # the log-probability test predicts causally
-            progress=False,
-            generator=generator,
-        )
+        likelihood = generator is generate  # the log-probability test predicts causally
+        evaluation = _evaluate(config, trainer.model, tokenizer, facts.tasks, generator, likelihood)
         record = Run(
             label,
             tasks_from_json(evaluation.summary()),
@@ -94,10 +100,11 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
             texts=len(new),
             replayed=len(replayed),
             threads=torch.get_num_threads(),
+            device=_device_name(trainer.args.device),
             train_seconds=round(train_seconds, 1),
-            parameters=model.num_parameters(),
+            parameters=cast(Any, trainer.model).num_parameters(),
             losses=tuple(_losses(trainer)) if label == name else (),
-            curve=tuple(curve.points) if label == name else (),
+            curve=tuple(_curve(trainer)) if label == name else (),
         )
         predictions = [
             {"system": label, "seed": seed, **dataclasses.asdict(prediction)} for prediction in evaluation.predictions
@@ -112,42 +119,35 @@ def run_folder(config: CompareConfig, name: str, seed: int) -> Path:
     return Path(config.output_dir) / "runs" / f"{name}-seed{seed}"
 
 
-class _Curve(TrainerCallback):
-    """Evaluates the model on some questions of each task, at equal intervals during training.
-
-    Attributes:
-        points: {"step", "tasks": {task: mean of `contains`}} for each evaluation.
-        seconds: the time that all evaluations took.
-    """
-
-    def __init__(
-        self, config: CompareConfig, tokenizer: Any, tasks: dict[str, Task], generator: Callable[..., list[str]]
-    ) -> None:
-        self.config, self.tokenizer, self.generator = config, tokenizer, generator
-        self.points: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self.tasks = {
-            name: dataclasses.replace(task, examples=task.examples[:: -(-len(task.examples) // CURVE_QUESTIONS)])
-            for name, task in tasks.items()
-        }
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        points, steps = self.config.curve_points, cast(int, self.config.steps)
-        step = state.global_step
-        if step * points // steps == (step - 1) * points // steps:
-            return
-        started = time.perf_counter()
-        evaluation = evaluate(
-            kwargs["model"],
-            self.tokenizer,
-            self.tasks,
-            max_new_tokens=self.config.max_new_tokens,
+def _evaluate(
+    config: CompareConfig,
+    model: Any,
+    tokenizer: Any,
+    tasks: dict[str, Task],
+    generator: Callable[..., list[str]],
+    likelihood: bool,
+) -> Evaluation:
+    """Evaluate a model in the precision of the settings."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(config.eval_bf16)):
+        return evaluate(
+            model,
+            tokenizer,
+            tasks,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=GPU_BATCH_SIZE if model.device.type == "cuda" else BATCH_SIZE,
+            likelihood=likelihood,
             progress=False,
-            generator=self.generator,
+            generator=generator,
         )
-        scores = {task: round(values["contains"], 4) for task, values in evaluation.summary().items()}
-        self.points.append({"step": step, "tasks": scores})
-        self.seconds += time.perf_counter() - started
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _curve(trainer: BicoTrainer) -> list[dict[str, Any]]:
+    """Return the points of the learning curve from the log."""
+    return [{"step": entry["step"], "tasks": entry["curve"]} for entry in trainer.state.log_history if "curve" in entry]
 
 
 def _losses(trainer: BicoTrainer) -> list[dict[str, Any]]:

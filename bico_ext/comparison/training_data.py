@@ -27,16 +27,31 @@ def select_facts(config: CompareConfig, facts: FactData) -> FactData:
     if not any(SYSTEMS[name].other_order for name in config.systems):
         facts = dataclasses.replace(facts, other_order=())
     if config.setting == "scratch":
-        return dataclasses.replace(facts, pretraining=())
-    for part, file, description in (
-        ("pretraining", "pretrain.jsonl", "texts about other entities to pre-train on"),
-        ("one_order", "one_order.jsonl", "training texts of facts in one order only to fine-tune on"),
-    ):
-        if not getattr(facts, part):
-            raise ValueError(
-                f"data {config.data!r} has no {description} ({file} in a folder of your own); use setting='scratch'"
-            )
+        facts = dataclasses.replace(facts, pretraining=())
+    elif not facts.pretraining:
+        raise ValueError(
+            f"data {config.data!r} has no texts about other entities to pre-train on (pretrain.jsonl in a folder of "
+            "your own); use setting='scratch'"
+        )
+    if config.facts == "all":
+        return facts
+    if not facts.one_order:
+        raise ValueError(
+            f"data {config.data!r} has no training texts of facts in one order only (one_order.jsonl in a folder of "
+            "your own); use facts='all'"
+        )
     return dataclasses.replace(facts, train=facts.one_order)
+
+
+def with_steps(config: CompareConfig, facts: FactData) -> CompareConfig:
+    """Return the settings with `steps` in place of `epochs`.
+
+    One epoch has as many steps as `facts.train` has batches, for every system: one that reads more texts
+    (`both-orders`, replay) makes no more steps than the others.
+    """
+    if config.epochs is None:
+        return config
+    return dataclasses.replace(config, steps=-(-len(facts.train) // config.batch_size) * config.epochs, epochs=None)
 
 
 def check_facts(config: CompareConfig, facts: FactData) -> None:

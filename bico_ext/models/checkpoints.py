@@ -32,6 +32,32 @@ def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, An
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
 
 
+def count_parameters(model: str | os.PathLike[str]) -> int:
+    """Return the number of parameters of a causal LM, without loading its weights.
+
+    Args:
+        model: a folder or a hub name.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it contains no model.
+        OSError: the configuration of the model cannot be loaded.
+
+    Example:
+        >>> count_parameters("path/to/smollm2-135m")  # doctest: +SKIP
+        134515008
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _check_source(os.fspath(model))
+    try:
+        config = AutoConfig.from_pretrained(model)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).num_parameters()
+    except Exception as error:
+        raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
+
+
 def _check_source(model: str) -> None:
     """Raise an error if a path is not a model folder.
 

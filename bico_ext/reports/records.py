@@ -118,6 +118,7 @@ class Run:
         texts: the number of training texts, without replayed ones.
         replayed: the number of replayed pre-training texts.
         threads: the number of threads that trained.
+        device: the device that trained: "cpu", or the name of a GPU.
         train_seconds: the duration of the training, without the evaluations for the learning curve.
         parameters: the number of parameters of the model.
         losses: {"step", "loss_ntp", "loss_<objective>"} for each log entry; None where a loss is not finite.
@@ -134,6 +135,7 @@ class Run:
     texts: int | None = None
     replayed: int | None = None
     threads: int | None = None
+    device: str | None = None
     train_seconds: float | None = None
     parameters: int | None = None
     losses: tuple[Mapping[str, Any], ...] = ()

@@ -133,7 +133,13 @@ def test_a_model_that_fills_blanks_is_also_evaluated_causally(config, tmp_path):
 
 def test_models_are_pre_trained_once_per_seed_then_fine_tuned(config, data_to_pretrain_on, tmp_path):
     pretrained = dataclasses.replace(
-        config, setting="pretrained", data=data_to_pretrain_on, replay=0.25, steps=2, systems=["ntp", "bico"]
+        config,
+        setting="pretrained",
+        facts="one-order",
+        data=data_to_pretrain_on,
+        replay=0.25,
+        steps=2,
+        systems=["ntp", "bico"],
     )
     results = compare(pretrained)
     assert results.failures == ()
@@ -157,7 +163,9 @@ def test_other_texts_in_the_other_order_do_not_share_a_folder(config, data, tmp_
 
 
 def test_other_facts_or_other_pre_training_do_not_share_a_folder(config, data_to_pretrain_on, tmp_path):
-    pretrained = dataclasses.replace(config, setting="pretrained", data=data_to_pretrain_on, steps=2, resume=True)
+    pretrained = dataclasses.replace(
+        config, setting="pretrained", facts="one-order", data=data_to_pretrain_on, steps=2, resume=True
+    )
     broken = tmp_path / "out" / "runs" / "ntp-seed0"
     broken.parent.mkdir(parents=True)
     (tmp_path / "out" / "settings.json").write_text("{}")

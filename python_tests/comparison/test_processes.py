@@ -39,7 +39,9 @@ def run_forever(folder, callback):
 
 
 def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
-    call = f"import test_processes as t; t.run_all(t.run_forever, [({str(tmp_path)!r},)], steps=1, jobs=1, label='one')"
+    call = (
+        f"import test_processes as t; t.run_all(t.run_forever, [({str(tmp_path)!r},)], steps=[1], jobs=1, label='one')"
+    )
     folder = Path(__file__).parent
     parent = subprocess.Popen([sys.executable, "-c", call], cwd=folder, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -56,10 +58,23 @@ def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
 def test_each_call_succeeds_or_fails_on_its_own(tmp_path, capsys):
     before = os.environ.get("OMP_NUM_THREADS")
     arguments = [(what, str(tmp_path)) for what in ("raise", "first", "exit", "odd", "second")]
-    failures = run_all(work, arguments, steps=1, jobs=2, label="five")
+    failures = run_all(work, arguments, steps=[1] * 5, jobs=2, label="five")
     assert failures[0].startswith("OSError: no room left at all")
     assert failures[1:] == [None, "the process ended without an error message (exit code 9)", "Odd: two", None]
     threads = str(max(1, cores() // 2))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": threads, "second": threads}
     assert "2/5" in capsys.readouterr().err, "the bar counts the steps of all calls"
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def count(steps, seconds, callback):
+    for _ in range(steps):
+        time.sleep(seconds)
+        callback.on_step_end(None, None, None)
+
+
+def test_the_time_is_estimated_once(capsys):
+    assert run_all(count, [(70, 0.1)] * 2, steps=[70, 70], jobs=2, label="two") == [None, None]
+    said = [line for line in capsys.readouterr().err.splitlines() if "training takes" in line]
+    assert len(said) == 1
+    assert "about 1 min per run, without evaluation; 2 runs, 2 at once: about 1 min left" in said[0]

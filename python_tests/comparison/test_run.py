@@ -86,7 +86,9 @@ def test_replay_is_a_share_of_the_texts_as_far_as_there_are_enough(
         raise Stop
 
     read = []
-    config = dataclasses.replace(config, setting="pretrained", data=data_to_pretrain_on, systems=[name], replay=share)
+    config = dataclasses.replace(
+        config, setting="pretrained", facts="one-order", data=data_to_pretrain_on, systems=[name], replay=share
+    )
     monkeypatch.setattr(run_module, "starting_model", lambda *_: (None, None))
     monkeypatch.setattr(trainer_module, "BicoTrainer", trainer)
     for seed in (0, 1):

@@ -1,0 +1,109 @@
+"""What a run does during its training besides training: points of the learning curve, and checkpoints.
+
+Both keep what they must not lose in the trainer's log, which is part of every checkpoint.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Generator
+from transformers import TrainerCallback
+
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.facts.types import Task
+from bico_ext.seeding import stream_seed
+
+
+class Curve(TrainerCallback):
+    """Evaluates the model on some questions of each task, at equal intervals during training.
+
+    Each point is an entry {"step", "curve": {task: share of answers that contain the target}} of the log.
+
+    Args:
+        config: the settings of the comparison, with `steps`.
+        scores: a function from a model and tasks to these shares.
+        tasks: the tasks; `config.curve_questions` questions of each are drawn, the same in every run.
+
+    Attributes:
+        seconds: the time that the evaluations of this process took.
+    """
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        scores: Callable[[Any, dict[str, Task]], dict[str, float]],
+        tasks: dict[str, Task],
+    ) -> None:
+        self.config, self.scores = config, scores
+        self.seconds = 0.0
+        self.tasks = {name: _sample(task, cast(int, config.curve_questions)) for name, task in tasks.items()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        points, steps = cast(int, self.config.curve_points), cast(int, self.config.steps)
+        step = state.global_step
+        if step * points // steps == (step - 1) * points // steps:
+            return
+        started = time.perf_counter()
+        state.log_history.append({"step": step, "curve": self.scores(kwargs["model"], self.tasks)})
+        self.seconds += time.perf_counter() - started
+
+
+def _sample(task: Task, count: int) -> Task:
+    """Draw questions of a task, and keep their order.
+
+    Evenly spaced ones would all have one template in data that ask about each entity in the same ten templates.
+    """
+    generator = Generator().manual_seed(stream_seed("curve", task.name))
+    drawn = torch.randperm(len(task.examples), generator=generator)[:count].sort().values.tolist()
+    return Task(task.name, task.answer, tuple(task.examples[index] for index in drawn), task.counterpart)
+
+
+class Checkpoints(TrainerCallback):
+    """Asks for a checkpoint when the last one is some minutes old.
+
+    Checkpoints coincide with log entries, whose losses are means since the last entry: a resumed run logs the losses of
+    the uninterrupted one. There is none after the last step, from which the Trainer might make another one.
+
+    Args:
+        minutes: the least age of the last checkpoint, or of the start, in minutes.
+        curve: the callback whose evaluations do not count as training.
+    """
+
+    def __init__(self, minutes: float, curve: Curve) -> None:
+        self.minutes, self.curve = minutes, curve
+        self.started = self.saved = time.perf_counter()
+        self.before = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = self.saved = time.perf_counter()
+        self.before = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = time.perf_counter() - self.saved >= 60 * self.minutes
+        if due and state.global_step % args.logging_steps == 0 and state.global_step < state.max_steps:
+            self.saved = time.perf_counter()
+            state.log_history.append({"step": state.global_step, "seconds": self.train_seconds()})
+            control.should_save = True
+
+    def train_seconds(self) -> float:
+        """Return the duration of the training so far, in all processes that took part in it, without evaluations."""
+        return self.before + time.perf_counter() - self.started - self.curve.seconds
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in the folder of a run, or None.
+
+    The state of the trainer is the last file of a checkpoint, so a process that was killed while it saved leaves it
+    absent or cut.
+    """
+    complete = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            complete[json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = path
+        except (OSError, ValueError):
+            continue
+    return complete[max(complete)] if complete else None

@@ -1,0 +1,77 @@
+"""A run that was killed goes on from its checkpoint and has the results of one that was not."""
+
+import dataclasses
+import shutil
+
+import pytest
+from transformers import TrainerCallback
+
+from bico_ext.comparison.callbacks import last_checkpoint
+from bico_ext.comparison.compare import compare
+from bico_ext.comparison.run import run, run_folder
+from bico_ext.reports.records import to_json
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def without_times(finished):
+    (entry,) = finished
+    return {**to_json(entry.run), "train_seconds": None}, entry.predictions
+
+
+@pytest.mark.parametrize(("name", "lora"), [("ntp", False), ("infill", False), ("bico", True)])
+def test_a_killed_run_ends_as_an_uninterrupted_one(given, tmp_path, name, lora):
+    given = dataclasses.replace(given, lora=lora, systems=[name])
+    whole = without_times(run(dataclasses.replace(given, output_dir=str(tmp_path / "whole")), name, 0))
+    folder = run_folder(given, name, 0)
+    always = dataclasses.replace(given, checkpoint_minutes=0)
+    with pytest.raises(Killed):
+        run(always, name, 0, [KillAt(60)])
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-50"]
+    cut = shutil.copytree(folder / "checkpoint-50", folder / "checkpoint-75")  # killed while it was written
+    (cut / "trainer_state.json").write_text('{"global_step": 7')
+    assert last_checkpoint(folder) == folder / "checkpoint-50"
+    steps = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    assert without_times(run(given, name, 0, [Count()])) == whole
+    assert steps == list(range(51, 81))
+    assert [point["step"] for point in whole[0]["curve"]] == [20, 40, 60, 80]
+    assert [entry["step"] for entry in whole[0]["losses"]] == [25, 50, 75]
+
+
+def test_compare_continues_only_a_run_with_the_same_settings(given, capsys):
+    given = dataclasses.replace(given, systems=["ntp"], curve_points=0)
+    with pytest.raises(Killed):
+        run(dataclasses.replace(given, checkpoint_minutes=0), "ntp", 0, [KillAt(60)])
+    folder = run_folder(given, "ntp", 0)
+    (folder.parent.parent / "settings.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="already holds a run; add --resume to keep what is finished"):
+        compare(given)
+    with pytest.raises(FileExistsError, match="holds runs with other settings"):
+        compare(dataclasses.replace(given, resume=True))
+    assert last_checkpoint(folder) == folder / "checkpoint-50"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_finished_run_leaves_no_checkpoint(given, kept):
+    results = compare(dataclasses.replace(given, systems=["ntp"], save_models=kept, checkpoint_minutes=0))
+    assert results.failures == ()
+    folder = run_folder(given, "ntp", 0)
+    assert folder.exists() == kept
+    assert (folder / "model.safetensors").exists() == kept
+    assert not list(folder.glob("checkpoint-*"))
