@@ -30,6 +30,7 @@ from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.models.checkpoints import count_parameters
 from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
+from bico_ext.training.lora import lora_config
 
 LARGE = 20_000_000  # parameters, from which on a model uses all cores
 LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
@@ -47,6 +48,7 @@ def compare(config: CompareConfig) -> Results:
     Raises:
         FileExistsError: the output folder holds a run, and `config.resume` is False or that run has other settings;
             the folder holds other files; or another comparison is writing to it.
+        ImportError: the settings ask for adapters, and PEFT is not installed.
         OSError: the model cannot be loaded, or the output folder cannot be made.
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
             gives an answer away in a training text; the model's tokenizer has no padding token; or a question does not
@@ -62,8 +64,12 @@ def compare(config: CompareConfig) -> Results:
     facts = select_facts(config, all_facts)
     config = with_steps(config, facts)
     check_facts(config, facts)
-    parameters = 0 if config.model == "tiny" else count_parameters(config.model)
-    check_memory(config, parameters, config.jobs or 1)
+    if config.lora:
+        lora_config()  # fails now if PEFT is missing
+    parameters = 0
+    if config.model != "tiny":
+        parameters = count_parameters(config.model)
+        check_memory(config, parameters, min(config.jobs or 1, len(config.systems) * len(config.seeds)))
     check_model(config, facts)
     digest = all_facts.digest()
     data = data_from_json({**reachable(facts), "digest": digest})
@@ -214,8 +220,8 @@ def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, An
     file = out / "settings.json"
     settings = json.loads(json.dumps({**config.settings, "digest": digest}))  # as they are read back from the file
     pretrained = [path for path in (out / "pretrained").glob("*/config.json") if path.parent.suffix != ".partial"]
-    unfinished = [path for path in (out / "runs").glob("*/") if last_checkpoint(path)]
-    if pretrained or unfinished or any((out / "runs").glob("*.json")):
+    runs = [*(out / "runs").glob("*.json"), *(out / "runs").glob("*/checkpoint-*/trainer_state.json")]
+    if pretrained or runs:
         if not config.resume:
             raise FileExistsError(
                 f"output_dir {out} already holds a run; add --resume to keep what is finished and add the rest, "
