@@ -28,21 +28,24 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, cast
 
-from real_llama_matrix import MATRIX, SETTINGS, Cell, missing, rows
+from real_llama_matrix import BEFORE, MATRIX, SETTINGS, Cell, missing, rows
 from transformers import AutoTokenizer, TrainerCallback
 
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model
 from bico_ext.comparison.processes import run_all
-from bico_ext.comparison.run import run, run_folder
+from bico_ext.comparison.run import before_fine_tuning, run, run_folder
+from bico_ext.comparison.trainer import check_memory
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json_lines, write_text
+from bico_ext.models.checkpoints import count_parameters
 from bico_ext.models.tokenization import encode_text
 from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
-from bico_ext.reports.tables import Table, gap_tables, heading, likelihood_tables, score_tables
+from bico_ext.reports.tables import Table, fluency_tables, gap_tables, heading, likelihood_tables, score_tables
+from bico_ext.seeding import stream_seed
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "real_llama"
@@ -55,12 +58,13 @@ Record = dict[str, Any]  # a line of cells.jsonl; it has "run" if the cell is fi
 
 
 def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
-    """Return the settings of a cell."""
+    """Return the settings of a cell. Its folder depends on all of them, so no checkpoint of other ones is found."""
+    key = f"{stream_seed(repr(SETTINGS), options.model, options.data):x}"
     return CompareConfig(
-        output_dir=str(options.work / cell.training / f"{cell.learning_rate:g}"),
+        output_dir=str(options.work / key / cell.training / f"{cell.learning_rate:g}"),
         data=options.data,
         model=options.model,
-        systems=[cell.system],
+        systems=["ntp" if cell == BEFORE else cell.system],  # ntp is not trained
         seeds=[cell.seed],
         learning_rate=cell.learning_rate,
         lora=cell.training == "lora",
@@ -127,7 +131,7 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
     """Run a cell in this process, and add its record and its answers to the output folder."""
     started = time.perf_counter()
     try:
-        (finished,) = run(config, cell.system, cell.seed, [callback])
+        finished = before_fine_tuning(config) if cell == BEFORE else run(config, cell.system, cell.seed, [callback])[0]
     except Exception:
         raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
     result = to_json(finished.run)
@@ -174,7 +178,10 @@ def run_cells(options: argparse.Namespace) -> list[str]:
             break
         configs = [config_of(cell, options) for cell in cells]
         if not data:
-            data, steps = prepared(configs[0])
+            try:
+                data, steps = prepared(configs[0])
+            except (OSError, RuntimeError, ValueError) as error:
+                raise SystemExit(str(error)) from None
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
         errors = run_all(work, calls, steps=[steps] * len(cells), jobs=options.jobs, label=label)
@@ -189,7 +196,7 @@ def run_cells(options: argparse.Namespace) -> list[str]:
 
 
 def prepared(config: CompareConfig) -> tuple[Record, int]:
-    """Check the data and the model before any training.
+    """Check the data, the model and the memory before any training.
 
     Returns:
         The description of the data, with the ceilings and the number of training tokens; and the number of optimizer
@@ -199,6 +206,7 @@ def prepared(config: CompareConfig) -> tuple[Record, int]:
     everything = load_facts(config.data)
     facts = select_facts(config, everything)
     check_facts(config, facts)
+    check_memory(config, count_parameters(config.model), cast(int, config.jobs))
     check_model(config, facts)
     data = reachable(facts)
     for task in data["tasks"].values():
@@ -232,7 +240,7 @@ def listing(patterns: str | None, output: Path) -> str:
 def markdown(records: Mapping[str, Record]) -> str:
     """Return the report on the records: scores of the final cells, the choice of the learning rates, and all cells."""
     scores = scores_of(records)
-    runs = []
+    runs = [run_from_json(records[BEFORE.name]["run"])] if BEFORE in scores else []
     for row in rows(scores):
         label = row.name if row.chosen else f"{row.name} (rate not chosen)"
         final = [records[cell.name]["run"] for cell in row.final if cell in scores]
@@ -247,14 +255,11 @@ def markdown(records: Mapping[str, Record]) -> str:
         "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al. Command, once per cell: "
         f"`python benchmarks/real_llama.py --model MODEL --data DIR --next`. Settings: {settings}.{cost(records)}\n"
     )
-    tables = [*score_tables(results), *gap_tables(results), *likelihood_tables(results)] if runs else []
-    return "\n".join(
-        [
-            introduction,
-            heading(results) + "\n" if runs else "No final cell is done yet.\n",
-            *(table.markdown() for table in (*tables, *grid_tables(scores), cells_table(records))),
-        ]
-    )
+    tables = [*grid_tables(scores), cells_table(records)]
+    if not runs:
+        return "\n".join([introduction, *(table.markdown() for table in tables)])
+    scored = [*score_tables(results), *gap_tables(results), *likelihood_tables(results), *fluency_tables(results)]
+    return "\n".join([introduction, heading(results) + "\n", *(table.markdown() for table in (*scored, *tables))])
 
 
 def cost(records: Mapping[str, Record]) -> str:
@@ -289,10 +294,9 @@ def cells_table(records: Mapping[str, Record]) -> Table:
     body = []
     for name, record in finished.items():
         result = record["run"]
-        threads = f"{record['environment']['cpu']}, threads: {result['threads']}"
-        device = threads if result["device"] == "cpu" else result["device"]
+        device = record["environment"]["cpu"] if result["device"] == "cpu" else result["device"]
         scores = [f"{result['tasks'][task]['contains']:.2f}" for task in tasks]
-        seconds = [f"{result['train_seconds']:.0f}", f"{record['seconds']:.0f}"]
+        seconds = [f"{result.get('train_seconds', 0):.0f}", f"{record['seconds']:.0f}"]
         body.append([name, *scores, device, str(record["jobs"]), *seconds])
     columns = ["cell", *tasks, "device", "cells at once", "seconds of training", "seconds in all"]
     return Table("cells", columns, body, "`contains`")

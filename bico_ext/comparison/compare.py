@@ -30,6 +30,7 @@ from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.models.checkpoints import count_parameters
 from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
+from bico_ext.training.lora import lora_config
 
 LARGE = 20_000_000  # parameters, from which on a model uses all cores
 LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
@@ -47,6 +48,7 @@ def compare(config: CompareConfig) -> Results:
     Raises:
         FileExistsError: the output folder holds a run, and `config.resume` is False or that run has other settings;
             the folder holds other files; or another comparison is writing to it.
+        ImportError: the settings ask for adapters, and PEFT is not installed.
         OSError: the model cannot be loaded, or the output folder cannot be made.
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
             gives an answer away in a training text; the model's tokenizer has no padding token; or a question does not
@@ -62,8 +64,12 @@ def compare(config: CompareConfig) -> Results:
     facts = select_facts(config, all_facts)
     config = with_steps(config, facts)
     check_facts(config, facts)
-    parameters = 0 if config.model == "tiny" else count_parameters(config.model)
-    check_memory(config, parameters, config.jobs or 1)
+    if config.lora:
+        lora_config()  # fails now if PEFT is missing
+    parameters = 0
+    if config.model != "tiny":
+        parameters = count_parameters(config.model)
+        check_memory(config, parameters, min(config.jobs or 1, len(config.systems) * len(config.seeds)))
     check_model(config, facts)
     digest = all_facts.digest()
     data = data_from_json({**reachable(facts), "digest": digest})
@@ -87,6 +93,10 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     missing = [
         (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
+    if config.model != "tiny" and not _results_before(config).exists():
+        (error,) = run_all(_work_before, [(config,)], steps=[0], jobs=1, label=BEFORE)
+        if error is not None:
+            raise RuntimeError(f"model {config.model} cannot be evaluated {BEFORE}: {error}")
     alone = parameters > LARGE or (parameters > 0 and trains_on_gpu())
     jobs = config.jobs or (1 if alone else max(1, min(cores(), len(missing))))
     check_disk(config, parameters, jobs, len(missing))
@@ -161,6 +171,16 @@ def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback
         shutil.rmtree(superfluous, ignore_errors=True)
 
 
+def _work_before(config: CompareConfig, callback: TrainerCallback) -> None:
+    """Evaluate the given model in a worker process, which frees its memory at the end."""
+    _write_finished(_results_before(config), [before_fine_tuning(config)])
+
+
+def _write_finished(file: Path, finished: list[Finished]) -> None:
+    """Write what `_collect` reads."""
+    write_json(file, [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished])
+
+
 def _steps_left(config: CompareConfig, name: str, seed: int) -> int:
     """Return the number of optimizer steps that a run still makes."""
     checkpoint = last_checkpoint(run_folder(config, name, seed))
@@ -177,6 +197,11 @@ def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
     """Return the file of a run's results, which exists if the run is finished."""
     folder = run_folder(config, name, seed)
     return folder.with_name(f"{folder.name}.json")
+
+
+def _results_before(config: CompareConfig) -> Path:
+    """Return the file of the scores of the given model before fine-tuning."""
+    return Path(config.output_dir) / "runs" / "before.json"
 
 
 def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
@@ -203,8 +228,8 @@ def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, An
     file = out / "settings.json"
     settings = json.loads(json.dumps({**config.settings, "digest": digest}))  # as they are read back from the file
     pretrained = [path for path in (out / "pretrained").glob("*/config.json") if path.parent.suffix != ".partial"]
-    unfinished = [path for path in (out / "runs").glob("*/") if last_checkpoint(path)]
-    if pretrained or unfinished or any((out / "runs").glob("*.json")):
+    runs = [*(out / "runs").glob("*.json"), *(out / "runs").glob("*/checkpoint-*/trainer_state.json")]
+    if pretrained or runs:
         if not config.resume:
             raise FileExistsError(
                 f"output_dir {out} already holds a run; add --resume to keep what is finished and add the rest, "
