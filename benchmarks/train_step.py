@@ -1,14 +1,18 @@
 """What does a whole optimizer step cost with split-triangle attention, compared with the stock step?
 
     python benchmarks/train_step.py --output-dir out/benchmark-train
+    python benchmarks/train_step.py --model PATH --dtype bfloat16 --lengths 28 --tokens 896
 
 The model is a random Llama with 25 million parameters; its vocabulary is small, so that layers and attention dominate.
-A step is forward, loss, backward and fused AdamW. There are four steps:
+--model takes a real one instead. A step is forward, loss, backward and fused AdamW. There are five steps:
 
 * NTP, SDPA: next-token prediction with transformers' SDPA attention, the stock step;
 * NTP, ours: the same with split-triangle attention (all span ids 1);
 * BICO, ours: BICO's mask denoising with split-triangle attention;
-* BICO, two matrices: the same with the paper's two dense score matrices instead of the op.
+* infill, ours: the same for the infill objective;
+* BICO, two matrices: as BICO, ours, with the paper's two dense score matrices instead of the op.
+
+All but the stock step compute logits only where there are labels, as BicoTrainer does.
 
 bfloat16 is autocast over float32 weights. The steps are interleaved in one run. [a, b] are quartiles. The time of each
 step is divided by that of the stock step, round by round.
@@ -31,12 +35,12 @@ from measure import interleaved, quartiles, ratios, spread, table
 from peers import two_matrices
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bico_ext import attach, environment
 from bico_ext.files import write_json, write_text
 from bico_ext.objectives import registry
-from bico_ext.objectives.training_sequence import pad
+from bico_ext.objectives.training_sequence import labelled_only, pad
 from bico_ext.ops.reference import visible
 
 MODEL: dict[str, Any] = {
@@ -49,7 +53,7 @@ MODEL: dict[str, Any] = {
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 STOCK, OURS, DENSE = "NTP, SDPA", "BICO, ours", "BICO, two matrices"
-WAYS = [STOCK, "NTP, ours", OURS, DENSE]
+WAYS = [STOCK, "NTP, ours", OURS, "infill, ours", DENSE]
 TARGET_LENGTH, CEILING = 1024, 1.1  # the ceiling is for the ratio of "BICO, ours" to "NTP, SDPA"
 SCORE_LIMIT = 4 * 2**30  # bytes; the two matrices are left out if they would take more
 
@@ -69,7 +73,7 @@ def sequences(length: int, places: int, packed: bool) -> list[Tensor]:
 def batch(way: str, tokens: list[Tensor], packed: bool) -> dict[str, Tensor]:
     """Return the model's keyword arguments for a step."""
     generator = torch.Generator().manual_seed(SEED)
-    objective = registry.bind("ntp" if way.startswith("NTP") else "bico", placeholder_id=0, special_ids=())
+    objective = registry.bind(way.split(",")[0].lower(), placeholder_id=0, special_ids=())
     rows = [objective(sequence, generator) for sequence in tokens]
     if packed:
         lengths = [len(sequence) for sequence in tokens]
@@ -98,6 +102,7 @@ def densely(span_ids: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> Abs
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
     def attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # grouped-query heads
         return two_matrices(q, k, v, cos, sin, mask)
 
     return mock.patch("bico_ext.models.attach.split_triangle_attention", attention)
@@ -118,38 +123,43 @@ def step(
     optimizer.zero_grad()
 
 
-def build(attached: bool) -> Any:
+def build(attached: bool, path: str | None = None) -> Any:
+    """Return the model at a path, or the random one; its attention is SDPA, the default."""
     torch.manual_seed(SEED)
-    model: Any = LlamaForCausalLM(LlamaConfig(**MODEL)).train()  # its attention is SDPA, the default
-    return attach(model) if attached else model
+    model: Any = AutoModelForCausalLM.from_pretrained(path) if path else LlamaForCausalLM(LlamaConfig(**MODEL))
+    return attach(model.train()) if attached else model.train()
 
 
-def left_out(way: str, tokens: list[Tensor], packed: bool, dtype: str) -> str | None:
+def left_out(way: str, tokens: list[Tensor], packed: bool, dtype: str, config: Any) -> str | None:
     """Return why a step is not timed; None if it is timed."""
     if way != DENSE:
         return None
     rows, length = (1, sum(map(len, tokens))) if packed else (len(tokens), max(map(len, tokens)))
     # Bytes per score that each layer keeps for the backward: the softmax, and its cast in bfloat16.
     kept = 6 if dtype == "bfloat16" else 4
-    layers = MODEL["num_hidden_layers"]
-    needed = rows * MODEL["num_attention_heads"] * length**2 * (kept * layers + 15)  # 15: as in cases.SCORE_BYTES
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    needed = rows * heads * length**2 * (kept * layers + 15)  # 15: as in cases.SCORE_BYTES
     return f"would take about {needed / 2**30:.0f} GiB" if needed > SCORE_LIMIT else None
 
 
-def measure_steps(dtype: str, length: int, places: int, packed: bool, repetitions: int) -> dict[str, Any]:
+def measure_steps(
+    dtype: str, length: int, places: int, packed: bool, repetitions: int, path: str | None = None
+) -> dict[str, Any]:
     """Return all samples of all steps at one length, ready for JSON."""
     tokens = sequences(length, places, packed)
-    trained = {attached: build(attached) for attached in (False, True)}
+    trained = {attached: build(attached, path) for attached in (False, True)}
     optimizers = {
         attached: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for attached, model in trained.items()
     }
     excuses, steps = {}, {}
     for way in WAYS:
         attached = way != STOCK
-        if excuse := left_out(way, tokens, packed, dtype):
+        if excuse := left_out(way, tokens, packed, dtype, trained[attached].config):
             excuses[way] = excuse
         else:
             arguments = batch(way, tokens, packed)
+            if attached:
+                arguments = labelled_only(arguments)
             steps[way] = partial(step, trained[attached], optimizers[attached], way, arguments, DTYPES[dtype])
     return {
         "dtype": dtype,
@@ -186,6 +196,7 @@ def report(results: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", metavar="PATH", help="folder of a Llama. Default: a random one")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024, 4096], metavar="S")
     parser.add_argument("--tokens", type=int, default=4096, help="token positions of a step. Default: 4096")
@@ -199,13 +210,14 @@ def main(arguments: list[str] | None = None) -> None:
         (dtype, length, packed) for dtype in options.dtype for packed in (False, True) for length in options.lengths
     ]
     results = [
-        measure_steps(dtype, length, options.tokens, packed, options.repetitions)
+        measure_steps(dtype, length, options.tokens, packed, options.repetitions, options.model)
         for dtype, length, packed in tqdm(places)
     ]
     text = report(results)
     print(text)
     if options.output_dir:
-        record = {"environment": environment.describe(), "seed": SEED, "model": MODEL, "steps": results}
+        model = options.model or MODEL
+        record = {"environment": environment.describe(), "seed": SEED, "model": model, "steps": results}
         write_json(options.output_dir / "train_step.json", record)
         write_text(options.output_dir / "train_step.md", text)
 

@@ -238,8 +238,10 @@ def _attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         )
     cos, sin = tables
     # During the proof the factor is 2: a layer that normalises q and k after the rotation undoes it and is detected.
-    factor = cos.new_full((), 2.0 if kwargs.get("attach_proof") is not None else 1.0)
-    identity = (factor.expand_as(cos), sin.new_zeros(()).expand_as(sin))
+    # Under autocast, tables in float32 would make q and k float32, which the op would only cast back.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device := cos.device.type) else cos.dtype
+    factor = cos.new_full((), 2.0 if kwargs.get("attach_proof") is not None else 1.0, dtype=dtype)
+    identity = (factor.expand_as(cos), torch.zeros_like(factor).expand_as(sin))
     rotation = Rotation(pairing.by_element(cos), pairing.by_element(sin), pairing)
     return args, {**kwargs, "position_embeddings": identity, "rotation": rotation}
 

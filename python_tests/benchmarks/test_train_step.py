@@ -90,8 +90,19 @@ def test_a_run_prints_and_writes_every_step_and_its_target(tmp_path, monkeypatch
 def test_two_matrices_that_would_need_too_much_are_left_out_and_said_to_be(monkeypatch):
     monkeypatch.setattr(train_step, "SCORE_LIMIT", 0)
     result = train_step.measure_steps("bfloat16", 16, 32, False, 1)
-    assert list(result["milliseconds"]) == ["NTP, SDPA", "NTP, ours", "BICO, ours"]
+    assert list(result["milliseconds"]) == ["NTP, SDPA", "NTP, ours", "BICO, ours", "infill, ours"]
     assert "Left out: BICO, two matrices, bfloat16, padded, 16" in train_step.report([result])
+
+
+def test_a_model_from_a_folder(tmp_path):
+    model = train_step.build(False)
+    model.config.update({"num_key_value_heads": 1, "vocab_size": 1000})  # grouped-query heads, as small Llamas have
+    type(model)(model.config).save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--lengths", "6", "--tokens", "12", "--repetitions", "1"]
+    train_step.main([*arguments, "--output-dir", str(tmp_path)])
+    record = json.loads((tmp_path / "train_step.json").read_text())
+    assert record["model"] == str(tmp_path / "model")
+    assert all(list(result["milliseconds"]) == WAYS for result in record["steps"])
 
 
 def test_wrong_lengths_are_refused(capsys):

@@ -144,3 +144,18 @@ def test_metrics_do_not_change_the_evaluation_losses(tmp_path: Path):
     alone = losses(tmp_path / "alone")
     assert set(alone) == {"eval_loss", "eval_bico_loss"}
     assert losses(tmp_path / "metrics", compute_metrics=lambda _: {}) == pytest.approx(alone, rel=1e-6)
+
+
+def test_every_row_keeps_its_own_losses(tmp_path: Path):
+    """Ranks may share rows, so the sum over a batch is not enough."""
+
+    def row_losses(batch_size: int) -> dict[str, dict[int, tuple[float, int]]]:
+        args = config(tmp_path, per_device_eval_batch_size=batch_size)
+        trainer = BicoTrainer(tiny_llama(), args, eval_dataset=some_rows(10))
+        trainer.evaluate()
+        return trainer._row_losses
+
+    together, alone = row_losses(4), row_losses(1)
+    for objective, losses in alone.items():
+        for row, (loss, labels) in losses.items():
+            assert together[objective][row] == (pytest.approx(loss, rel=1e-5), labels)
