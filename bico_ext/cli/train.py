@@ -21,9 +21,11 @@ class TrainConfig:
     """
 
     data: str = field(
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."}
+        metadata={
+            "help": "'synthetic', 'invented', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."
+        }
     )
-    model: str = field(metadata={"help": "The model to train: a path or a hub name."})
+    model: str = field(metadata={"help": "The model to train: a path, a name of bico fetch-model or a hub name."})
     lora_r: int | None = field(
         default=None,
         metadata={"help": "Train LoRA adapters of this rank on all linear layers except lm_head. The paper uses 32."},

@@ -188,11 +188,6 @@ def _steps_left(config: CompareConfig, name: str, seed: int) -> int:
     return cast(int, config.steps) - done
 
 
-def _write_finished(file: Path, finished: list[Finished]) -> None:
-    """Write what `_collect` reads."""
-    write_json(file, [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished])
-
-
 def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
     """Return the file of a run's results, which exists if the run is finished."""
     folder = run_folder(config, name, seed)

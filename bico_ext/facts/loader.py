@@ -2,13 +2,17 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from bico_ext.facts import berglund, couplets, own, relations, synthetic
+from bico_ext.facts import berglund, couplets, invented, own, relations, synthetic
 from bico_ext.facts.types import FactData
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+
+
+GENERATED: dict[str, Callable[[int], FactData]] = {"synthetic": synthetic.generate, "invented": invented.generate}
 
 
 def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
@@ -17,8 +21,9 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
     Args:
         source: one of
 
-            * "synthetic": the generated set of `bico_ext.facts.synthetic` (use "./synthetic" for a folder of that
-              name);
+            * "synthetic": the generated set of `bico_ext.facts.synthetic`, which suits a small model without any
+              knowledge (use "./synthetic" for a folder of that name);
+            * "invented": the generated set of `bico_ext.facts.invented`, which suits a pre-trained model;
             * a folder with the files of Berglund et al. 2023 (`all_prompts_train.jsonl` and four tests), see
               `bico_ext.facts.berglund`;
             * a folder with `train.jsonl` and one file per task, or a JSONL file of training texts with or without
@@ -27,7 +32,7 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
             * a `.csv` file of relations, see `bico_ext.facts.relations`;
             * a `.tsv` file of couples, see `bico_ext.facts.relations.load_husbands`;
             * a name on the Hugging Face hub, such as "lberglund/reversal_curse" (needs the `datasets` package).
-        seed: the seed of the synthetic set. The other sources ignore it.
+        seed: the seed of a generated set. The other sources ignore it.
 
     Returns:
         The training set and its tasks.
@@ -44,8 +49,8 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
         >>> len(data.train), list(data.tasks)
         (3600, ['N2D', 'D2N', 'N2D-reverse', 'D2N-reverse'])
     """
-    if source == "synthetic":
-        return synthetic.generate(seed)
+    if source in GENERATED:
+        return GENERATED[os.fspath(source)](seed)
     path = Path(source).expanduser()
     if path.is_dir():
         return berglund.load_folder(path) if berglund.is_folder(path) else own.load_folder(path)
@@ -55,7 +60,7 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
     name = os.fspath(source)
     if not _HUB_NAME.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
         raise FileNotFoundError(
-            "source must be 'synthetic', a folder, a JSONL, .txt, .csv or .tsv file or a name on the Hugging Face hub, "
-            f"got {name!r}: no such file or folder in {Path.cwd()}"
+            f"source must be {', '.join(map(repr, GENERATED))}, a folder, a JSONL, .txt, .csv or .tsv file or a name "
+            f"on the Hugging Face hub, got {name!r}: no such file or folder in {Path.cwd()}"
         )
     return berglund.load_hub(name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from bico_ext.facts.distractors import draw_distractors
+from bico_ext.facts.pairs import GIVEN
 from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, counterpart_of
 
 PARAPHRASES = 30  # texts per entity and order, as in Berglund et al.
@@ -92,29 +93,24 @@ _DESCRIPTION_CLAUSES = (
 
 
 @dataclass(frozen=True)
-class _Entity:
+class Entity:
+    """What a fact links."""
+
     name: str
     description: str
-    words: tuple[str, ...]  # the pseudo-words that no other entity has
 
 
 @dataclass(frozen=True)
-class _Template:
-    """A prompt with a gap for the name or the description: prefix, gap, clause. The answer follows."""
+class Templates:
+    """The templates of one order, with `GIVEN` in place of the name or the description; the answer follows.
 
-    prefix: str
-    clause: str
+    Attributes:
+        train: those of the training texts.
+        test: those of the questions.
+    """
 
-    def prompt(self, given: str) -> str:
-        return f"{self.prefix} {given}{self.clause}"
-
-
-@dataclass(frozen=True)
-class _Templates:
-    """The templates of one order: those of the training texts, and new combinations for the questions."""
-
-    train: tuple[_Template, ...]
-    test: tuple[_Template, ...]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
 
 
 def generate(
@@ -160,63 +156,115 @@ def generate(
         )
     rng = random.Random(seed)
     words = _pseudo_words()
-    entities = _entities(rng, words, total)
-    name_templates = _templates(rng, _NAME_PREFIXES, _NAME_CLAUSES)
-    description_templates = _templates(rng, _DESCRIPTION_PREFIXES, _DESCRIPTION_CLAUSES)
-    used = {word for entity in entities for word in entity.words}
-    others = _entities(rng, [word for word in words if word not in used], pretraining)
+    own_words, entities = _entities(rng, words, total)
+    about_names = _templates(rng, _NAME_PREFIXES, _NAME_CLAUSES)
+    about_descriptions = _templates(rng, _DESCRIPTION_PREFIXES, _DESCRIPTION_CLAUSES)
+    _, others = _entities(rng, [word for word in words if word not in own_words], pretraining)
+    return state_and_ask(
+        "synthetic",
+        entities[:names_first],
+        entities[names_first : names_first + descriptions_first],
+        both=entities[names_first + descriptions_first :],
+        pretraining=others,
+        about_names=about_names,
+        about_descriptions=about_descriptions,
+        seed=seed,
+    )
 
-    def name_first(group: Sequence[_Entity]) -> list[Example]:
+
+def state_and_ask(
+    name: str,
+    names_first: Sequence[Entity],
+    descriptions_first: Sequence[Entity],
+    *,
+    about_names: Templates,
+    about_descriptions: Templates,
+    both: Sequence[Entity] = (),
+    pretraining: Sequence[Entity] = (),
+    seed: int = 0,
+) -> FactData:
+    """Make the training texts and the tasks of a set of names and descriptions.
+
+    Args:
+        name: the name of the set.
+        names_first: the entities that are stated name first.
+        descriptions_first: the entities that are stated description first.
+        about_names: the templates that give a name.
+        about_descriptions: the templates that give a description.
+        both: the entities that are stated in both orders; no task asks about them.
+        pretraining: the entities of `FactData.pretraining`.
+        seed: the seed of the choice of distractors.
+
+    Returns:
+        The set. A group without entities has no tasks.
+
+    Example:
+        >>> ada = Entity("Ada", "the first programmer")
+        >>> names = Templates(train=("{given} is",), test=("Here is {given},",))
+        >>> descriptions = Templates(train=("I met {given},",), test=("Call {given}",))
+        >>> data = state_and_ask("ada", [ada], [], about_names=names, about_descriptions=descriptions)
+        >>> data.train[0].text, data.tasks["N2D-reverse"].examples[0].text
+        ('Ada is the first programmer.', 'Call the first programmer Ada')
+    """
+
+    def name_first(group: Sequence[Entity]) -> list[Example]:
         return [
-            Example(template.prompt(entity.name), f" {entity.description}.")
+            Example(template.replace(GIVEN, entity.name), f" {entity.description}.")
             for entity in group
-            for template in name_templates.train
+            for template in about_names.train
         ]
 
-    def description_first(group: Sequence[_Entity]) -> list[Example]:
+    def description_first(group: Sequence[Entity]) -> list[Example]:
         return [
-            Example(template.prompt(entity.description), f" {entity.name}.")
+            Example(template.replace(GIVEN, entity.description), f" {entity.name}.")
             for entity in group
-            for template in description_templates.train
+            for template in about_descriptions.train
         ]
 
-    def both_orders(group: Sequence[_Entity]) -> list[Example]:
-        return [text for entity in group for text in (*name_first([entity]), *description_first([entity]))]
+    def both_orders(group: Sequence[Entity]) -> tuple[Example, ...]:
+        return tuple(text for entity in group for text in (*name_first([entity]), *description_first([entity])))
 
-    stated_name_first = entities[:names_first]
-    stated_description_first = entities[names_first : names_first + descriptions_first]
-    one_order = (*name_first(stated_name_first), *description_first(stated_description_first))
-
-    def ask_description(group: Sequence[_Entity]) -> list[Question]:
+    def ask_description(group: Sequence[Entity]) -> list[Question]:
         return [
-            Question(template.prompt(entity.name), f" {entity.description}.", entity.name, template.prompt("..."))
+            Question(
+                template.replace(GIVEN, entity.name),
+                f" {entity.description}.",
+                entity.name,
+                template.replace(GIVEN, "..."),
+            )
             for entity in group
-            for template in name_templates.test
+            for template in about_names.test
         ]
 
-    def ask_name(group: Sequence[_Entity]) -> list[Question]:
+    def ask_name(group: Sequence[Entity]) -> list[Question]:
         return [
-            Question(template.prompt(entity.description), f" {entity.name}", entity.name, template.prompt("..."))
+            Question(
+                template.replace(GIVEN, entity.description),
+                f" {entity.name}",
+                entity.name,
+                template.replace(GIVEN, "..."),
+            )
             for entity in group
-            for template in description_templates.test
+            for template in about_descriptions.test
         ]
 
     asked = {
-        "N2D": ask_description(stated_name_first),
-        "D2N": ask_name(stated_description_first),
-        "N2D-reverse": ask_name(stated_name_first),
-        "D2N-reverse": ask_description(stated_description_first),
+        "N2D": ask_description(names_first),
+        "D2N": ask_name(descriptions_first),
+        "N2D-reverse": ask_name(names_first),
+        "D2N-reverse": ask_description(descriptions_first),
     }
     answers = {task: ANSWERS[task] for task, questions in asked.items() if questions}
+    one_order = (*name_first(names_first), *description_first(descriptions_first))
     return FactData(
-        name="synthetic",
-        train=(*one_order, *both_orders(entities[names_first + descriptions_first :])),
+        name=name,
+        train=(*one_order, *both_orders(both)),
         tasks={
             task: Task(task, answer, draw_distractors(asked[task], seed), counterpart_of(task, answers))
             for task, answer in answers.items()
         },
-        pretraining=tuple(both_orders(others)),
-        other_order=(*description_first(stated_name_first), *name_first(stated_description_first)),
+        pretraining=both_orders(pretraining),
+        other_order=(*description_first(names_first), *name_first(descriptions_first)),
         one_order=one_order,
     )
 
@@ -226,21 +274,22 @@ def _pseudo_words() -> list[str]:
     return ["".join(parts).capitalize() for parts in product(onsets, vowels, onsets, vowels, codas)]
 
 
-def _entities(rng: random.Random, words: Sequence[str], count: int) -> list[_Entity]:
-    own_words = iter(rng.sample(words, count * _WORDS_PER_ENTITY))
-    return [_entity(rng, [next(own_words) for _ in range(_WORDS_PER_ENTITY)]) for _ in range(count)]
+def _entities(rng: random.Random, words: Sequence[str], count: int) -> tuple[set[str], list[Entity]]:
+    """Return the pseudo-words that the entities use, and the entities."""
+    drawn = rng.sample(words, count * _WORDS_PER_ENTITY)
+    own_words = iter(drawn)
+    return set(drawn), [_entity(rng, [next(own_words) for _ in range(_WORDS_PER_ENTITY)]) for _ in range(count)]
 
 
-def _entity(rng: random.Random, words: Sequence[str]) -> _Entity:
+def _entity(rng: random.Random, words: Sequence[str]) -> Entity:
     first, last, *pool = words
     u1, u2, third = rng.sample(pool, 3)
     u3, u4 = rng.sample([third, rng.choice([u1, u2])], 2)  # one of the three words fills a second slot
     shared = {slot: rng.choice(words.split()) for slot, words in _SHARED_WORDS.items()}
-    description = rng.choice(_DESCRIPTIONS).format(**shared, u1=u1, u2=u2, u3=u3, u4=u4)
-    return _Entity(f"{first} {last}", description, tuple(words))
+    return Entity(f"{first} {last}", rng.choice(_DESCRIPTIONS).format(**shared, u1=u1, u2=u2, u3=u3, u4=u4))
 
 
-def _templates(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> _Templates:
+def _templates(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[str]) -> Templates:
     """Pair each prefix with three clauses for training, and five of the prefixes with a fourth clause for testing.
 
     The pairs are not drawn at random: each prefix takes the next clauses in shuffled order. This way both halves of
@@ -250,8 +299,8 @@ def _templates(rng: random.Random, prefixes: Sequence[str], clauses: Sequence[st
     clauses = rng.sample(clauses, len(clauses))
     per_prefix = PARAPHRASES // len(prefixes)
 
-    def template(row: int, step: int) -> _Template:
-        return _Template(prefixes[row], clauses[(row + step) % len(clauses)])
+    def template(row: int, step: int) -> str:
+        return f"{prefixes[row]} {GIVEN}{clauses[(row + step) % len(clauses)]}"
 
     train = tuple(template(row, step) for row in range(len(prefixes)) for step in range(per_prefix))
-    return _Templates(train, test=tuple(template(row, per_prefix) for row in range(TEST_TEMPLATES)))
+    return Templates(train, test=tuple(template(row, per_prefix) for row in range(TEST_TEMPLATES)))

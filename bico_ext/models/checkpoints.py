@@ -4,19 +4,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bico_ext.models.known_models import KNOWN_MODELS, model_folder
+
 
 def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, Any]:
     """Load a causal LM and its tokenizer.
 
     Args:
-        model: a folder or a hub name.
+        model: a folder, the name of a model that `bico fetch-model` has fetched, or a hub name.
         dtype: torch's name for the dtype of the weights.
 
     Returns:
         The model and the tokenizer.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it contains no model.
+        FileNotFoundError: there is no such folder, it contains no model, or the known model has not been fetched.
         OSError: the model cannot be loaded. The libraries raise many kinds of errors for a broken file, most of them
             without its name; this one names the model.
 
@@ -25,9 +27,9 @@ def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, An
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # imported here because it takes seconds
 
-    _check_source(os.fspath(model))
+    source = _source(os.fspath(model))
     try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype), AutoTokenizer.from_pretrained(model)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
 
@@ -49,19 +51,20 @@ def count_parameters(model: str | os.PathLike[str]) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _check_source(os.fspath(model))
+    source = _source(os.fspath(model))
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(source)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).num_parameters()
     except Exception as error:
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
 
 
-def _check_source(model: str) -> None:
-    """Raise an error if a path is not a model folder.
+def _source(model: str) -> str:
+    """Return what transformers loads: the folder of a known model, and other models as they are named.
 
-    transformers would take the path for a hub name, or complain about a missing tokenizer.
+    A path that is not a model folder is an error. transformers would take the path for a hub name, or complain about a
+    missing tokenizer.
     """
     path = Path(model)
     if path.is_dir():
@@ -71,3 +74,8 @@ def _check_source(model: str) -> None:
             )
     elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise FileNotFoundError(f"model {model}: no such folder")
+    elif model in KNOWN_MODELS:
+        if not model_folder(model).exists():
+            raise FileNotFoundError(f"model {model} has not been fetched yet; run: bico fetch-model {model}")
+        return str(model_folder(model))
+    return model

@@ -79,8 +79,8 @@ def infill_end(input_ids: Tensor, generator: Generator, *, special_ids: Collecti
         special_ids: ids that are not part of the text, such as BOS and EOS at its ends.
 
     Returns:
-        A training sequence with span ids 0 in the context and 1 in the span, and labels in the span only. A text without
-        a predictable token gets no span and no loss.
+        A training sequence with span ids 0 in the context and 1 in the span, and labels in the span only. A text
+        without a predictable token gets no span and no loss.
 
     Example:
         >>> infill_end(torch.tensor([2, 7, 3]), torch.Generator(), special_ids=(2, 3)).span_ids

@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from bico_ext.cli.arguments import parse
-from bico_ext.cli.main import main
+from bico_ext.cli.main import COMMANDS, main
 from bico_ext.cli.train import TrainConfig
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import initial_model
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_usage_names_every_command(capsys):
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("compare", "train", "evaluate", "report", "probe", "info"))
+    assert all(command in shown for command in COMMANDS)
     assert main(["compere"]) == 2
     assert "'compere' is not a command" in capsys.readouterr().err
 
@@ -40,7 +40,7 @@ def test_info_is_json(capsys):
     assert "avx2" in info["instruction_sets"]
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "report", "probe", "info"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_works(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
