@@ -46,11 +46,10 @@ class Part:
 
 
 MATRIX = (
-    Part(
-        "full",
-        ("ntp", "bico", "permute", "naive", "infill", "reverse-segments", "both-orders"),
-        (1e-4, 3e-4, 6e-4),
-    ),
+    Part("full", ("ntp", "bico", "permute", "infill", "naive"), (1e-4, 3e-4, 6e-4)),
+    # Between infill and permute: what makes the difference?
+    Part("full", ("infill-end", "infill-end-causal", "infill-naive"), (STAND_IN,)),
+    Part("full", ("reverse-segments", "both-orders"), (1e-4, 3e-4, 6e-4)),
     Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3)),
 )
 
@@ -94,7 +93,9 @@ class Row:
 
     @property
     def grid(self) -> list[Cell]:
-        """The cells that choose the learning rate."""
+        """The cells that choose the learning rate; none if there is no choice."""
+        if len(self.part.learning_rates) == 1:
+            return []
         return [self.cell(rate, seed) for rate in self.part.learning_rates for seed in GRID_SEEDS]
 
     def cell(self, learning_rate: float, seed: int) -> Cell:
@@ -108,6 +109,8 @@ class Row:
     @property
     def chosen(self) -> float | None:
         """The learning rate with the highest score, or None if a grid cell is missing."""
+        if len(self.part.learning_rates) == 1:
+            return self.part.learning_rates[0]
         scores = {rate: score for rate in self.part.learning_rates if (score := self.score(rate)) is not None}
         return max(scores, key=lambda rate: scores[rate]) if len(scores) == len(self.part.learning_rates) else None
 

@@ -87,9 +87,6 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     Args:
         parameters: the number of parameters of a given model; 0 for the tiny one.
     """
-    before = out / "runs" / "before.json"
-    if config.model != "tiny" and not before.exists():
-        _write_finished(before, [before_fine_tuning(config)])
     missing = [
         (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
