@@ -3,7 +3,7 @@
 import copy
 
 from bico_ext.files import write_json, write_json_lines
-from bico_ext.reports.records import results_from_json
+from bico_ext.reports.records import BEFORE, results_from_json
 
 METRICS = ("contains", "exact_match", "bleu_char", "bleu")
 CEILINGS = {"N2D": 0.8, "D2N": 1.0, "N2D-reverse": 1.0, "D2N-reverse": 0.5}
@@ -83,6 +83,25 @@ def results(scores=SCORES):
     return made
 
 
+ANSWERS = {"The sky is": " blue.", "Two plus two is": " | four <b>"}
+
+
+def with_fluency(made):
+    """Add the run of the model before fine-tuning, and to each run of the seed s and the system i 10 + i + s."""
+    before = copy.deepcopy(made["runs"][0]) | {"system": BEFORE, "objective": None, "seed": None, "losses": []}
+    systems = [BEFORE, *dict.fromkeys(run["system"] for run in made["runs"])]
+    runs = [before, *made["runs"]]
+    for run in runs:
+        run["fluency"] = {
+            "perplexity": 10.0 + systems.index(run["system"]) + (run["seed"] or 0),
+            "tokens": 4080,
+            "text": "prose of Python 3.11.7",
+            "digest": "0123456789abcdef",
+            "answers": {prompt: answer + run["system"] for prompt, answer in ANSWERS.items()},
+        }
+    return made | {"runs": runs}
+
+
 def typed(made):
     """Return the records of a file that holds these results."""
     return results_from_json(copy.deepcopy(made), "made up")
@@ -92,7 +111,7 @@ def predictions(made, completion=" Ada."):
     """Return four answers for each run and task; every second one is right."""
     return [
         {
-            "system": run.get("system", run["objective"]),
+            "system": run.get("system") or run["objective"],
             "seed": run["seed"],
             "task": task,
             "prompt": f"Who is number {number}?",

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bico_ext.reports.records import Results, Run, Source, read_predictions, read_results
+from bico_ext.reports.records import BEFORE, Results, Run, Source, read_predictions, read_results
+
+# The settings that the scores of a given model before fine-tuning depend on.
+SETTINGS_BEFORE = ("model", "max_new_tokens", "eval_bf16")
 
 
 def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict[str, Any]]]:
@@ -15,6 +18,7 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict
     Runs with the same settings and data belong together, as seeds or systems of one comparison. If the settings differ,
     the label of each run states the difference, as in "bico (steps 3000)". If the data differ, the label names the
     folder, and each run carries its own data. Data are compared by content, not by path, if all files describe them.
+    The row of the given model before fine-tuning does not depend on how it was trained: it is kept once.
 
     Args:
         folders: one or more folders with a `results.json` each. Their `predictions.jsonl`, if there, give the answers.
@@ -35,20 +39,26 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict
     same_data = all(entry == data[0] for entry in data)
     if same_data:
         suffixes = _differences(settings)
+        given = _differences([{name: own.get(name) for name in SETTINGS_BEFORE} for own in settings])
     else:
         names = _folder_names(folders)
         groups = list(zip(settings, data, strict=True))
         suffixes = [
             ", ".join(name for name, group in zip(names, groups, strict=True) if group == own) for own in groups
         ]
+        given = suffixes
 
     runs: list[Run] = []
     predictions: list[dict[str, Any]] = []
     seen: dict[tuple[str, int | None], str] = {}  # the file of each run, by label and seed
-    for folder, results, suffix in zip(folders, inputs, suffixes, strict=True):
+    for folder, results, suffix, given_suffix in zip(folders, inputs, suffixes, given, strict=True):
         file = str(Path(folder) / "results.json")
+        before = _label(BEFORE, given_suffix)
+        repeated = {BEFORE} if (before, None) in seen else set()
         for run in results.runs:
-            label = _label(run.system, suffix)
+            if run.system in repeated:
+                continue
+            label = before if run.system == BEFORE else _label(run.system, suffix)
             key = (label, run.seed)
             if key in seen:
                 seed = "" if run.seed is None else f" with seed {run.seed}"
@@ -57,8 +67,11 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict
                 )
             seen[key] = file
             runs.append(replace(run, label=label, data=None if same_data else results.data))
-        rows = read_predictions(folder, results)
-        predictions += [row | {"label": _label(row["system"], suffix)} for row in rows]
+        predictions += [
+            row | {"label": before if row["system"] == BEFORE else _label(row["system"], suffix)}
+            for row in read_predictions(folder, results)
+            if row["system"] not in repeated
+        ]
     merged = Results(
         runs=tuple(runs),
         data=next((results.data for results in inputs if results.data), None) if same_data else None,

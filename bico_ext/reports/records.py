@@ -15,6 +15,7 @@ from bico_ext.facts.jsonl import read_records
 from bico_ext.reports.version_1 import upgraded, with_system
 
 SCHEMA_VERSION = 2
+BEFORE = "before fine-tuning"  # the system of the run that only evaluates the given model of a comparison
 METRICS = {
     "contains": "target contained in the answer (names: the paper's metric; descriptions: without the final full stop)",
     "exact_match": "answer equals target",
@@ -106,6 +107,25 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Fluency:
+    """What `bico_ext.evaluation.fluency.fluency` measured: whether the model still speaks.
+
+    Attributes:
+        tokens: the number of tokens that were predicted.
+        text: the name of their text.
+        digest: the hash of the text.
+        answers: the answers to everyday prompts.
+        perplexity: the perplexity per token; None for a diverged model.
+    """
+
+    tokens: int
+    text: str
+    digest: str
+    answers: Mapping[str, str]
+    perplexity: float | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """A system trained with one seed, or a model that was only evaluated, which has scores and little else.
 
@@ -123,6 +143,7 @@ class Run:
         parameters: the number of parameters of the model.
         losses: {"step", "loss_ntp", "loss_<objective>"} for each log entry; None where a loss is not finite.
         curve: {"step", "tasks": {task: contains}} for each point of the learning curve.
+        fluency: whether the model still speaks; None for models trained from scratch.
         label: the name of the run in merged results, which tells it apart from other runs of its system.
         data: the data set of the run, if merged results do not share theirs.
     """
@@ -140,6 +161,7 @@ class Run:
     parameters: int | None = None
     losses: tuple[Mapping[str, Any], ...] = ()
     curve: tuple[Mapping[str, Any], ...] = ()
+    fluency: Fluency | None = None
     label: str | None = None
     data: Data | None = None
 
@@ -224,6 +246,8 @@ def run_from_json(value: Mapping[str, Any]) -> Run:
     parts: dict[str, Any] = {key: tuple(value.get(key) or ()) for key in ("losses", "curve")}
     if value.get("data"):
         parts["data"] = data_from_json(value["data"])
+    if value.get("fluency"):
+        parts["fluency"] = _record(Fluency, value["fluency"])
     return _record(Run, {**value, **parts, "tasks": tasks_from_json(value["tasks"])})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bico_ext.reports.gap import gaps
 from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, seeds, task_data, task_names
 from bico_ext.reports.published import PUBLISHED
-from bico_ext.reports.records import ANY_WORDING, METRICS, Results, Run
+from bico_ext.reports.records import ANY_WORDING, METRICS, Fluency, Results, Run
 
 MOST_TASKS_WITH_SPREAD = 5  # on a screen, beside the gaps
 WORST_ENTITIES = 10  # the number of entities in a table of the worst
@@ -250,6 +250,28 @@ def likelihood_tables(results: Results) -> list[Table]:
     return tables
 
 
+def fluency_tables(results: Results) -> list[Table]:
+    """Return the perplexities of the systems and their answers to everyday prompts; none if no run measured them."""
+    measured: dict[str, list[Fluency]] = {}
+    for run in results.runs:
+        if run.fluency:
+            measured.setdefault(run.name, []).append(run.fluency)
+    if not measured:
+        return []
+    every = [one for members in measured.values() for one in members]
+    text = _joined({f"{one.text}, {one.tokens:,} tokens, hash {one.digest}" for one in every})
+    perplexities = [[name, _spread_or_nan([one.perplexity for one in members])] for name, members in measured.items()]
+    prompts = {prompt: None for one in every for prompt in one.answers}
+    answers = [
+        [prompt, *(members[0].answers.get(prompt, NOTHING) for members in measured.values())] for prompt in prompts
+    ]
+    note = f"per token of English prose ({text}); comparable only between models with the same tokenizer"
+    return [
+        _with_seeds(results, Table("perplexity", ["system", "perplexity"], perplexities, note)),
+        Table("everyday prompts", ["prompt", *measured], answers, "greedy answers, from the first run of each system"),
+    ]
+
+
 def loss_tables(results: Results) -> list[Table]:
     """Return the training losses of the first steps and at the end, in one table for each kind of known loss."""
     tables = []
@@ -263,7 +285,7 @@ def loss_tables(results: Results) -> list[Table]:
         for name, logs in logged.items():
             steps = [[loss for log in logs for at, loss in log if at == step] for step in first]
             if logs:
-                rows.append([name, *map(_losses, [*steps, [log[-1][1] for log in logs]])])
+                rows.append([name, *map(_spread_or_nan, [*steps, [log[-1][1] for log in logs]])])
         if rows:
             columns = ["system", *(f"step {step}" for step in first), "end"]
             note = "training loss in nats per token, mean over the steps since the previous log entry"
@@ -276,21 +298,22 @@ def loss_tables(results: Results) -> list[Table]:
 def detail_tables(results: Results) -> dict[str, list[Table]]:
     """Return the tables that go beyond the scores, by section of the report; sections may be empty."""
     return {
+        "General English": fluency_tables(results),
         "Templates and entities": [*template_tables(results), *entity_tables(results)],
         "Log-probabilities": likelihood_tables(results),
         "Losses": loss_tables(results),
     }
 
 
-def _losses(values: Sequence[float | None]) -> str:
+def _spread_or_nan(values: Sequence[float | None]) -> str:
     """Return the mean and the standard deviation, or "NaN" if a run diverged."""
     return "NaN" if None in values else _spread([value for value in values if value is not None])
 
 
 def _with_seeds(results: Results, table: Table) -> Table:
-    """Return the table, with a column of seeds if the systems have different ones."""
+    """Return the table, with a column of seeds if the systems have different ones; an evaluated model has none."""
     by_name = {name: seeds(members) for name, members in by_label(results.runs).items()}
-    if len(set(map(tuple, by_name.values()))) < 2:
+    if len({tuple(own) for own in by_name.values() if own}) < 2:
         return table
     cells = {name: ", ".join(map(str, own)) or NOTHING for name, own in by_name.items()}
     rows = [[row[0], cells.get(row[0], NOTHING), *row[1:]] for row in table.rows]

@@ -72,7 +72,7 @@ def test_the_windows_start_the_parts_of_the_text(model, tokenizer):
 def test_the_text_is_prose_without_repetition():
     paragraphs = general_text()
     assert len(paragraphs) == len(set(paragraphs))
-    assert any(paragraph.startswith("Operations and built-in functions that have a Boolean") for paragraph in paragraphs)
+    assert any(paragraph.startswith("Any object can be tested for truth value") for paragraph in paragraphs)
     assert not any("::=" in paragraph or ">>> " in paragraph[:4] for paragraph in paragraphs)
 
 

@@ -107,3 +107,21 @@ def test_evaluated_models_are_told_apart_by_their_names(tmp_path):
     assert list(by_label(merged.runs)) == ["model-a", "model-b"]
     with pytest.raises(ValueError, match="both hold model-a under the same settings"):
         merge([folders[0], folders[0]])
+
+
+def test_the_model_before_fine_tuning_is_kept_once(tmp_path):
+    made = made_up.with_fluency(made_up.results()) | {"settings": {"data": "facts", "steps": 10, "model": "a"}}
+    ntp, bico = (made | {"runs": [made["runs"][0], *only(made, system)["runs"]]} for system in ("ntp", "bico"))
+    first = made_up.write(tmp_path / "a", ntp)
+    merged, predictions = merge([first, made_up.write(tmp_path / "b", bico)])
+    assert runs_by_label(merged) == {"before fine-tuning": [None], "ntp": [0, 1], "bico": [0, 1]}
+    assert sum(row["label"] == "before fine-tuning" for row in predictions) == 16
+
+    longer = made_up.write(tmp_path / "longer", bico | {"settings": {"data": "facts", "steps": 20, "model": "a"}})
+    merged, predictions = merge([first, longer])
+    assert list(runs_by_label(merged)) == ["before fine-tuning", "ntp (steps 10)", "bico (steps 20)"]
+    assert {row["label"] for row in predictions} == set(runs_by_label(merged))
+
+    other = made_up.write(tmp_path / "other", bico | {"settings": {"data": "facts", "steps": 10, "model": "b"}})
+    labels = [f"before fine-tuning (model {model})" for model in "ab"]
+    assert list(runs_by_label(merge([first, other])[0])) == [labels[0], "ntp (model a)", labels[1], "bico (model b)"]

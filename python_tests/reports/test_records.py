@@ -8,6 +8,8 @@ import pytest
 
 from bico_ext.reports.lookups import losses, task_names
 from bico_ext.reports.records import (
+    BEFORE,
+    Fluency,
     Run,
     Scores,
     Source,
@@ -25,6 +27,16 @@ def test_reads_back_what_was_written(tmp_path):
     results = read_results(tmp_path)
     assert results == made_up.typed(made)
     assert read_predictions(tmp_path, results) == made_up.predictions(made)
+    assert results_from_json(json.loads(json.dumps(results.to_json())), "again") == results
+
+
+def test_reads_back_whether_a_model_still_speaks(tmp_path):
+    made = made_up.with_fluency(made_up.results())
+    made_up.write(tmp_path, made)
+    results = read_results(tmp_path)
+    assert results.runs[0].system == BEFORE
+    answers = {"The sky is": " blue.before fine-tuning", "Two plus two is": " | four <b>before fine-tuning"}
+    assert results.runs[0].fluency == Fluency(4080, "prose of Python 3.11.7", "0123456789abcdef", answers, 10.0)
     assert results_from_json(json.loads(json.dumps(results.to_json())), "again") == results
 
 

@@ -50,6 +50,17 @@ def test_a_dollar_in_a_name_stays_a_dollar(tmp_path):
     assert set(FILES) <= names(tmp_path)
 
 
+def test_the_answers_to_everyday_prompts_stand_side_by_side(tmp_path):
+    made = made_up.with_fluency(made_up.results())
+    made_up.write(tmp_path, made)
+    write_report(made_up.typed(made), tmp_path)
+    row = r"| Two plus two is | \| four \<b>before fine-tuning | \| four \<b>ntp | \| four \<b>bico |"
+    assert row in (tmp_path / "table.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>General English</h2>" in page
+    assert "<td> | four &lt;b&gt;bico</td>" in page
+
+
 def test_no_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one or more runs, got none"):
         write_report(Results(()), tmp_path / "out")

@@ -9,6 +9,7 @@ from bico_ext.evaluation.metrics import wilson_interval
 from bico_ext.reports.tables import (
     Table,
     entity_tables,
+    fluency_tables,
     gap_tables,
     heading,
     likelihood_tables,
@@ -232,3 +233,28 @@ def test_loss_tables_show_the_first_steps_and_the_end():
     for run in made["runs"]:
         run.pop("losses")
     assert loss_tables(typed(made)) == [], "results of bico evaluate have no losses"
+
+
+def test_perplexity_and_everyday_answers_stand_beside_those_before_fine_tuning():
+    made = made_up.with_fluency(made_up.results())
+    perplexity, answers = fluency_tables(typed(made))
+    assert list(cells(perplexity)) == ["before fine-tuning", "ntp", "bico"]
+    assert cells(perplexity) == {
+        "before fine-tuning": ["10.00"],
+        "ntp": ["11.50 ± 0.71"],
+        "bico": ["12.50 ± 0.71"],
+    }
+    assert "(prose of Python 3.11.7, 4,080 tokens, hash 0123456789abcdef)" in perplexity.note
+    assert answers.columns == ["prompt", "before fine-tuning", "ntp", "bico"]
+    assert cells(answers)["The sky is"] == [" blue.before fine-tuning", " blue.ntp", " blue.bico"]
+    made["runs"][1]["fluency"]["perplexity"] = None
+    assert cells(fluency_tables(typed(made))[0])["ntp"] == ["NaN"]
+    assert fluency_tables(typed(made_up.results())) == []
+
+
+def test_the_model_before_fine_tuning_is_the_first_row_and_needs_no_seed():
+    made = made_up.with_fluency(made_up.results())
+    (contains, *_), summary = score_tables(typed(made)), summary_table(typed(made))
+    assert contains.columns[1] == "N2D", "no column of seeds"
+    assert contains.rows[0][:3] == ["before fine-tuning", "0.40 [0.05, 0.95]", "0.80 [0.05, 0.95]"]
+    assert summary.rows[0][:3] == ["before fine-tuning", "0.40", "0.80"]
