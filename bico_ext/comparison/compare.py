@@ -20,7 +20,7 @@ from bico_ext.comparison.callbacks import last_checkpoint
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
 from bico_ext.comparison.processes import cores, run_all
-from bico_ext.comparison.run import run, run_folder
+from bico_ext.comparison.run import Finished, before_fine_tuning, run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
@@ -28,7 +28,7 @@ from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.models.checkpoints import count_parameters
-from bico_ext.reports.records import Data, Failure, Results, Run, data_from_json, run_from_json, to_json
+from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
 from bico_ext.training.lora import lora_config
 
@@ -90,6 +90,10 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     missing = [
         (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
     ]
+    if config.model != "tiny" and not _results_before(config).exists():
+        (error,) = run_all(_work_before, [(config,)], steps=[0], jobs=1, label=BEFORE)
+        if error is not None:
+            raise RuntimeError(f"model {config.model} cannot be evaluated {BEFORE}: {error}")
     alone = parameters > LARGE or (parameters > 0 and trains_on_gpu())
     jobs = config.jobs or (1 if alone else max(1, min(cores(), len(missing))))
     check_disk(config, parameters, jobs, len(missing))
@@ -158,12 +162,20 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
     """Make one run in a worker process and write its results, which make its checkpoints superfluous."""
-    finished = run(config, name, seed, [callback])
-    records = [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished]
-    write_json(_results_of(config, name, seed), records)
+    _write_finished(_results_of(config, name, seed), run(config, name, seed, [callback]))
     folder = run_folder(config, name, seed)
     for superfluous in folder.glob("checkpoint-*") if config.save_models else [folder]:
         shutil.rmtree(superfluous, ignore_errors=True)
+
+
+def _work_before(config: CompareConfig, callback: TrainerCallback) -> None:
+    """Evaluate the given model in a worker process, which frees its memory at the end."""
+    _write_finished(_results_before(config), [before_fine_tuning(config)])
+
+
+def _write_finished(file: Path, finished: list[Finished]) -> None:
+    """Write what `_collect` reads."""
+    write_json(file, [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished])
 
 
 def _steps_left(config: CompareConfig, name: str, seed: int) -> int:
@@ -179,14 +191,19 @@ def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
+def _results_before(config: CompareConfig) -> Path:
+    """Return the file of the scores of the given model before fine-tuning."""
+    return Path(config.output_dir) / "runs" / "before.json"
+
+
 def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
     """Return the finished runs in the order of the systems, and their predictions."""
     records: list[dict[str, Any]] = []
     for file in (out / "runs").glob("*.json"):
         finished = json.loads(file.read_text(encoding="utf-8"))
         records += upgraded_run_file(finished) if isinstance(finished, dict) else finished
-    order = list(SYSTEMS)
-    records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record["seed"]))
+    order = [BEFORE, *SYSTEMS]
+    records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record.get("seed")))
     predictions = [prediction for record in records for prediction in record["predictions"]]
     return [run_from_json(record) for record in records], predictions
 

@@ -12,18 +12,19 @@ from transformers import TrainerCallback
 
 from bico_ext.comparison.callbacks import Checkpoints, Curve, last_checkpoint
 from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import starting_model
+from bico_ext.comparison.initial_models import initial_model, starting_model
 from bico_ext.comparison.systems import SYSTEMS
-from bico_ext.comparison.trainer import make_trainer
+from bico_ext.comparison.trainer import make_trainer, trains_on_gpu
 from bico_ext.comparison.training_data import entities, replayed_texts, select_facts, with_steps
 from bico_ext.evaluation.evaluate import Evaluation, evaluate
+from bico_ext.evaluation.fluency import fluency
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Task
 from bico_ext.files import write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import BATCH_SIZE
-from bico_ext.reports.records import Run, tasks_from_json
+from bico_ext.reports.records import BEFORE, Fluency, Run, tasks_from_json
 from bico_ext.training.trainer import BicoTrainer
 
 # Questions at once on a GPU, where a step of generation takes as long for one as for many.
@@ -105,6 +106,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
             parameters=cast(Any, trainer.model).num_parameters(),
             losses=tuple(_losses(trainer)) if label == name else (),
             curve=tuple(_curve(trainer)) if label == name else (),
+            fluency=_fluency(config, trainer.model, tokenizer) if likelihood and config.model != "tiny" else None,
         )
         predictions = [
             {"system": label, "seed": seed, **dataclasses.asdict(prediction)} for prediction in evaluation.predictions
@@ -112,6 +114,22 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
         return Finished(record, predictions)
 
     return [evaluated(label, generator) for label, generator in generators.items()]
+
+
+def before_fine_tuning(config: CompareConfig) -> Finished:
+    """Evaluate the given model of a comparison as it is, before any system trains it."""
+    facts = select_facts(config, load_facts(config.data))
+    model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
+    model.to("cuda" if trains_on_gpu() else "cpu")
+    evaluation = _evaluate(config, model, tokenizer, facts.tasks, generate, likelihood=True)
+    record = Run(
+        BEFORE,
+        tasks_from_json(evaluation.summary()),
+        device=_device_name(model.device),
+        parameters=model.num_parameters(),
+        fluency=_fluency(config, model, tokenizer),
+    )
+    return Finished(record, [{"system": BEFORE, **dataclasses.asdict(answer)} for answer in evaluation.predictions])
 
 
 def run_folder(config: CompareConfig, name: str, seed: int) -> Path:
@@ -139,6 +157,12 @@ def _evaluate(
             progress=False,
             generator=generator,
         )
+
+
+def _fluency(config: CompareConfig, model: Any, tokenizer: Any) -> Fluency:
+    """Measure in the precision of the settings whether a model still speaks."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bool(config.eval_bf16)):
+        return Fluency(**fluency(model, tokenizer))
 
 
 def _device_name(device: torch.device) -> str:

@@ -18,10 +18,12 @@ from bico_ext.comparison.initial_models import initial_model
 from bico_ext.comparison.run import run
 from bico_ext.comparison.training_data import select_facts, with_steps
 from bico_ext.evaluation.evaluate import evaluate
+from bico_ext.evaluation.fluency import fluency
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Question, Task
 from bico_ext.models.checkpoints import count_parameters
+from bico_ext.reports.records import Fluency, tasks_from_json
 
 
 @pytest.mark.parametrize(("facts", "texts"), [("all", 180), ("one-order", 120)])
@@ -159,3 +161,45 @@ def test_the_free_memory_of_a_gpu_counts_there(given, monkeypatch):
 def test_every_system_starts_from_the_given_weights(given, data):
     first, second = (initial_model(given, load_facts(data), "llama", seed)[0].state_dict() for seed in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_given_model_is_also_measured_before_fine_tuning(given, data, tmp_path, bf16):
+    given = dataclasses.replace(given, systems=["ntp"], steps=2, curve_points=0, save_models=True, eval_bf16=bf16)
+    before, ntp = compare(given).runs
+    assert (before.system, before.seed, ntp.system) == ("before fine-tuning", None, "ntp")
+    for measured, folder in ((before, given.model), (ntp, tmp_path / "out" / "runs" / "ntp-seed0")):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            evaluation = evaluate(
+                model, tokenizer, load_facts(data).tasks, max_new_tokens=4, likelihood=True, progress=False
+            )
+            speaks = fluency(model, tokenizer)
+        assert measured.tasks == tasks_from_json(evaluation.summary())
+        assert measured.fluency == Fluency(**speaks)
+    assert before.fluency != ntp.fluency
+
+
+def test_it_is_measured_once(given, tmp_path):
+    given = dataclasses.replace(given, systems=["ntp"], steps=2, curve_points=0)
+    compare(given)
+    file = tmp_path / "out" / "runs" / "before.json"
+    written = file.stat().st_mtime_ns
+    results = compare(dataclasses.replace(given, seeds=[0, 1], resume=True))
+    assert [(run.system, run.seed) for run in results.runs] == [("before fine-tuning", None), ("ntp", 0), ("ntp", 1)]
+    assert file.stat().st_mtime_ns == written
+
+
+def test_a_model_that_cannot_be_measured_is_refused_before_training(given, data, tmp_path):
+    model, tokenizer = initial_model(given, load_facts(data), "llama", 0)
+    model.config.max_position_embeddings = 255
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "short")
+    with pytest.raises(RuntimeError, match=r"cannot be evaluated before fine-tuning: .* needs 256 tokens, .* is 255"):
+        compare(dataclasses.replace(given, model=str(tmp_path / "short")))
+    assert not list((tmp_path / "out" / "runs").glob("*"))
+
+
+def test_a_model_trained_from_scratch_has_nothing_to_lose(config):
+    (ntp,) = compare(dataclasses.replace(config, systems=["ntp"], steps=2, curve_points=0)).runs
+    assert (ntp.system, ntp.fluency) == ("ntp", None)
