@@ -91,7 +91,7 @@ def general_text() -> list[str]:
     from pydoc_data.topics import topics  # half a megabyte, which other commands can do without
 
     blocks = [block for name in sorted(topics) for block in topics[name].split("\n\n")]
-    prose = (block for block in blocks if block[:1].isupper() and block.endswith(".") and "\n " not in block)
+    prose = (block for block in blocks if block[:1].isupper() and block.endswith("."))
     return list(dict.fromkeys(" ".join(block.split()) for block in prose))
 
 

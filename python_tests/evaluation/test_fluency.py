@@ -47,16 +47,19 @@ def test_perplexity_does_not_depend_on_the_batch_size(model, ids):
         perplexity(model, ids, batch_size=0)
 
 
-def test_perplexity_under_the_autocast_of_the_caller(model, ids):
-    """The logits have 8 bits, and log p is computed from them in float32."""
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_perplexity_in_half_precision(model, ids, autocast):
+    """The logits have 8 bits, and log p is computed from them in float32; autocast is that of the caller."""
+    full = perplexity(model, ids)
+    model = model if autocast else model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         value = perplexity(model, ids)
         with torch.no_grad():
             logits = model.eval()(input_ids=ids).logits
     assert logits.dtype == torch.bfloat16
     expected = cross_entropy(logits[:, :-1].double().flatten(0, 1), ids[:, 1:].flatten()).exp().item()
     assert value == pytest.approx(expected, rel=1e-5)
-    assert value != pytest.approx(perplexity(model, ids), rel=1e-5)
+    assert value != pytest.approx(full, rel=1e-5)
 
 
 def test_the_windows_start_the_parts_of_the_text(model, tokenizer):
