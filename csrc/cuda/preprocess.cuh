@@ -5,7 +5,7 @@
 #include "../rotation.h"
 #include "device/launch.h"
 #include "memory.h"
-#include "sequences.h"
+#include "nonfinite.h"
 
 namespace bico::cuda {
 
@@ -17,15 +17,16 @@ BICO_KERNEL(preprocess_threads) void summarise_spans(BICO_ARGUMENT(Problem) p, E
   const int64_t i = block_index() * (preprocess_threads / 32) + thread_index() / 32;
   if (i >= p.batch * granules) return;
   const int64_t row = i % granules * granule + thread_index() % 32;
-  // Rows beyond the end count as the last one.
   const int32_t* ids = p.spans(i / granules);
+  const uint32_t context = ballot(row < p.length && is_context(ids[row]));
+  // Rows beyond the end count as the last one.
   int32_t low = ids[row < p.length ? row : p.length - 1], high = low;
   for (int mask = 1; mask < 32; mask *= 2) {
     const int32_t other_low = shuffle_xor(low, mask), other_high = shuffle_xor(high, mask);
     if (other_low < low) low = other_low;
     if (other_high > high) high = other_high;
   }
-  if (thread_index() % 32 == 0) extents[i] = {low, high};
+  if (thread_index() % 32 == 0) extents[i] = {low, high, context};
 }
 
 // Eight neighbouring elements of a head.
@@ -102,38 +103,59 @@ BICO_DEVICE Chunk<Compute<T>> rotated_chunk(Frame frame, const Problem& p, const
 }
 
 template <typename T>
+BICO_DEVICE Vector packed(const Chunk<float>& chunk) {
+  Vector v;
+#pragma unroll
+  for (int e = 0; e < vector_elements; e += 2) v.word[e / 2] = pack<T>(chunk.x[e], chunk.x[e + 1]);
+  return v;
+}
+
+template <typename T>
 BICO_DEVICE void write_chunk(T* to, const Chunk<Compute<T>>& chunk) {
   if constexpr (sizeof(T) == 2) {
-    Vector v;
-#pragma unroll
-    for (int e = 0; e < vector_elements; e += 2) v.word[e / 2] = pack<T>(chunk.x[e], chunk.x[e + 1]);
-    *reinterpret_cast<Vector*>(to) = v;
+    *reinterpret_cast<Vector*>(to) = packed<T>(chunk);
   } else {
 #pragma unroll
     for (int e = 0; e < vector_elements; ++e) to[e] = chunk.x[e];
   }
 }
 
-// to: [B, H, S, columns] in each frame, 0 from D on; to.minus may be null. Without `rotate` the heads are copied to
-// to.plus, not rotated.
+// Where rotate_heads puts one frame of the heads, [B, H, S, columns], and flags their rows that are not finite there;
+// either may be null.
+template <typename T>
+struct FrameOfHeads {
+  T* heads = nullptr;
+  NonfiniteRows nonfinite = {};
+
+  BICO_DEVICE void take(const Chunk<Compute<T>>& chunk, int64_t head, int64_t length, int row, int columns,
+                        int begin) const {
+    if (heads) write_chunk(heads + (head * length + row) * columns + begin, chunk);
+    if constexpr (sizeof(T) == 2) {
+      if (nonfinite.words && has_nonfinite<T>(packed<T>(chunk))) nonfinite.set(head, length, row);
+    }
+  }
+};
+
+// The heads in each frame, 0 from D on. Without `rotate` they go to to.plus as they are.
 template <typename T, bool rotate>
 BICO_KERNEL(preprocess_threads)
-void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFrame<T*> to, int columns) {
+void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFrame<FrameOfHeads<T>> to, int columns) {
   const int chunks = columns / vector_elements;
   const int64_t i = block_index() * preprocess_threads + thread_index();
   const int64_t row = i / chunks;  // of B H S
   if (row >= p.batch * source.count * p.length) return;
   const int begin = i % chunks * vector_elements;
-  const int64_t position = row % p.length, head = row / p.length % source.count, batch = row / p.length / source.count;
-  const T* from = source.heads.template row<T>(batch, head, position);
-  const int64_t at = row * columns + begin;
+  const int64_t position = row % p.length, index = row / p.length, batch = index / source.count;
+  const T* from = source.heads.template row<T>(batch, index % source.count, position);
   if constexpr (rotate) {
-    write_chunk(to.plus + at, rotated_chunk(Frame::plus, p, from, source.aligned, batch, position, begin));
-    if (to.minus) {
-      write_chunk(to.minus + at, rotated_chunk(Frame::minus, p, from, source.aligned, batch, position, begin));
-    }
+    const auto rotate_into = [&](Frame frame) {
+      to[frame].take(rotated_chunk(frame, p, from, source.aligned, batch, position, begin), index, p.length, position,
+                     columns, begin);
+    };
+    rotate_into(Frame::plus);
+    if (p.mirror) rotate_into(Frame::minus);
   } else {
-    write_chunk(to.plus + at, read_chunk(from, begin, int(p.head_dim), source.aligned));
+    to.plus.take(read_chunk(from, begin, int(p.head_dim), source.aligned), index, p.length, position, columns, begin);
   }
 }
 
@@ -144,19 +166,28 @@ BICO_DEVICE T warp_sum(T x) {
 }
 
 // delta [B, Hq, S] = rowsum(out * grad_out) - grad_lse: what the gradient of every weight of the row loses. One warp
-// sums one row.
+// sums one row. Rows of grad_out that are not finite are flagged in both frames, where there are flags.
 template <typename T>
 BICO_KERNEL(preprocess_threads)
-void compute_delta(BICO_ARGUMENT(Backward) p, Compute<T>* delta) {
+void compute_delta(BICO_ARGUMENT(Backward) p, Compute<T>* delta, PerFrame<NonfiniteRows> nonfinite) {
   using C = Compute<T>;
   const int64_t i = block_index() * (preprocess_threads / 32) + thread_index() / 32;
   if (i >= p.batch * p.query_heads * p.length) return;
   const int64_t m = i % p.length, head = i / p.length % p.query_heads, batch = i / p.length / p.query_heads;
   const T *out = p.out.row<T>(batch, head, m), *grad = p.grad_out.row<T>(batch, head, m);
   C sum = 0;
-  for (int d = thread_index() % 32; d < p.head_dim; d += 32) sum += widen(out[d]) * widen(grad[d]);
+  bool bad = false;
+  for (int d = thread_index() % 32; d < p.head_dim; d += 32) {
+    sum += widen(out[d]) * widen(grad[d]);
+    if constexpr (sizeof(T) == 2) bad |= is_nonfinite(grad[d]);
+  }
   sum = warp_sum(sum);
   if (thread_index() % 32 == 0) delta[i] = p.grad_lse.data ? sum - *p.grad_lse.row<C>(batch, head, m) : sum;
+  if constexpr (sizeof(T) == 2) {
+    if (ballot(bad) == 0 || thread_index() % 32 != 0) return;
+    nonfinite.plus.set(i / p.length, p.length, m);
+    nonfinite.minus.set(i / p.length, p.length, m);
+  }
 }
 
 inline Extent* take_extents(Arena& arena, const Problem& p) {
@@ -170,6 +201,14 @@ inline void launch_summarise_spans(Extent* extents, const Problem& p, Stream str
          p, extents);
 }
 
+template <typename T, bool rotate>
+void launch_rotate_heads(const char* name, const Problem& p, const Source& source, int64_t columns,
+                         const PerFrame<FrameOfHeads<T>>& to, Stream stream) {
+  const int64_t threads = p.batch * source.count * p.length * (columns / vector_elements);
+  launch(name, rotate_heads<T, rotate>, divide_up(threads, preprocess_threads), preprocess_threads, 0, stream, p,
+         source, to, int(columns));
+}
+
 // Heads rotated into both frames; one copy serves as both where the problem does not mirror.
 template <typename T>
 struct RotatedHeads {
@@ -181,13 +220,12 @@ struct RotatedHeads {
     frames.minus = p.mirror ? arena.take<T>(count) : frames.plus;
   }
 
-  void launch_rotate(const Problem& p, const Heads& heads, int64_t count, int64_t columns, Stream stream) const {
+  void launch_rotate(const Problem& p, const Heads& heads, int64_t count, int64_t columns, Stream stream,
+                     const PerFrame<NonfiniteRows>& nonfinite = {}) const {
     const Source source = {heads, count,
                            aligned_rows(heads, sizeof(T)) && aligned_rotation(p.rotary, sizeof(Compute<T>))};
-    const PerFrame<T*> to = {frames.plus, p.mirror ? frames.minus : nullptr};
-    const int64_t threads = p.batch * count * p.length * (columns / vector_elements);
-    launch("rotate_heads", rotate_heads<T, true>, divide_up(threads, preprocess_threads), preprocess_threads, 0, stream,
-           p, source, to, int(columns));
+    launch_rotate_heads<T, true>("rotate_heads", p, source, columns,
+                                 {{frames.plus, nonfinite.plus}, {frames.minus, nonfinite.minus}}, stream);
   }
 };
 
@@ -203,21 +241,31 @@ struct CopyableHeads {
     heads = {copy, count * p.length * columns, p.length * columns, columns};
   }
 
-  void launch_copy(const Problem& p, const Heads& given, int64_t count, int64_t columns, Stream stream) const {
-    if (!copy) return;
-    const Source source = {given, count, false};
-    const PerFrame<T*> to = {copy, nullptr};
-    const int64_t threads = p.batch * count * p.length * (columns / vector_elements);
-    launch("copy_heads", rotate_heads<T, false>, divide_up(threads, preprocess_threads), preprocess_threads, 0, stream,
-           p, source, to, int(columns));
+  // Copies, if need be, and flags rows that are not finite, if asked to.
+  void launch_copy(const Problem& p, const Heads& given, int64_t count, int64_t columns, Stream stream,
+                   const NonfiniteRows& nonfinite = {}) const {
+    if (!copy && !nonfinite.words) return;
+    launch_rotate_heads<T, false>("copy_heads", p, {given, count, !copy}, columns, {{copy, nonfinite}, {}}, stream);
   }
 };
 
+// Flags of the rows of heads; part of what must begin as 0.
+inline NonfiniteRows take_nonfinite(Arena& arena, const Problem& p, int64_t heads) {
+  return {arena.take<uint32_t>(p.batch * heads * divide_up(p.length, granule))};
+}
+
+// One array serves both frames where the problem does not mirror.
+inline PerFrame<NonfiniteRows> take_nonfinite_frames(Arena& arena, const Problem& p, int64_t heads) {
+  const NonfiniteRows plus = take_nonfinite(arena, p, heads);
+  return {plus, p.mirror ? take_nonfinite(arena, p, heads) : plus};
+}
+
 template <typename T>
-void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream) {
+void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream,
+                          const PerFrame<NonfiniteRows>& nonfinite = {}) {
   const int64_t rows = p.batch * p.query_heads * p.length;
   launch("compute_delta", compute_delta<T>, divide_up(rows, preprocess_threads / 32), preprocess_threads, 0, stream, p,
-         delta);
+         delta, nonfinite);
 }
 
 }  // namespace bico::cuda

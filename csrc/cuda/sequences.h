@@ -10,17 +10,28 @@ namespace bico::cuda {
 
 using TileRows = RowsOf<int32_t>;
 
-// Smallest and largest span id of `granule` rows that begin at a multiple of it. summarise_spans writes them once a
-// call.
-struct Extent {
+// Smallest and largest span id of `granule` rows that begin at a multiple of it, and one bit for each row that exists
+// and is context. summarise_spans writes them once a call.
+struct alignas(16) Extent {
   int32_t min, max;
+  uint32_t context;
 };
 constexpr int granule = 32;
+
+// Bits of the rows of a tile, `rows` from `begin` on, a multiple of granule, where `word_of(granule)` holds 32 of them.
+template <int rows, class WordOf>
+BICO_DEVICE uint64_t row_bits(int begin, int length, const WordOf& word_of) {
+  static_assert(rows == 32 || rows == 64, "one or two words");
+  uint64_t bits = word_of(begin / granule);
+  if (rows == 64 && begin + granule < length) bits |= uint64_t(word_of(begin / granule + 1)) << 32;
+  return bits;
+}
 
 // The span ids of one batch entry; null without span ids, when everything is context.
 struct Spans {
   const int32_t* ids;
   const Extent* extents;
+  int length;
 
   BICO_DEVICE int32_t at(int row) const { return ids ? ids[row] : 0; }
 
@@ -37,11 +48,20 @@ struct Spans {
     }
     return rows;
   }
+
+  // Bit i: row begin + i exists and is context.
+  template <int rows>
+  BICO_DEVICE uint64_t context(int begin) const {
+    return row_bits<rows>(begin, length, [&](int i) {
+      const int left = length - i * granule;
+      return ids ? extents[i].context : left < granule ? (1u << left) - 1 : ~0u;
+    });
+  }
 };
 
 BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batch) {
-  if (!p.span_ids) return {nullptr, nullptr};
-  return {p.spans(batch), extents + batch * divide_up(p.length, granule)};
+  if (!p.span_ids) return {nullptr, nullptr, int(p.length)};
+  return {p.spans(batch), extents + batch * divide_up(p.length, granule), int(p.length)};
 }
 
 // [begin, end) of the sequence of a row: all rows, or those of a packed sequence. A row that is in no sequence has an

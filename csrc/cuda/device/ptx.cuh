@@ -133,6 +133,10 @@ BICO_DEVICE void atomic_add(float* to, float value) {
   asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
 }
 
+BICO_DEVICE void atomic_or(uint32_t* to, uint32_t bits) {
+  asm volatile("red.global.or.b32 [%0], %1;" ::"l"(to), "r"(bits) : "memory");
+}
+
 BICO_DEVICE int32_t take_ticket(int32_t* counter) {
   return atomicAdd(counter, 1);
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../device/launch.h"
+#include "../nonfinite.h"
 #include "backward_tiles.h"
 #include "mma.h"
 #include "tile_schedule.h"
@@ -20,6 +21,7 @@ struct BackwardWork {
   PerFrame<float*> grad_k;
   int32_t* ticket;      // null, or 0: add to grad_q in one order
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the last tile of keys that added to grad_q
+  PerFrame<NonfiniteRows> bad_queries, bad_keys;  // of q or grad_out, and of k
   const Extent* extents;
   bool grad_v_aligned;
 };
@@ -32,7 +34,7 @@ struct BackwardShared {
   SharedTile<T, Tiles::queries, D> q[2], grad_out;  // q: two stages
   SharedTile<T, Tiles::queries, Tiles::keys> weights, score_grads;
   Token tokens[Tiles::keys];
-  int32_t key_flags[Tiles::keys], query_flags[Tiles::queries], grad_flags[Tiles::queries];  // of rows not finite
+  uint64_t context;  // a bit for each key
   int32_t ticket;
   Place place;
 };
@@ -177,8 +179,9 @@ struct BackwardBlock {
     set_where(grads, bits, value);
   }
 
-  // Hidden pairs count for nothing; visible ones of which a row is flagged are NaN.
-  BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, Frame frame, bool bad) const {
+  // Hidden pairs count for nothing; visible ones of which a row is not finite are NaN.
+  BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, Frame frame, uint64_t bad_queries,
+                        uint64_t bad_keys) const {
     const auto is_seen = [&](int query, int key) {
       const Token token = load_shared(shared.tokens + key);
       const int m = visit.tile * Tiles::queries + query, n = key_tile() * Tiles::keys + key;
@@ -186,20 +189,15 @@ struct BackwardBlock {
       return sees(frame, m, span, n, token.span, token.sequence.holds(m));
     };
     if (visit.view == TileView::by_key) {
-      const int column = right() * half_rows;
-      Bits<Pairs::M, Pairs::N> hidden;
-      hidden.fill_columns([&](int key) { return !is_context(load_shared(&shared.tokens[column + key].span)); });
-      set_where(weights, hidden, 0);
-      set_where(grads, hidden, 0);
+      const uint64_t hidden = ~load_shared(&shared.context) >> right() * half_rows;
+      set_columns(weights, hidden, 0);
+      set_columns(grads, hidden, 0);
     } else if (visit.view == TileView::by_pair) {
       set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
     }
-    if (!bad) return;
-    set(weights, grads, NAN, [&](int query, int key) {
-      const bool flagged = load_shared(shared.query_flags + query) || load_shared(shared.grad_flags + query) ||
-                           load_shared(shared.key_flags + key);
-      return flagged && is_seen(query, key);
-    });
+    if ((bad_queries | bad_keys) == 0) return;
+    set(weights, grads, NAN,
+        [&](int query, int key) { return ((bad_queries >> query | bad_keys >> key) & 1) && is_seen(query, key); });
   }
 
   // Of the tile of queries, counted over heads and batch.
@@ -245,23 +243,28 @@ struct BackwardBlock {
 
     QueryVisit visit = schedule.first();
     int stage = 0;
-    bool bad_keys = false;
+    const uint64_t bad_keys = w.bad_keys[frame].of_tile<Tiles::keys>(key_head(), p.length, key_tile() * Tiles::keys);
     if (visit.view != TileView::nothing) {
       copy_keys(frame);
       copy_queries(visit, frame, stage);
       copy_grad_out(visit);
       wait_copies<0>();
       sync_threads();
-      bad_keys = sync_threads_or(clear_nonfinite_rows<Tiles::threads>(shared.k, shared.key_flags));
+      if (bad_keys != 0) {
+        clear_rows<Tiles::threads>(shared.k, bad_keys);
+        sync_threads();
+      }
     }
     while (visit.view != TileView::nothing) {
       const QueryVisit now = visit;
-      const bool masked = now.view != TileView::everything || bad_keys;
-      bool bad = bad_keys;
-      if (masked) {
-        const bool bad_query = clear_nonfinite_rows<Tiles::threads>(shared.q[stage], shared.query_flags);
-        const bool bad_grad = clear_nonfinite_rows<Tiles::threads>(shared.grad_out, shared.grad_flags);
-        bad |= sync_threads_or(bad_query || bad_grad);
+      const bool masked = now.view != TileView::everything || bad_keys != 0;
+      const uint64_t bad_queries =
+          masked ? w.bad_queries[frame].of_tile<Tiles::queries>(head_in_all(now), p.length, now.tile * Tiles::queries)
+                 : 0;
+      if (bad_queries != 0) {
+        clear_rows<Tiles::threads>(shared.q[stage], bad_queries);
+        clear_rows<Tiles::threads>(shared.grad_out, bad_queries);
+        sync_threads();
       }
       Pairs scores, grads;
       scores.clear();
@@ -271,7 +274,7 @@ struct BackwardBlock {
       multiply<D, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
                                                     right() * half_rows);
       differentiate(scores, grads, now);
-      if (masked) hide(scores, grads, now, frame, bad);
+      if (masked) hide(scores, grads, now, frame, bad_queries, bad_keys);
       store_accumulators(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there
@@ -328,6 +331,7 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   if (thread_index() == 0) {
     const int head = kv_head * int(p.query_heads / p.kv_heads);
     store_shared(&shared.place, Place{block_tile(p, spans, begin, Tiles::keys), batch, head, kv_head});
+    store_shared(&shared.context, spans.context<Tiles::keys>(begin));
   }
   const Block block = {w, shared};
 

@@ -25,6 +25,7 @@ struct ForwardWork {
   Forward problem;
   PerFrame<const void*> k;  // [B, Hkv, S, columns], rotated
   Heads v;                  // of the problem, or a copy whose rows can be copied by 16 bytes
+  NonfiniteRows bad_values;
   const Extent* extents;
   bool q_aligned, out_aligned;
 };
@@ -34,6 +35,7 @@ struct KeyVisit {
   Frame frame;
   int tile;
   TileView view;
+  uint64_t context, bad_values;  // a bit for each key
 };
 
 template <typename T, int D>
@@ -43,7 +45,6 @@ struct ForwardShared {
   SharedTile<T, Tiles::queries, D> q;
   SharedTile<T, Tiles::keys, D> k, v;
   Token tokens[Tiles::queries];  // of the queries
-  int32_t flags[Tiles::keys];    // of values that are not finite
   Place place;
   TileRows warp_rows[Tiles::warps];
   KeyVisit visits[2];  // this one and the next, alternately
@@ -72,12 +73,12 @@ struct KeySchedule {
     const auto view = [&](int t) { return view_of(queries.rows, frame, t); };
     if (frame == Frame::plus) {
       const TileToVisit found = first_seen(tile, earlier(queries, keys).end, view);
-      if (found.view != TileView::nothing) return {frame, found.tile, found.view};
+      if (found.view != TileView::nothing) return {frame, found.tile, found.view, 0, 0};
       frame = Frame::minus;
       tile = later(queries, keys).begin;
     }
     const TileToVisit found = first_seen(tile, later(queries, keys).end, view);
-    return {frame, found.tile, found.view};
+    return {frame, found.tile, found.view, 0, 0};
   }
 
   BICO_DEVICE KeyVisit first() const { return from(Frame::plus, earlier(block_tile(), keys).begin); }
@@ -131,6 +132,15 @@ struct ForwardBlock {
     commit_copies();
   }
 
+  BICO_DEVICE void add_bits(KeyVisit& visit) const {
+    const Problem& p = w.problem;
+    const int begin = visit.tile * Tiles::keys;
+    if (visit.view == TileView::nothing) return;
+    visit.context = schedule.spans().template context<Tiles::keys>(begin);
+    visit.bad_values =
+        w.bad_values.of_tile<Tiles::keys>(int64_t(place().batch) * int(p.kv_heads) + place().kv_head, p.length, begin);
+  }
+
   // Rows within the tiles.
   BICO_DEVICE int32_t key_span(const KeyVisit& visit, int key) const {
     const int n = visit.tile * Tiles::keys + key;
@@ -145,23 +155,20 @@ struct ForwardBlock {
 
   // Hidden scores become -inf.
   BICO_DEVICE void hide(Accumulators<M, N>& scores, const KeyVisit& visit, TileView view, int in_tile) const {
+    if (view == TileView::by_key) return set_columns(scores, ~visit.context, -INFINITY);
     Bits<M, N> hidden;
-    if (view == TileView::by_key) {
-      hidden.fill_columns([&](int key) { return !is_context(key_span(visit, key)); });
-    } else {
-      hidden.fill_pairs([&](int query, int key) { return !is_seen(visit, in_tile + query, key); });
-    }
+    hidden.fill_pairs([&](int query, int key) { return !is_seen(visit, in_tile + query, key); });
     set_where(scores, hidden, -INFINITY);
   }
 
-  // Bit 2 i + h: among this lane's columns of row (i, h) of the accumulators is a visible value that is flagged.
+  // Bit 2 i + h: among this lane's columns of row (i, h) of the accumulators is a visible value that is not finite.
   BICO_DEVICE uint32_t poisoned(const KeyVisit& visit, int in_tile) const {
     const unsigned lane = lane_index();
     uint32_t rows = 0;
 #pragma unroll
     for (int i = 0; i < 2 * M; ++i) {
       const int query = in_tile + Accumulators<M, N>::row(i / 2, i % 2 * 2, lane);
-      const auto bad = [&](int key) { return load_shared(shared.flags + key) && is_seen(visit, query, key); };
+      const auto bad = [&](int key) { return visit.bad_values >> key & 1 && is_seen(visit, query, key); };
       if (Bits<M, N>::of_columns(bad) != 0) rows |= 1u << i;
     }
     return rows;
@@ -200,7 +207,8 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     }
     sync_threads();
     if (warp_index() == 0) {
-      const KeyVisit visit = schedule.first();
+      KeyVisit visit = schedule.first();
+      block.add_bits(visit);
       if (thread_index() == 0) store_shared(shared.visits, visit);
     }
     sync_threads();
@@ -231,7 +239,8 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     sync_threads();  // K and Q are there, V is free
     block.copy_values(visit);
     if (warp_index() == 0) {
-      const KeyVisit next = schedule.from(visit.frame, visit.tile + 1);
+      KeyVisit next = schedule.from(visit.frame, visit.tile + 1);
+      block.add_bits(next);
       if (thread_index() == 0) store_shared(shared.visits + 1 - step, next);
     }
     Accumulators<M, N> scores;
@@ -243,8 +252,11 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     wait_copies<0>();
     sync_threads();  // V is there, K and Q are free
     visit = load_shared(shared.visits + step);
-    const bool bad = visit.view != TileView::everything &&
-                     sync_threads_or(clear_nonfinite_rows<Tiles::threads>(shared.v, shared.flags));
+    const bool bad = visit.view != TileView::everything && visit.bad_values != 0;
+    if (bad) {
+      clear_rows<Tiles::threads>(shared.v, visit.bad_values);
+      sync_threads();
+    }
     const KeyVisit next = load_shared(shared.visits + 1 - step);
     if (next.view != TileView::nothing) block.copy_keys(next);
     loaded = next.frame == visit.frame;

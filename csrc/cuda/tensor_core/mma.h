@@ -56,17 +56,6 @@ struct Bits {
     return bits;
   }
 
-  BICO_DEVICE void fill(uint32_t bits) {
-#pragma unroll
-    for (int i = 0; i < M; ++i) row[i][0] = row[i][1] = bits;
-  }
-
-  // By column alone.
-  template <class Test>
-  BICO_DEVICE void fill_columns(const Test& test) {
-    fill(of_columns(test));
-  }
-
   // By row and column.
   template <class Test>
   BICO_DEVICE void fill_pairs(const Test& test) {
@@ -92,6 +81,24 @@ BICO_DEVICE void set_where(Accumulators<M, N>& c, const Bits<M, N>& bits, float 
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         if (bits.at(i, j, r)) c.x[i][j][r] = value;
+      }
+    }
+  }
+}
+
+// Accumulators become `value` in the columns whose bit is set.
+template <int M, int N>
+BICO_DEVICE void set_columns(Accumulators<M, N>& c, uint64_t columns, float value) {
+  const uint64_t mine = columns >> Accumulators<M, N>::column(0, 0, lane_index());
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const bool set = mine >> (8 * j + e) & 1;
+#pragma unroll
+      for (int i = 0; i < 2 * M; ++i) {
+        float& x = c.x[i / 2][j][i % 2 * 2 + e];
+        x = set ? value : x;
       }
     }
   }

@@ -23,17 +23,21 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
   Arena arena(workspace);
   with_columns<32, 64, 80, 96, 128, 256>(p.head_dim, [&](auto width) {
     constexpr int D = width;
+    const NonfiniteRows bad_values = take_nonfinite(arena, p, p.kv_heads);
+    const int64_t zeros = arena.bytes();
     const RotatedHeads<T> k(arena, p, p.kv_heads, D);
     const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D);
     Extent* extents = take_extents(arena, p);
     if (arena.counts_only()) return;
 
+    fill_with_zeros(workspace, zeros, stream);
     launch_summarise_spans(extents, p, stream);
     k.launch_rotate(p, p.k, p.kv_heads, D, stream);
-    v.launch_copy(p, p.v, p.kv_heads, D, stream);
+    v.launch_copy(p, p.v, p.kv_heads, D, stream, bad_values);
     const bool q_aligned = aligned_rows(p.q, sizeof(T)) && aligned_rotation(p.rotary, sizeof(float));
     launch_forward<T, D>(
-        {p, {k.frames.plus, k.frames.minus}, v.heads, extents, q_aligned, aligned_rows(p.out, sizeof(T))}, stream);
+        {p, {k.frames.plus, k.frames.minus}, v.heads, bad_values, extents, q_aligned, aligned_rows(p.out, sizeof(T))},
+        stream);
   });
   return arena.bytes();
 }
@@ -50,6 +54,8 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     const PerFrame<float*> grad_q = {arena.take<float>(q_count), arena.take<float>(q_count)};
     int32_t* semaphores = arena.take<int32_t>(2 * q_heads * divide_up(p.length, Order::rows));
     int32_t* ticket = arena.take<int32_t>(1);
+    const PerFrame<NonfiniteRows> bad_queries = take_nonfinite_frames(arena, p, p.query_heads);
+    const PerFrame<NonfiniteRows> bad_keys = take_nonfinite_frames(arena, p, p.kv_heads);
     const int64_t zeros = arena.bytes();
     const PerFrame<float*> grad_k = {arena.take<float>(k_count), arena.take<float>(k_count)};
     const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
@@ -60,11 +66,11 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
 
     fill_with_zeros(workspace, zeros, stream);
     launch_summarise_spans(extents, p, stream);
-    q.launch_rotate(p, p.q, p.query_heads, D, stream);
-    k.launch_rotate(p, p.k, p.kv_heads, D, stream);
+    q.launch_rotate(p, p.q, p.query_heads, D, stream, bad_queries);
+    k.launch_rotate(p, p.k, p.kv_heads, D, stream, bad_keys);
     v.launch_copy(p, p.v, p.kv_heads, D, stream);
     grad_out.launch_copy(p, p.grad_out, p.query_heads, D, stream);
-    launch_compute_delta<T>(p, delta, stream);
+    launch_compute_delta<T>(p, delta, stream, bad_queries);
     launch_backward<T, D>({p,
                            {q.frames.plus, q.frames.minus},
                            {k.frames.plus, k.frames.minus},
@@ -75,6 +81,8 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            grad_k,
                            deterministic ? ticket : nullptr,
                            semaphores,
+                           bad_queries,
+                           bad_keys,
                            extents,
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);

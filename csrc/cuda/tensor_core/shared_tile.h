@@ -77,33 +77,15 @@ BICO_DEVICE void write_rows(SharedTile<T, rows, columns>& tile, T* to, int64_t r
   }
 }
 
-// NaN times the weight 0 of a hidden pair is NaN. So where not every pair of a tile is visible, rows with a NaN or an
-// infinity become 0 before they are multiplied, and their flag makes the weight itself NaN where the pair is visible.
-// Returns whether this thread found such a row. Barriers are needed before and after.
+// Rows whose bit is set become 0. Barriers are needed before and after.
 template <int threads, typename T, int rows, int columns>
-BICO_DEVICE bool clear_nonfinite_rows(SharedTile<T, rows, columns>& tile, int32_t* flags) {
+BICO_DEVICE void clear_rows(SharedTile<T, rows, columns>& tile, uint64_t bits) {
   using Tile = SharedTile<T, rows, columns>;
-  constexpr int share = threads / rows;  // threads of one row, neighbours in one warp
-  static_assert(threads % rows == 0 && share <= 32, "a row belongs to threads of one warp");
-  constexpr uint32_t exponents = T::exponent * 0x10001u;
-  constexpr uint32_t lowest = (0x8000u - T::exponent) * 0x10001u;  // carries to the sign bit where all are set
-  const unsigned thread = thread_index_here(), row = thread / share;
-  uint32_t found = 0;
 #pragma unroll 1  // rare; registers matter more
-  for (unsigned c = thread % share; c < Tile::chunks; c += share) {
-    const Vector x = load_shared(reinterpret_cast<const Vector*>(tile.chunk(row, c)));
-    for (const uint32_t word : x.word) found |= (word & exponents) + lowest;
+  for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
+    const int row = i / Tile::chunks, c = i % Tile::chunks;
+    if (bits >> row & 1) store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), Vector{});
   }
-  bool bad = found & 0x80008000u;
-  for (int mask = 1; mask < share; mask *= 2) bad |= shuffle_xor(int(bad), mask) != 0;
-  if (thread % share == 0) store_shared(flags + row, int32_t(bad));
-  if (bad) {
-#pragma unroll 1
-    for (unsigned c = thread % share; c < Tile::chunks; c += share) {
-      store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), Vector{});
-    }
-  }
-  return bad;
 }
 
 }  // namespace bico::cuda

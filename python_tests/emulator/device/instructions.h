@@ -254,6 +254,10 @@ inline void atomic_add(float* to, float value) {
   std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
 }
 
+inline void atomic_or(uint32_t* to, uint32_t bits) {
+  std::atomic_ref(*to).fetch_or(bits, std::memory_order_relaxed);
+}
+
 inline int32_t take_ticket(int32_t* counter) {
   return std::atomic_ref(*counter).fetch_add(1);
 }
