@@ -226,7 +226,8 @@ struct BackwardBlock {
   // dQ = dS K, in parts: all of it at once, beside dK and dV, spilled at D = 128.
   BICO_DEVICE void add_to_grad_q(const QueryVisit& visit, Frame frame) const {
     constexpr int N = Order::N % 4 == 0 ? Order::N / 2 : 2, parts = Order::N / N;
-    float* to = w.grad_q[frame] + query_tile(visit) * Tiles::queries * D;
+    // The thread's own first element: what follows adds constants, which the instructions hold.
+    float* to = w.grad_q[frame] + query_tile(visit) * Tiles::queries * D + Order::offset(0, 0, 0, thread_index());
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       Accumulators<Order::M, N> grad_q;
@@ -237,9 +238,11 @@ struct BackwardBlock {
       for (int i = 0; i < Order::M; ++i) {
 #pragma unroll
         for (int j = 0; j < N; ++j) {
+          if constexpr (atomic_add_width == 4) {
+            atomic_add(to + Order::offset(i, part * N + j, 0, 0), grad_q.x[i][j]);
+          } else {
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            atomic_add(to + Order::offset(i, part * N + j, r, thread_index()), grad_q.x[i][j][r]);
+            for (int r = 0; r < 4; ++r) atomic_add(to + Order::offset(i, part * N + j, r, 0), grad_q.x[i][j][r]);
           }
         }
       }
@@ -309,13 +312,14 @@ struct BackwardBlock {
     }
 
     const int64_t tiles = divide_up(p.length, Tiles::keys);
-    float* to = w.grad_k[frame] + (key_head() * tiles + key_tile()) * Tiles::keys * D;
+    float* to =
+        w.grad_k[frame] + (key_head() * tiles + key_tile()) * Tiles::keys * D + Order::offset(0, 0, 0, thread_index());
 #pragma unroll
     for (int i = 0; i < Order::M; ++i) {
 #pragma unroll
       for (int j = 0; j < Order::N; ++j) {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, thread_index())] = grad_k.x[i][j][r];
+        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, 0)] = grad_k.x[i][j][r];
       }
     }
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../../rounding.h"
+#include "../device/instructions.h"
 
 namespace bico::cuda {
 
@@ -17,13 +18,16 @@ struct BackwardTiles {
 };
 
 // Where a gradient tile of [rows, D] keeps its elements: in the order of the accumulators, so that a warp adds or
-// stores 32 neighbours at a time.
+// stores neighbours: 32, or 128 where one instruction adds four numbers.
 template <int D>
 struct AccumulatorOrder {
   static constexpr int rows = BackwardTiles<D>::queries, threads = BackwardTiles<D>::threads;
   static constexpr int M = rows / 32, N = D / 16;  // of a warp's accumulators: half of the rows, half of the columns
 
-  static constexpr int64_t offset(int i, int j, int r, int thread) { return ((i * N + j) * 4 + r) * threads + thread; }
+  static constexpr int64_t offset(int i, int j, int r, int thread) {
+    constexpr int width = atomic_add_width;
+    return int64_t((i * N + j) * 4 + r / width * width) * threads + thread * width + r % width;
+  }
 
   // First element of the tiles of a head of `length` rows, heads counted over the batch.
   static constexpr int64_t head(int64_t index, int64_t length) { return index * divide_up(length, rows) * rows * D; }
