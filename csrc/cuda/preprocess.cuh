@@ -148,11 +148,12 @@ void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFra
   const int64_t position = row % p.length, index = row / p.length, batch = index / source.count;
   const T* from = source.heads.template row<T>(batch, index % source.count, position);
   if constexpr (rotate) {
-    for (const Frame frame : every_frame) {
-      if (!needs(frame, p.mirror)) continue;
+    const auto rotate_into = [&](Frame frame) {
       to[frame].take(rotated_chunk(frame, p, from, source.aligned, batch, position, begin), index, p.length, position,
                      columns, begin);
-    }
+    };
+    rotate_into(Frame::plus);
+    if (p.mirror) rotate_into(Frame::minus);
   } else {
     to.plus.take(read_chunk(from, begin, int(p.head_dim), source.aligned), index, p.length, position, columns, begin);
   }

@@ -133,6 +133,22 @@ BICO_DEVICE void atomic_add(float* to, float value) {
   asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
 }
 
+#if __CUDA_ARCH__ >= 900
+constexpr int atomic_add_width = 4;
+#else
+constexpr int atomic_add_width = 1;
+#endif
+
+BICO_DEVICE void atomic_add(float* to, const float (&values)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values[0]), "f"(values[1]),
+               "f"(values[2]), "f"(values[3])
+               : "memory");
+#else
+  for (int i = 0; i < 4; ++i) atomic_add(to + i, values[i]);
+#endif
+}
+
 BICO_DEVICE void atomic_or(uint32_t* to, uint32_t bits) {
   asm volatile("red.global.or.b32 [%0], %1;" ::"l"(to), "r"(bits) : "memory");
 }

@@ -41,7 +41,9 @@ struct BackwardShared {
 
 // A tile of queries to visit, of one of the heads of the group; at the end of the schedule, it sees nothing.
 struct QueryVisit {
-  int head, tile;  // head within the group
+  int head;  // within the group
+  TileWindow window;
+  int tile;
   TileView view;
 };
 
@@ -67,18 +69,28 @@ struct QuerySchedule {
     return within_sequences(view, key_tile, visited);
   }
 
-  // The first tile from `tile` on, of this head or the next ones of the group, that sees something. All lanes call.
-  BICO_DEVICE QueryVisit from(int head, int tile) const {
-    const int group = problem.query_heads / problem.kv_heads;
-    const auto view = [&](int t) { return view_of(t, block_tile()); };
-    const TileToVisit found = first_seen(tile, range().end, view);
-    if (found.view != TileView::nothing || head + 1 == group) return {head, found.tile, found.view};
-    // The queries of all heads see the same keys.
-    const TileToVisit first = first_seen(range().begin, range().end, view);
-    return {head + 1, first.tile, first.view};
-  }
+  BICO_DEVICE QueryVisit first() const { return after({0, TileWindow::before(range()), 0, TileView::nothing}); }
 
-  BICO_DEVICE QueryVisit first() const { return from(0, range().begin); }
+  // Of the same head or the next one of the group: the queries of all heads see the same keys. All lanes of a warp
+  // call.
+  BICO_DEVICE QueryVisit after(QueryVisit visit) const {
+    while (visit.window.left == 0) {
+      if (visit.window.is_last(range())) {
+        if (visit.head + 1 == int(problem.query_heads / problem.kv_heads)) {
+          return {visit.head, visit.window, 0, TileView::nothing};
+        }
+        ++visit.head;
+        visit.window = TileWindow::before(range());
+      }
+      visit.window = visit.window.next(range(), [&](int tile) {
+        const TileView view = view_of(tile, block_tile());
+        return TileSight{view != TileView::nothing, view};
+      });
+    }
+    visit.tile = visit.window.take();
+    visit.view = visit.window.view(visit.tile);
+    return visit;
+  }
 
   // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
   BICO_DEVICE int semaphore_before(int query_tile, int key_tile) const {
@@ -196,9 +208,8 @@ struct BackwardBlock {
       set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
     }
     if ((bad_queries | bad_keys) == 0) return;
-    set(weights, grads, NAN, [&](int query, int key) {
-      return ((bad_queries >> query | bad_keys >> key) & 1) && is_seen(query, key);
-    });
+    set(weights, grads, NAN,
+        [&](int query, int key) { return ((bad_queries >> query | bad_keys >> key) & 1) && is_seen(query, key); });
   }
 
   // Of the tile of queries, counted over heads and batch.
@@ -215,20 +226,23 @@ struct BackwardBlock {
   // dQ = dS K, in parts: all of it at once, beside dK and dV, spilled at D = 128.
   BICO_DEVICE void add_to_grad_q(const QueryVisit& visit, Frame frame) const {
     constexpr int N = Order::N % 4 == 0 ? Order::N / 2 : 2, parts = Order::N / N;
-    float* to = w.grad_q[frame] + query_tile(visit) * Tiles::queries * D;
+    // The thread's own first element: what follows adds constants, which the instructions hold.
+    float* to = w.grad_q[frame] + query_tile(visit) * Tiles::queries * D + Order::offset(0, 0, 0, thread_index());
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       Accumulators<Order::M, N> grad_q;
       grad_q.clear();
-      multiply<Tiles::keys, Stored::k_major, Stored::mn_major>(grad_q, shared.score_grads, half() * half_rows, shared.k,
-                                                               right() * half_columns + part * 8 * N);
+      multiply<Tiles::keys, Tiles::steps, Stored::k_major, Stored::mn_major>(
+          grad_q, shared.score_grads, half() * half_rows, shared.k, right() * half_columns + part * 8 * N);
 #pragma unroll
       for (int i = 0; i < Order::M; ++i) {
 #pragma unroll
         for (int j = 0; j < N; ++j) {
+          if constexpr (atomic_add_width == 4) {
+            atomic_add(to + Order::offset(i, part * N + j, 0, 0), grad_q.x[i][j]);
+          } else {
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            atomic_add(to + Order::offset(i, part * N + j, r, thread_index()), grad_q.x[i][j][r]);
+            for (int r = 0; r < 4; ++r) atomic_add(to + Order::offset(i, part * N + j, r, 0), grad_q.x[i][j][r]);
           }
         }
       }
@@ -259,9 +273,9 @@ struct BackwardBlock {
     while (visit.view != TileView::nothing) {
       const QueryVisit now = visit;
       const bool masked = now.view != TileView::everything || bad_keys != 0;
-      const uint64_t bad_queries = masked ? w.bad_queries[frame].of_tile<Tiles::queries>(head_in_all(now), p.length,
-                                                                                         now.tile * Tiles::queries)
-                                          : 0;
+      const uint64_t bad_queries =
+          masked ? w.bad_queries[frame].of_tile<Tiles::queries>(head_in_all(now), p.length, now.tile * Tiles::queries)
+                 : 0;
       if (bad_queries != 0) {
         clear_rows<Tiles::threads>(shared.q[stage], bad_queries);
         clear_rows<Tiles::threads>(shared.grad_out, bad_queries);
@@ -270,27 +284,27 @@ struct BackwardBlock {
       Pairs scores, grads;
       scores.clear();
       grads.clear();
-      multiply<D, Stored::k_major, Stored::k_major>(scores, shared.q[stage], half() * half_rows, shared.k,
-                                                    right() * half_rows);
-      multiply<D, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
-                                                    right() * half_rows);
+      multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(scores, shared.q[stage], half() * half_rows, shared.k,
+                                                                  right() * half_rows);
+      multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
+                                                                  right() * half_rows);
       differentiate(scores, grads, now);
       if (masked) hide(scores, grads, now, frame, bad_queries, bad_keys);
       store_accumulators(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there
-      visit = schedule.from(visit.head, visit.tile + 1);
+      visit = schedule.after(visit);
       if (visit.view != TileView::nothing) copy_queries(visit, frame, 1 - stage);
-      multiply<Tiles::queries, Stored::mn_major, Stored::mn_major>(grad_v, shared.weights, half() * half_rows,
-                                                                   shared.grad_out, right() * half_columns);
+      multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
+          grad_v, shared.weights, half() * half_rows, shared.grad_out, right() * half_columns);
       if (w.ticket && thread_index() == 0) {
         wait_for_semaphore(semaphore(now, frame), schedule.semaphore_before(now.tile, key_tile()));
       }
       sync_threads();  // dO is free, and the tiles of keys before ours have added
       if (visit.view != TileView::nothing) copy_grad_out(visit);
       add_to_grad_q(now, frame);
-      multiply<Tiles::queries, Stored::mn_major, Stored::mn_major>(grad_k, shared.score_grads, half() * half_rows,
-                                                                   shared.q[stage], right() * half_columns);
+      multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
+          grad_k, shared.score_grads, half() * half_rows, shared.q[stage], right() * half_columns);
       stage = 1 - stage;
       wait_copies<0>();
       sync_threads();  // the next Q and dO are there; P, dS, this Q and, at the end, K are free
@@ -298,13 +312,14 @@ struct BackwardBlock {
     }
 
     const int64_t tiles = divide_up(p.length, Tiles::keys);
-    float* to = w.grad_k[frame] + (key_head() * tiles + key_tile()) * Tiles::keys * D;
+    float* to =
+        w.grad_k[frame] + (key_head() * tiles + key_tile()) * Tiles::keys * D + Order::offset(0, 0, 0, thread_index());
 #pragma unroll
     for (int i = 0; i < Order::M; ++i) {
 #pragma unroll
       for (int j = 0; j < Order::N; ++j) {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, thread_index())] = grad_k.x[i][j][r];
+        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, 0)] = grad_k.x[i][j][r];
       }
     }
   }

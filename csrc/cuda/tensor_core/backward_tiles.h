@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../../rounding.h"
+#include "../device/instructions.h"
 
 namespace bico::cuda {
 
@@ -11,18 +12,22 @@ template <int D>
 struct BackwardTiles {
   static_assert(D % 32 == 0, "half of the columns, a warp's, must be a multiple of 16");
   static constexpr int warps = 4, threads = 32 * warps;  // two by two over every product
+  static constexpr int steps = D < 128 ? 4 : 2;          // of a product at once; 4 spilled at D = 128
   static constexpr int queries = D <= 128 ? 64 : 32,
                        keys = queries;  // dK and dV take D keys / 64 registers of a thread
 };
 
 // Where a gradient tile of [rows, D] keeps its elements: in the order of the accumulators, so that a warp adds or
-// stores 32 neighbours at a time.
+// stores neighbours: 32, or 128 where one instruction adds four numbers.
 template <int D>
 struct AccumulatorOrder {
   static constexpr int rows = BackwardTiles<D>::queries, threads = BackwardTiles<D>::threads;
   static constexpr int M = rows / 32, N = D / 16;  // of a warp's accumulators: half of the rows, half of the columns
 
-  static constexpr int64_t offset(int i, int j, int r, int thread) { return ((i * N + j) * 4 + r) * threads + thread; }
+  static constexpr int64_t offset(int i, int j, int r, int thread) {
+    constexpr int width = atomic_add_width;
+    return int64_t((i * N + j) * 4 + r / width * width) * threads + thread * width + r % width;
+  }
 
   // First element of the tiles of a head of `length` rows, heads counted over the batch.
   static constexpr int64_t head(int64_t index, int64_t length) { return index * divide_up(length, rows) * rows * D; }

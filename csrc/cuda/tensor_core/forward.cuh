@@ -2,7 +2,7 @@
 // (tile_schedule.h) with one running softmax. Queries are rotated as they are loaded, once in each sweep; keys were
 // rotated before (preprocess.cuh).
 //
-// K and V have one buffer each: V arrives while Q K^T is computed, the next K while P V is.
+// K and V have two buffers each: while one tile is computed, the next one arrives.
 #pragma once
 
 #include "../device/launch.h"
@@ -30,12 +30,14 @@ struct ForwardWork {
   bool q_aligned, out_aligned;
 };
 
-// A tile of keys to visit; at the end of the schedule, nothing is seen of it.
+// A tile of keys to visit, none at the end of the schedule.
 struct KeyVisit {
+  static constexpr int none = -1;
+
   Frame frame;
+  TileWindow window;
   int tile;
-  TileView view;
-  uint64_t context, bad_values;  // a bit for each key
+  TileView view;  // of this warp's queries
 };
 
 template <typename T, int D>
@@ -43,11 +45,10 @@ struct ForwardShared {
   using Tiles = ForwardTiles<D>;
 
   SharedTile<T, Tiles::queries, D> q;
-  SharedTile<T, Tiles::keys, D> k, v;
+  SharedTile<T, Tiles::keys, D> k[2], v[2];
   Token tokens[Tiles::queries];  // of the queries
   Place place;
   TileRows warp_rows[Tiles::warps];
-  KeyVisit visits[2];  // this one and the next, alternately
 };
 
 // The tiles of keys that a block visits.
@@ -56,32 +57,44 @@ struct KeySchedule {
   const Problem& problem;
   const Extent* extents;
   const Place& place;
+  const TileRows* warp_rows;
 
   BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
   // Loaded anew at each use, rather than kept in registers.
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
 
-  // What the queries, some rows of the block's tile, see of a tile of keys.
-  BICO_DEVICE TileView view_of(const TileRows& queries, Frame frame, int tile) const {
-    const TileRows visited = tile_rows(spans(), problem.length, tile, keys);
-    return within_sequences(tile_view_in(frame, queries, visited, visited.count == keys), block_tile(), visited);
+  BICO_DEVICE Range range(Frame frame) const {
+    return frame == Frame::plus ? earlier(block_tile(), keys) : later(block_tile(), keys);
   }
 
-  // The first tile from `tile` on, in this frame or the next, of which something is seen. All lanes of a warp call.
-  BICO_DEVICE KeyVisit from(Frame frame, int tile) const {
-    const BlockTile queries = block_tile();
-    const auto view = [&](int t) { return view_of(queries.rows, frame, t); };
-    if (frame == Frame::plus) {
-      const TileToVisit found = first_seen(tile, earlier(queries, keys).end, view);
-      if (found.view != TileView::nothing) return {frame, found.tile, found.view, 0, 0};
-      frame = Frame::minus;
-      tile = later(queries, keys).begin;
+  BICO_DEVICE TileSight sight(Frame frame, int tile) const {
+    const BlockTile block = block_tile();
+    const TileRows visited = tile_rows(spans(), problem.length, tile, keys),
+                   own = load_shared(warp_rows + warp_index());
+    const auto view = [&](const TileRows& queries) {
+      return within_sequences(tile_view_in(frame, queries, visited, visited.count == keys), block, visited);
+    };
+    return {view(block.rows) != TileView::nothing, own.count <= 0 ? TileView::nothing : view(own)};
+  }
+
+  BICO_DEVICE KeyVisit first() const {
+    return after({Frame::plus, TileWindow::before(range(Frame::plus)), KeyVisit::none, TileView::nothing});
+  }
+
+  // All lanes of a warp call.
+  BICO_DEVICE KeyVisit after(KeyVisit visit) const {
+    while (visit.window.left == 0) {
+      if (visit.window.is_last(range(visit.frame))) {
+        if (visit.frame == Frame::minus) return {visit.frame, visit.window, KeyVisit::none, TileView::nothing};
+        visit.frame = Frame::minus;
+        visit.window = TileWindow::before(range(visit.frame));
+      }
+      visit.window = visit.window.next(range(visit.frame), [&](int tile) { return sight(visit.frame, tile); });
     }
-    const TileToVisit found = first_seen(tile, later(queries, keys).end, view);
-    return {frame, found.tile, found.view, 0, 0};
+    visit.tile = visit.window.take();
+    visit.view = visit.window.view(visit.tile);
+    return visit;
   }
-
-  BICO_DEVICE KeyVisit first() const { return from(Frame::plus, earlier(block_tile(), keys).begin); }
 };
 
 // Rotates queries [begin, ...) into shared memory, with the sign of the scale, so that scores times |scale| remain.
@@ -116,20 +129,25 @@ struct ForwardBlock {
   BICO_DEVICE Place place() const { return load_shared(&shared.place); }
   BICO_DEVICE int begin() const { return load_shared(&shared.place.tile.rows.begin); }
 
-  BICO_DEVICE void copy_keys(const KeyVisit& visit) const {
+  // Begins to copy K and V.
+  BICO_DEVICE void copy_tiles(const KeyVisit& visit, int stage) const {
     const Problem& p = w.problem;
     const int64_t first = int64_t(visit.tile) * Tiles::keys, head = place().batch * p.kv_heads + place().kv_head;
     const T* k = static_cast<const T*>(w.k[visit.frame]);
-    copy_rows<Tiles::threads>(shared.k, k + (head * p.length + first) * D, D, int(p.length - first), D);
+    copy_rows<Tiles::threads>(shared.k[stage], k + (head * p.length + first) * D, D, int(p.length - first), D);
+    copy_rows<Tiles::threads>(shared.v[stage], w.v.row<T>(place().batch, place().kv_head, first), w.v.row_stride,
+                              int(p.length - first), int(p.head_dim));
     commit_copies();
   }
 
-  BICO_DEVICE void copy_values(const KeyVisit& visit) const {
-    const Problem& p = w.problem;
-    const int64_t first = int64_t(visit.tile) * Tiles::keys;
-    copy_rows<Tiles::threads>(shared.v, w.v.row<T>(place().batch, place().kv_head, first), w.v.row_stride,
-                              int(p.length - first), int(p.head_dim));
-    commit_copies();
+  // One bit for each key of the tile: it is context; its value is not finite.
+  BICO_DEVICE uint64_t context(const KeyVisit& visit) const {
+    return schedule.spans().template context<Tiles::keys>(visit.tile * Tiles::keys);
+  }
+
+  BICO_DEVICE uint64_t bad_values(const KeyVisit& visit) const {
+    const int64_t head = int64_t(place().batch) * int(w.problem.kv_heads) + place().kv_head;
+    return w.bad_values.of_tile<Tiles::keys>(head, w.problem.length, visit.tile * Tiles::keys);
   }
 
   BICO_DEVICE void add_bits(KeyVisit& visit) const {
@@ -154,21 +172,21 @@ struct ForwardBlock {
   }
 
   // Hidden scores become -inf.
-  BICO_DEVICE void hide(Accumulators<M, N>& scores, const KeyVisit& visit, TileView view, int in_tile) const {
-    if (view == TileView::by_key) return set_columns(scores, ~visit.context, -INFINITY);
+  BICO_DEVICE void hide(Accumulators<M, N>& scores, const KeyVisit& visit, uint64_t context, int in_tile) const {
+    if (visit.view == TileView::by_key) return set_columns(scores, ~context, -INFINITY);
     Bits<M, N> hidden;
     hidden.fill_pairs([&](int query, int key) { return !is_seen(visit, in_tile + query, key); });
     set_where(scores, hidden, -INFINITY);
   }
 
-  // Bit 2 i + h: among this lane's columns of row (i, h) of the accumulators is a visible value that is not finite.
-  BICO_DEVICE uint32_t poisoned(const KeyVisit& visit, int in_tile) const {
+  // Bit 2 i + h: among this lane's columns of row (i, h) of the accumulators is a visible value whose bit is set.
+  BICO_DEVICE uint32_t poisoned(const KeyVisit& visit, uint64_t bad_values, int in_tile) const {
     const unsigned lane = lane_index();
     uint32_t rows = 0;
 #pragma unroll
     for (int i = 0; i < 2 * M; ++i) {
       const int query = in_tile + Accumulators<M, N>::row(i / 2, i % 2 * 2, lane);
-      const auto bad = [&](int key) { return visit.bad_values >> key & 1 && is_seen(visit, query, key); };
+      const auto bad = [&](int key) { return bad_values >> key & 1 && is_seen(visit, query, key); };
       if (Bits<M, N>::of_columns(bad) != 0) rows |= 1u << i;
     }
     return rows;
@@ -183,7 +201,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   constexpr int M = Block::M, N = Block::N;
   const Forward& p = w.problem;
   ForwardShared<T, D>& shared = *reinterpret_cast<ForwardShared<T, D>*>(shared_memory());
-  const KeySchedule<Tiles::keys> schedule = {p, w.extents, shared.place};
+  const KeySchedule<Tiles::keys> schedule = {p, w.extents, shared.place, shared.warp_rows};
   const Block block = {w, shared, schedule};
 
   {
@@ -206,12 +224,6 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
       store_shared(&shared.place, Place{block_tile(p, spans, begin, Tiles::queries), batch, head, kv_head});
     }
     sync_threads();
-    if (warp_index() == 0) {
-      KeyVisit visit = schedule.first();
-      block.add_bits(visit);
-      if (thread_index() == 0) store_shared(shared.visits, visit);
-    }
-    sync_threads();
   }
 
   const int in_tile = warp_index() * Tiles::warp_queries;              // this warp's first query
@@ -222,55 +234,40 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   softmax.clear();
   uint32_t poisoned = 0;
 
-  KeyVisit visit = load_shared(shared.visits);
-  if (visit.view != TileView::nothing) block.copy_keys(visit);
+  KeyVisit visit = schedule.first();
+  if (visit.tile != KeyVisit::none) block.copy_tiles(visit, 0);
   bool loaded = false;
-  for (int step = 0; visit.view != TileView::nothing; step = 1 - step) {
-    if (!loaded) {
-      const Frame frame = p.mirror ? visit.frame : Frame::plus;
-      load_queries<Tiles::threads>(frame, shared.q, p, w.q_aligned, block.place().batch, block.place().head,
-                                   block.begin());
-    }
-    const TileRows warp_rows = load_shared(shared.warp_rows + warp_index());
-    const TileView view =
-        warp_rows.count <= 0 ? TileView::nothing : schedule.view_of(warp_rows, visit.frame, visit.tile);
-
+  for (int stage = 0; visit.tile != KeyVisit::none; stage = 1 - stage) {
+    const KeyVisit next = schedule.after(visit);
+    const uint64_t context = visit.view == TileView::by_key ? block.context(visit) : 0, bad = block.bad_values(visit);
     wait_copies<0>();
-    sync_threads();  // K and Q are there, V is free
-    block.copy_values(visit);
-    if (warp_index() == 0) {
-      KeyVisit next = schedule.from(visit.frame, visit.tile + 1);
-      block.add_bits(next);
-      if (thread_index() == 0) store_shared(shared.visits + 1 - step, next);
-    }
-    Accumulators<M, N> scores;
-    scores.clear();
-    if (view != TileView::nothing) {
-      multiply<D, Stored::k_major, Stored::k_major>(scores, shared.q, in_tile, shared.k, 0);
-    }
-
-    wait_copies<0>();
-    sync_threads();  // V is there, K and Q are free
-    visit = load_shared(shared.visits + step);
-    const bool bad = visit.view != TileView::everything && visit.bad_values != 0;
-    if (bad) {
-      clear_rows<Tiles::threads>(shared.v, visit.bad_values);
+    sync_threads();  // K and V are there; Q and the buffers of the tile before are free
+    if (next.tile != KeyVisit::none) block.copy_tiles(next, 1 - stage);
+    if (!loaded || bad != 0) {
+      if (!loaded) {
+        const Frame frame = p.mirror ? visit.frame : Frame::plus;
+        load_queries<Tiles::threads>(frame, shared.q, p, w.q_aligned, block.place().batch, block.place().head,
+                                     block.begin());
+      }
+      if (bad != 0) clear_rows<Tiles::threads>(shared.v[stage], bad);
       sync_threads();
     }
-    const KeyVisit next = load_shared(shared.visits + 1 - step);
-    if (next.view != TileView::nothing) block.copy_keys(next);
     loaded = next.frame == visit.frame;
-    if (view != TileView::nothing) {
-      if (view != TileView::everything) block.hide(scores, visit, view, in_tile);
-      if (bad) poisoned |= block.poisoned(visit, in_tile);
+    if (visit.view != TileView::nothing) {
+      Accumulators<M, N> scores;
+      scores.clear();
+      multiply<D, D / 16, Stored::k_major, Stored::k_major>(scores, shared.q, in_tile, shared.k[stage], 0);
+      if (visit.view != TileView::everything) block.hide(scores, visit, context, in_tile);
+      if (bad != 0) poisoned |= block.poisoned(visit, bad, in_tile);
       softmax.update(scores, out, factor);
-      multiply_weights(out, scores, shared.v);
+      multiply_weights(out, scores, shared.v[stage]);
     }
-    visit = load_shared(shared.visits + 1 - step);
+    visit = next;
   }
 
   softmax.normalise(out, poisoned);
-  store_accumulators(shared.q, out, in_tile, 0);  // a warp's own rows, which no other warp reads
+  sync_warp();  // Q is free: these are a warp's own rows, which no other warp reads
+  store_accumulators(shared.q, out, in_tile, 0);
   const unsigned lane = lane_index();
   const Place place = block.place();
   const int begin = place.tile.rows.begin;

@@ -148,12 +148,13 @@ BICO_DEVICE void multiply_step(Accumulators<M, N>& c, const uint32_t (&a)[M][4],
   }
 }
 
-// c += rows of `left` from `row` on x columns of `right` from `column` on, over `depth` elements.
-template <int depth, Stored left_stored, Stored right_stored, class Left, typename T, int rows, int columns, int M,
-          int N>
+// c += rows of `left` from `row` on x columns of `right` from `column` on, over `depth` elements, `steps` times 16 of
+// them at once: more steps hide the latency of shared memory better and take more registers.
+template <int depth, int steps, Stored left_stored, Stored right_stored, class Left, typename T, int rows, int columns,
+          int M, int N>
 BICO_DEVICE void multiply(Accumulators<M, N>& c, Left& left, int row, SharedTile<T, rows, columns>& right, int column) {
   const unsigned lane = lane_index();
-#pragma unroll 2  // 4 or 8 steps at once spilled in the backward at D = 128
+#pragma unroll(steps)
   for (int k = 0; k < depth; k += 16) {
     uint32_t a[M][4];
 #pragma unroll

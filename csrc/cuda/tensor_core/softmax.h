@@ -19,9 +19,11 @@ struct Softmax {
     }
   }
 
-  // Scores times `factor` (> 0) are exponents of 2.
+  // Scores times `factor` (> 0) are exponents of 2. All lanes of a warp call.
   template <int N, int C>
   BICO_DEVICE void update(Accumulators<M, N>& scores, Accumulators<M, C>& out, float factor) {
+    float correction[M][2];
+    bool rose = false;
 #pragma unroll
     for (int i = 0; i < M; ++i) {
 #pragma unroll
@@ -35,9 +37,10 @@ struct Softmax {
         const float offset = base * factor;
         // The difference first: of row_max * factor - offset, fused, the rounding of offset would remain, and grow with
         // every tile.
-        const float correction = exp2_approximate((row_max[i][h] - base) * factor);
+        correction[i][h] = exp2_approximate((row_max[i][h] - base) * factor);
+        rose |= correction[i][h] != 1;
         row_max[i][h] = largest;
-        float sum = row_sum[i][h] * correction;
+        float sum = row_sum[i][h] * correction[i][h];
 #pragma unroll
         for (int j = 0; j < N; ++j) {
 #pragma unroll
@@ -48,10 +51,17 @@ struct Softmax {
           }
         }
         row_sum[i][h] = sum;
+      }
+    }
+    if (ballot(rose) == 0) return;  // as in nearly all tiles but the first ones
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
 #pragma unroll
         for (int j = 0; j < C; ++j) {
-          out.x[i][j][2 * h] *= correction;
-          out.x[i][j][2 * h + 1] *= correction;
+          out.x[i][j][2 * h] *= correction[i][h];
+          out.x[i][j][2 * h + 1] *= correction[i][h];
         }
       }
     }

@@ -66,23 +66,46 @@ BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int siz
   return spans.rows(tile * size, left < size ? left : size);
 }
 
-// A tile to visit and what is seen of it; of the tile after the last, nothing is.
-struct TileToVisit {
-  int tile;
+// What is seen of a tile: whether the block visits it, and the view of the rows that the asking warp has of the
+// block's.
+struct TileSight {
+  bool visited;
   TileView view;
 };
 
-// The first tile from `tile` on of which something is seen. A warp looks at 32 tiles at a time: under causal span ids
-// half of all tiles are hidden, and one after the other each would cost a chain of dependent loads.
-template <class ViewOf>
-BICO_DEVICE TileToVisit first_seen(int tile, int end, const ViewOf& view_of) {
-  for (int first = tile; first < end; first += 32) {
-    const int mine = first + thread_index() % 32;
-    const TileView view = mine < end ? view_of(mine) : TileView::nothing;
-    const uint32_t any = ballot(view != TileView::nothing);
-    if (any) return {first + lowest_bit(any), TileView(shuffle(int(view), lowest_bit(any)))};
+// Tiles [begin, begin + 32), which the lanes of a warp look at all at once: one after the other, each tile would cost a
+// chain of dependent loads. All warps of a block visit the same tiles.
+struct TileWindow {
+  static constexpr int size = 32;
+
+  int begin;                     // a multiple of the size
+  uint32_t left;                 // a bit for each tile that is still to be visited
+  uint32_t low_view, high_view;  // the two bits of the tiles' views
+
+  // Before all tiles of a range.
+  static BICO_DEVICE TileWindow before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0}; }
+
+  // The window after this one.
+  template <class SightOf>
+  BICO_DEVICE TileWindow next(const Range& range, const SightOf& sight_of) const {
+    const int tile = begin + size + thread_index() % 32;
+    TileSight sight = {false, TileView::nothing};
+    if (range.begin <= tile && tile < range.end) sight = sight_of(tile);
+    return {begin + size, ballot(sight.visited), ballot(int(sight.view) & 1), ballot(int(sight.view) & 2)};
   }
-  return {end, TileView::nothing};
-}
+
+  BICO_DEVICE bool is_last(const Range& range) const { return begin + size >= range.end; }
+
+  BICO_DEVICE TileView view(int tile) const {
+    return TileView((low_view >> (tile - begin) & 1) | (high_view >> (tile - begin) & 1) << 1);
+  }
+
+  // The next tile to visit; there must be one.
+  BICO_DEVICE int take() {
+    const int tile = begin + lowest_bit(left);
+    left &= left - 1;
+    return tile;
+  }
+};
 
 }  // namespace bico::cuda

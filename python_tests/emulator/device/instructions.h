@@ -254,6 +254,15 @@ inline void atomic_add(float* to, float value) {
   std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
 }
 
+// As many neighbours as one instruction adds to.
+constexpr int atomic_add_width = 4;
+
+// `to` is a multiple of 16 bytes.
+inline void atomic_add(float* to, const float (&values)[4]) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) Block::here().fail("adds at an address that is no multiple of 16");
+  for (int i = 0; i < 4; ++i) atomic_add(to + i, values[i]);
+}
+
 inline void atomic_or(uint32_t* to, uint32_t bits) {
   std::atomic_ref(*to).fetch_or(bits, std::memory_order_relaxed);
 }
