@@ -27,7 +27,7 @@ def print_report(table: Table, folder: str) -> None:
         "*.png": "the plots",
         "results.json": "every number",
         "predictions.jsonl": "every answer",
-        "runs/": "the trained models",
+        "runs/": "each run's results, and its model if it is kept",
     }
     present = {name: content for name, content in contents.items() if any(Path(folder).glob(name.rstrip("/")))}
     width = max(map(len, present))

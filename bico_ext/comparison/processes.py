@@ -96,10 +96,9 @@ class _Estimate:
         elif not self.shown and done - self.first[0] >= 10 * self.jobs and now - self.first[1] >= 5:
             rate = (done - self.first[0]) / (now - self.first[1])  # steps a second, of all processes
             each, all_ = max(self.steps) * self.jobs / rate, (sum(self.steps) - done) / rate
-            at_once = f", {self.jobs} at once" if self.jobs > 1 else ""
             tqdm.write(
-                f"training takes about {_duration(each)} per run, without evaluation; {len(self.steps)} runs{at_once}: "
-                f"about {_duration(all_)} left",
+                f"training takes about {_duration(each)} per run and {_duration(all_)} for all that is left, with "
+                f"{self.jobs} at once, evaluations not counted",
                 file=sys.stderr,
             )
             self.shown = True

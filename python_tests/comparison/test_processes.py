@@ -77,4 +77,4 @@ def test_the_time_is_estimated_once(capsys):
     assert run_all(count, [(70, 0.1)] * 2, steps=[70, 70], jobs=2, label="two") == [None, None]
     said = [line for line in capsys.readouterr().err.splitlines() if "training takes" in line]
     assert len(said) == 1
-    assert "about 1 min per run, without evaluation; 2 runs, 2 at once: about 1 min left" in said[0]
+    assert "about 1 min per run and 1 min for all that is left, with 2 at once" in said[0]

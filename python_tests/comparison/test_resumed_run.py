@@ -1,6 +1,7 @@
 """A run that was killed goes on from its checkpoint and has the results of one that was not."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -42,13 +43,20 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(given, tmp_path, name, lora):
     cut = shutil.copytree(folder / "checkpoint-50", folder / "checkpoint-75")  # killed while it was written
     (cut / "trainer_state.json").write_text('{"global_step": 7')
     assert last_checkpoint(folder) == folder / "checkpoint-50"
+    state = folder / "checkpoint-50" / "trainer_state.json"
+    before = json.loads(state.read_text())
+    (entry,) = (entry for entry in before["log_history"] if entry.get("seconds") and entry["step"] == 50)
+    entry["seconds"] = 1000.0
+    state.write_text(json.dumps(before))
     steps = []
 
     class Count(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             steps.append(state.global_step)
 
-    assert without_times(run(given, name, 0, [Count()])) == whole
+    finished = run(given, name, 0, [Count()])
+    assert without_times(finished) == whole
+    assert finished[0].run.train_seconds > 1000
     assert steps == list(range(51, 81))
     assert [point["step"] for point in whole[0]["curve"]] == [20, 40, 60, 80]
     assert [entry["step"] for entry in whole[0]["losses"]] == [25, 50, 75]
