@@ -21,6 +21,7 @@ def _at_least(least: int, remedy: str = "") -> Bound:
 _SHARE = Bound(lambda value: 0 <= value <= 1, "in [0, 1]")
 _FINITE = Bound(lambda value: 0 <= value < math.inf, "0 or more, and finite")
 _SPANS = _at_least(1, "for no span use objective='ntp'")
+_LENGTH = _at_least(1, "a segment has one token or more")
 _SEGMENTS = _at_least(2, "for one segment use objective='ntp'")
 
 BOUNDS: dict[str, Bound] = {
@@ -40,6 +41,8 @@ BOUNDS: dict[str, Bound] = {
     "spans": _SPANS,
     "permute_segments": _SEGMENTS,
     "segments": _SEGMENTS,
+    "reverse_segment_length": _LENGTH,
+    "segment_length": _LENGTH,
     # Generation and evaluation
     "max_new_tokens": _at_least(1),
     "samples": _at_least(1),

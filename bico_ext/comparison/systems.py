@@ -54,6 +54,7 @@ SYSTEMS: dict[str, System] = {
     "reverse-entities": System(
         "reverse", "reverse training that keeps the names in the questions whole", entities=True
     ),
+    "reverse-segments": System("reverse-segments", "reverse training by random segments, with [REV] between them"),
     "both-orders": System(
         "ntp", "next-token prediction of the facts in both orders: data augmentation", other_order=True
     ),

@@ -10,11 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bico_ext.seeding import stream_seed
 
 # The spellings of known tokenizers: first GLM-4 and ChatGLM-6B, then GLM-10B. The first spelling is the one to add.
+# [REV] is the separator of reverse training.
 SPELLINGS = {
     "mask": ("[MASK]",),
     "gmask": ("[gMASK]",),
     "sop": ("<sop>", "[sop]", "<|startofpiece|>"),
     "eop": ("<eop>", "[eop]", "<|endofpiece|>"),
+    "rev": ("[REV]",),
 }
 
 
@@ -58,7 +60,7 @@ def added_tokens(
     Args:
         model: a transformers causal LM, not yet wrapped by PEFT. Its embeddings grow in place if the new ids need it.
         tokenizer: the model's tokenizer; the tokens are added in place. Save it with the model.
-        names: keys of `SPELLINGS`: "mask", "gmask", "sop", "eop".
+        names: keys of `SPELLINGS`: "mask", "gmask", "sop", "eop", "rev".
 
     Returns:
         The id of each name, in the given order.

@@ -24,7 +24,7 @@ def build_objective(name: str, settings: Any, model: Any, tokenizer: PreTrainedT
     Args:
         name: a key of `registry.OBJECTIVES`.
         settings: a `BicoConfig`, of which `mask_rate`, `placeholder_id`, `infill_spans`, `permute_segments`,
-            `abi_positions` and `entities_file` are used.
+            `reverse_segment_length`, `abi_positions` and `entities_file` are used.
         model: a transformers causal LM. If the objective needs special tokens that are missing, they are added in
             place.
         tokenizer: the model's tokenizer, if there is one; the special tokens are added to it, too.
@@ -54,6 +54,8 @@ def build_objective(name: str, settings: Any, model: Any, tokenizer: PreTrainedT
         "positions": lambda: settings.abi_positions,
         "spans": lambda: settings.infill_spans,
         "segments": lambda: settings.permute_segments,
+        "separator_id": lambda: tokens("rev"),
+        "segment_length": lambda: settings.reverse_segment_length,
         "word_starts": lambda: word_tables()[0],
         "word_parts": lambda: word_tables()[1],
         "entities": lambda: _entities(settings.entities_file, tokenizer),

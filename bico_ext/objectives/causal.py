@@ -134,6 +134,49 @@ def reverse(
     return ntp(reordered, generator)
 
 
+def reverse_segments(
+    input_ids: Tensor,
+    generator: Generator,
+    *,
+    special_ids: Collection[int],
+    separator_id: int,
+    segment_length: int = 25,
+) -> TrainingSequence:
+    """Reverse training by random segments (arXiv 2403.13799): next-token prediction of the segments in reverse order.
+
+    The text between the special tokens at its ends is cut into segments, from left to right. The length of each is
+    uniform in [1, `segment_length`], and the last one is cut at the end of the text. The segments are put in reverse
+    order with a separator between them; the tokens of a segment keep their order. A text that becomes a single segment
+    stays as it is.
+
+    Args:
+        input_ids: int64 [S].
+        generator: the source of random numbers.
+        special_ids: ids that keep their position at the ends, such as BOS and EOS.
+        separator_id: the token between two segments, the paper's [REV]. It is predicted like any other token.
+        segment_length: the largest number of tokens of a segment, at least 1; default 25, as in the paper.
+
+    Returns:
+        A training sequence of S tokens and the separators, with span ids 1 and labels everywhere but at position 0.
+
+    Raises:
+        ValueError: segment_length is less than 1.
+
+    Example:
+        >>> reverse_segments(torch.tensor([2, 7, 8, 3]), torch.Generator(), special_ids=(2, 3), separator_id=5,
+        ...                  segment_length=1).input_ids
+        tensor([2, 8, 5, 7, 3])
+    """
+    check_bounds(segment_length=segment_length)
+    start, end = _text(input_ids, special_ids)
+    text = input_ids[start:end]
+    ends = torch.randint(1, segment_length + 1, (len(text),), generator=generator).cumsum(0)
+    separator = torch.tensor([separator_id])
+    segments = text.tensor_split(ends[ends < len(text)])
+    reordered = [part for segment in reversed(segments) for part in (separator, segment)][1:]
+    return ntp(torch.cat([input_ids[:start], *reordered, input_ids[end:]]), generator)
+
+
 def _text(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, int]:
     """Return the start and the end of the text between the special tokens at both ends."""
     positions = [position for position, token in enumerate(input_ids.tolist()) if token not in special_ids]

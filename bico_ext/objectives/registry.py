@@ -12,7 +12,7 @@ from functools import partial
 from torch import Generator, Tensor
 
 from bico_ext.objectives.blank_infilling import abi
-from bico_ext.objectives.causal import ntp, permute, reverse
+from bico_ext.objectives.causal import ntp, permute, reverse, reverse_segments
 from bico_ext.objectives.denoising import attended_pad, bert, bico, naive, new_token
 from bico_ext.objectives.infilling import infill
 from bico_ext.objectives.training_sequence import TrainingSequence
@@ -30,6 +30,7 @@ OBJECTIVES: dict[str, Callable[..., TrainingSequence]] = {
     "attended-pad": attended_pad,
     "new-token": new_token,
     "reverse": reverse,
+    "reverse-segments": reverse_segments,
 }
 
 

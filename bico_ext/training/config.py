@@ -27,6 +27,8 @@ class BicoConfig(TrainingArguments):
             "uniform" draws a rate for each row.
         infill_spans: the number of spans that "infill" predicts in a row; default 1.
         permute_segments: the largest number of segments that "permute" cuts a row into; default 4.
+        reverse_segment_length: the largest number of tokens of a segment of "reverse-segments"; default 25, as in the
+            paper on reverse training.
         abi_positions: the positions of "abi": "2d" (default), as in ChatGLM-6B, or "in-place".
         entities_file: text file of names, one per line, whose words "reverse" keeps in order; default None.
         placeholder_id: the token id that replaces hidden tokens; default: the tokenizer's padding id.
@@ -83,6 +85,9 @@ class BicoConfig(TrainingArguments):
     permute_segments: int = field(
         default=4, metadata={"help": "Largest number of segments that 'permute' cuts a row into."}
     )
+    reverse_segment_length: int = field(
+        default=25, metadata={"help": "Largest number of tokens of a segment of 'reverse-segments'."}
+    )
     abi_positions: str = field(
         default="2d",
         metadata={
@@ -117,6 +122,7 @@ class BicoConfig(TrainingArguments):
         check_bounds(
             infill_spans=self.infill_spans,
             permute_segments=self.permute_segments,
+            reverse_segment_length=self.reverse_segment_length,
             mixing_probability=self.mixing_probability,
             max_length=self.max_length,
         )

@@ -98,7 +98,7 @@ def test_decoding_skips_them_and_no_text_spells_them() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="tokenizer must be given to add tokens such as"):
         added_tokens(tiny_llama(), None, NAMES)
-    with pytest.raises(ValueError, match="must be one of 'mask', 'gmask', 'sop', 'eop', got 'cls'"):
+    with pytest.raises(ValueError, match="must be one of 'mask', 'gmask', 'sop', 'eop', 'rev', got 'cls'"):
         added_tokens(tiny_llama(), tokenizer(), ["cls"])
     with pytest.raises(
         ValueError, match=r"tokenizer must have the tokens \[MASK\], <sop>, but they are not in its vocabulary"

@@ -21,6 +21,7 @@ def settings(**changes):
         "placeholder_id": None,
         "infill_spans": 1,
         "permute_segments": 2,
+        "reverse_segment_length": 2,
         "abi_positions": "2d",
         "entities_file": None,
     }
@@ -63,6 +64,15 @@ def test_a_new_token_is_new(model, tokenizer):
     assert len(model.get_input_embeddings().weight) == before + 1
 
 
+def test_reverse_segments_adds_its_separator(model, tokenizer):
+    before = len(tokenizer)
+    objective = build_objective("reverse-segments", settings(reverse_segment_length=1), model, tokenizer)
+    assert objective(tensor([2, 5, 6, 3]), Generator()).input_ids.tolist() == [2, 6, before, 5, 3]
+    assert tokenizer.convert_ids_to_tokens(before) == "[REV]"
+    assert tokenizer.decode([5, before], skip_special_tokens=True) == tokenizer.decode([5])
+    assert len(model.get_input_embeddings().weight) == before + 1
+
+
 def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("Ada Lovelace\n\n")
@@ -96,6 +106,7 @@ def test_reverse_handles_text_without_spaces():
         ("reverse", "objective='reverse' needs a tokenizer"),
         ("abi", "tokenizer must be given to add tokens"),
         ("new-token", "tokenizer must be given to add tokens"),
+        ("reverse-segments", "tokenizer must be given to add tokens"),
     ],
 )
 def test_options_that_need_a_tokenizer(name, message, model):

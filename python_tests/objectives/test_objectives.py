@@ -18,7 +18,7 @@ from bico_ext.ops.reference import visible
 from bico_ext.seeding import happens, stream_seed
 
 PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
-SOP, EOP = VOCABULARY, VOCABULARY + 1  # tokens that occur in no sequence
+SOP, EOP, REV = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2  # tokens that occur in no sequence
 SPECIAL = (PAD, MASK, BOS, EOS)
 SEQUENCE = [BOS, 7, 8, 9, EOS]
 
@@ -32,6 +32,8 @@ def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3,
         "mask_id": MASK,
         "sop_id": SOP,
         "eop_id": EOP,
+        "separator_id": REV,
+        "segment_length": 3,
         "special_ids": SPECIAL,
         "mask_rate": mask_rate,
         "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
@@ -164,6 +166,38 @@ def test_reverse_keeps_the_tokens_of_a_word_and_the_words_of_an_entity_in_order(
     assert comma.input_ids.tolist() == [BOS, 11, 10, 9, 8, 7, EOS]
 
 
+def test_reverse_segments_draws_lengths_from_left_to_right_and_joins_the_segments_in_reverse():
+    def order(seed: int) -> tuple[int, ...]:
+        sequence = apply("reverse-segments", tensor([BOS, 7, 8, 9, EOS]), seed, segment_length=2)
+        assert sequence.labels.tolist() == [NO_LOSS, *sequence.input_ids[1:].tolist()]
+        assert sequence.span_ids.tolist() == [1] * len(sequence.input_ids)
+        assert (sequence.input_ids[0], sequence.input_ids[-1]) == (BOS, EOS)
+        return tuple(sequence.input_ids[1:-1].tolist())
+
+    # The first length is 1 or 2; after 1, the second is 1 or 2; the last segment is what remains.
+    expected = {(9, REV, 8, REV, 7): 1 / 4, (8, 9, REV, 7): 1 / 4, (9, REV, 7, 8): 1 / 2}
+    assert chi_square(Counter(order(seed) for seed in range(4000)), expected) < 13.82  # 99.9 %, 2 degrees of freedom
+
+
+@given(st.lists(st.integers(4, VOCABULARY - 1), max_size=80), seeds, st.integers(1, 40))
+def test_segments_of_reverse_segments_are_those_of_the_text(text: list[int], seed: int, longest: int):
+    whole = [BOS, *text, EOS]
+    ids = apply("reverse-segments", tensor(whole), seed, segment_length=longest).input_ids.tolist()
+    segments: list[list[int]] = [[]]
+    for token in ids[1:-1]:
+        if token == REV:
+            segments.append([])
+        else:
+            segments[-1].append(token)
+    assert [BOS, *(token for segment in reversed(segments) for token in segment), EOS] == whole
+    assert all(1 <= len(segment) <= longest for segment in segments) or not text
+
+
+@pytest.mark.parametrize("sequence", [[BOS], [BOS, EOS], [BOS, 7, EOS]])
+def test_reverse_segments_of_a_single_segment_is_next_token_prediction(sequence: list[int]):
+    assert apply("reverse-segments", tensor(sequence), 0).input_ids.tolist() == sequence
+
+
 def test_pad_by_hand():
     batch = pad([apply("infill", tensor([BOS, 9]), 0), apply("bico", tensor(SEQUENCE), 0, mask_rate=1.0)], 5)
     assert batch["input_ids"].tolist() == [[BOS, 9, 5, 5, 5], [BOS, PAD, PAD, PAD, EOS]]
@@ -224,7 +258,7 @@ def test_logits_do_not_depend_on_the_token_they_predict(name: str):
     """In a real model, changing the token at i + 1 leaves the logits at i bit-identical."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY + 2, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
+        vocab_size=VOCABULARY + 3, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
     )
     model = attach(LlamaForCausalLM(config)).eval()
     original = tensor([BOS, 7, 8, 9, 10, 11, 12, EOS])
@@ -236,7 +270,7 @@ def test_logits_do_not_depend_on_the_token_they_predict(name: str):
         return out, sequence.labels
 
     out, labels = logits(original)
-    predicted = [i for i in range(1, len(labels)) if labels[i] not in (NO_LOSS, EOS, EOP)]
+    predicted = [i for i in range(1, len(labels)) if labels[i] not in (NO_LOSS, EOS, EOP, REV)]
     assert len(predicted) > 1
     for i in predicted:
         changed = original.masked_fill(original == labels[i], 13)  # every token of the original occurs once
@@ -318,6 +352,7 @@ def test_options_by_objective():
         "attended-pad": ("placeholder_id", "special_ids", "mask_rate"),
         "new-token": ("mask_id", "special_ids", "mask_rate"),
         "reverse": ("special_ids", "word_starts", "word_parts", "entities"),
+        "reverse-segments": ("special_ids", "separator_id", "segment_length"),
     }
 
 
@@ -333,6 +368,8 @@ def test_unknown_objective_lists_the_known():
 
 
 def test_too_few_segments_and_spans():
+    with pytest.raises(ValueError, match="segment_length must be at least 1, got 0"):
+        apply("reverse-segments", tensor(SEQUENCE), 0, segment_length=0)
     with pytest.raises(ValueError, match="segments must be at least 2, got 1"):
         apply("permute", tensor(SEQUENCE), 0, segments=1)
     with pytest.raises(ValueError, match="spans must be at least 1, got 0"):
