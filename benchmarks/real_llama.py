@@ -1,0 +1,331 @@
+"""Which systems cure a real, pre-trained Llama of the reversal curse? Runs the cells of `real_llama_matrix.py`.
+
+    python benchmarks/real_llama.py --model MODEL --data DIR --next                        # the next missing cell
+    python benchmarks/real_llama.py --model MODEL --data DIR --all --jobs 12 --budget 300  # many at once, on a GPU
+    python benchmarks/real_llama.py --list                                                 # done and missing cells
+    python benchmarks/real_llama.py --merge FOLDER/cells.jsonl                             # cells of another machine
+
+Each finished cell becomes a line of `cells.jsonl` in the output folder at once, and its answers are appended to
+`predictions.jsonl.gz` there. `table.md` is made from these lines alone. A killed cell goes on from its last checkpoint
+in the next call. A failed one leaves a line with its error and is tried again in the next call. Cells that
+docs/results/real_llama holds count as done, whatever the output folder is.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import fnmatch
+import gzip
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+from statistics import mean
+from typing import Any, cast
+
+from real_llama_matrix import MATRIX, SETTINGS, Cell, missing, rows
+from transformers import AutoTokenizer, TrainerCallback
+
+from bico_ext import environment
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.initial_models import check_model
+from bico_ext.comparison.processes import run_all
+from bico_ext.comparison.run import run, run_folder
+from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
+from bico_ext.evaluation.ceiling import reachable
+from bico_ext.facts.loader import load_facts
+from bico_ext.files import make_folder, write_json_lines, write_text
+from bico_ext.models.tokenization import encode_text
+from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
+from bico_ext.reports.tables import Table, gap_tables, heading, likelihood_tables, score_tables
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "real_llama"
+WORK = ROOT / "out" / "real_llama"
+CELLS = "cells.jsonl"
+PREDICTIONS = "predictions.jsonl.gz"
+SECONDS = 1900.0  # the duration of a cell on one core, for the first estimate
+
+Record = dict[str, Any]  # a line of cells.jsonl; it has "run" if the cell is finished, and "error" if it failed
+
+
+def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
+    """Return the settings of a cell."""
+    return CompareConfig(
+        output_dir=str(options.work / cell.training / f"{cell.learning_rate:g}"),
+        data=options.data,
+        model=options.model,
+        systems=[cell.system],
+        seeds=[cell.seed],
+        learning_rate=cell.learning_rate,
+        lora=cell.training == "lora",
+        jobs=options.jobs,
+        **SETTINGS,
+    )
+
+
+def cell_of(record: Record) -> Cell:
+    return Cell(**record["cell"])
+
+
+def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:
+    """Return the score of each finished cell: the mean over the tasks of `contains`."""
+    return {
+        cell_of(record): mean(task["contains"] for task in record["run"]["tasks"].values())
+        for record in records.values()
+        if "run" in record
+    }
+
+
+def read_cells(file: Path) -> dict[str, Record]:
+    """Return the records of a file by the names of their cells, as far as they were made with `SETTINGS`."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {cell_of(record).name: record for record in records if record["settings"] == SETTINGS}
+
+
+def known_cells(output: Path) -> dict[str, Record]:
+    """Return the records of the committed results and of the output folder."""
+    return _joined(read_cells(RESULTS / CELLS), read_cells(output / CELLS).values())
+
+
+def add_cells(output: Path, records: Iterable[Record]) -> None:
+    """Add records to those of a folder, and write its table anew."""
+    with locked(output):
+        known = _joined(read_cells(output / CELLS), records)
+        write_json_lines(output / CELLS, [known[name] for name in sorted(known)])
+        write_text(output / "table.md", markdown(known))
+
+
+def _joined(known: Mapping[str, Record], records: Iterable[Record]) -> dict[str, Record]:
+    """Return both; a new record replaces an old one of its cell, but not a failure one of a finished cell."""
+    joined = dict(known)
+    for record in records:
+        name = cell_of(record).name
+        if "run" in record or "run" not in joined.get(name, {}):
+            joined[name] = record
+    return joined
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the block; the lock ends with its process and leaves no file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback: TrainerCallback) -> None:
+    """Run a cell in this process, and add its record and its answers to the output folder."""
+    started = time.perf_counter()
+    try:
+        (finished,) = run(config, cell.system, cell.seed, [callback])
+    except Exception:
+        raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
+    result = to_json(finished.run)
+    for scores in result["tasks"].values():
+        scores.pop("entities", None)  # half of the record; the answers tell them, too
+    machine = environment.describe()
+    record = {
+        "cell": dataclasses.asdict(cell),
+        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "environment": {name: machine[name] for name in ("torch", "transformers", "cpu", "kernels", "cuda")},
+        "jobs": config.jobs,
+        "seconds": round(time.perf_counter() - started, 1),
+        "data": data,
+        "run": result,
+    }
+    lines = [json.dumps({"cell": cell.name, **answer}, ensure_ascii=False) + "\n" for answer in finished.predictions]
+    with locked(output), gzip.open(output / PREDICTIONS, "at", encoding="utf-8") as file:
+        file.writelines(lines)
+    add_cells(output, [record])
+    shutil.rmtree(run_folder(config, cell.system, cell.seed), ignore_errors=True)
+
+
+def run_cells(options: argparse.Namespace) -> list[str]:
+    """Run missing cells, `jobs` at once, until none is left, one was enough, or too little of the budget is left.
+
+    Returns:
+        The errors of the cells that failed.
+    """
+    deadline = time.monotonic() + options.budget
+    # The server of the processes imports the comparison once, which takes seconds that no cell then pays.
+    forkserver.set_forkserver_preload([run.__module__])
+    forkserver.ensure_running()
+    output = make_folder(options.output)
+    failures: dict[Cell, str] = {}
+    data: Record = {}
+    steps, longest = 0, 0.0
+
+    def selected(cell: Cell) -> bool:
+        return cell not in failures and matches(cell, options.cells)
+
+    while cells := missing(scores_of(known_cells(output)), selected)[: options.jobs]:
+        started = time.monotonic()
+        if started + longest > deadline:
+            break
+        configs = [config_of(cell, options) for cell in cells]
+        if not data:
+            data, steps = prepared(configs[0])
+        calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
+        label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
+        errors = run_all(work, calls, steps=[steps] * len(cells), jobs=options.jobs, label=label)
+        failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
+        failures |= failed
+        records = [{"cell": dataclasses.asdict(cell), "settings": SETTINGS, "error": failed[cell]} for cell in failed]
+        add_cells(output, records)
+        longest = max(longest, time.monotonic() - started)
+        if options.next:
+            break
+    return [f"{cell.name}: {error}" for cell, error in failures.items()]
+
+
+def prepared(config: CompareConfig) -> tuple[Record, int]:
+    """Check the data and the model before any training.
+
+    Returns:
+        The description of the data, with the ceilings and the number of training tokens; and the number of optimizer
+        steps of a cell.
+    """
+    config = dataclasses.replace(config, systems=list(dict.fromkeys(name for part in MATRIX for name in part.systems)))
+    everything = load_facts(config.data)
+    facts = select_facts(config, everything)
+    check_facts(config, facts)
+    check_model(config, facts)
+    data = reachable(facts)
+    for task in data["tasks"].values():
+        del task["templates"]
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokens = sum(len(encode_text(tokenizer, example.text)) for example in facts.train)
+    return {**data, "digest": everything.digest(), "tokens": tokens}, cast(int, with_steps(config, facts).steps)
+
+
+def matches(cell: Cell, patterns: str | None) -> bool:
+    return patterns is None or any(fnmatch.fnmatch(cell.name, pattern) for pattern in patterns.split(","))
+
+
+def listing(patterns: str | None, output: Path) -> str:
+    """Return one line per cell that is done, failed or can be run now, and an estimate of the time that is left."""
+    records = known_cells(output)
+    scores = scores_of(records)
+    waiting = missing(scores, lambda cell: matches(cell, patterns))
+    lines = [f"{'done' if 'run' in records[name] else 'failed':<8}{name}" for name in sorted(records)]
+    lines += [f"missing {cell.name}" for cell in waiting]
+    unchosen = sum(row.chosen is None for row in rows(scores))
+    seconds = [record["seconds"] for record in records.values() if "run" in record]
+    each = mean(seconds) if seconds else SECONDS
+    lines.append(
+        f"{len(scores)} done; {len(waiting)} can be run now, in {len(waiting) * each / 3600:.1f} hours one at a time, "
+        f"at {each / 60:.0f} minutes each; the learning rate of {unchosen} systems is not chosen yet"
+    )
+    return "\n".join(lines)
+
+
+def markdown(records: Mapping[str, Record]) -> str:
+    """Return the report on the records: scores of the final cells, the choice of the learning rates, and all cells."""
+    scores = scores_of(records)
+    runs = []
+    for row in rows(scores):
+        label = row.name if row.chosen else f"{row.name} (rate not chosen)"
+        final = [records[cell.name]["run"] for cell in row.final if cell in scores]
+        runs += [dataclasses.replace(run_from_json(result), label=label) for result in final]
+    failures = [
+        Failure(name, cell_of(record).seed, record["error"]) for name, record in records.items() if "error" in record
+    ]
+    data = next((data_from_json(record["data"]) for record in records.values() if "data" in record), None)
+    results = Results(tuple(runs), data=data, failures=tuple(failures))
+    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
+    introduction = (
+        "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al. Command, once per cell: "
+        f"`python benchmarks/real_llama.py --model MODEL --data DIR --next`. Settings: {settings}.{cost(records)}\n"
+    )
+    tables = [*score_tables(results), *gap_tables(results), *likelihood_tables(results)] if runs else []
+    return "\n".join(
+        [
+            introduction,
+            heading(results) + "\n" if runs else "No final cell is done yet.\n",
+            *(table.markdown() for table in (*tables, *grid_tables(scores), cells_table(records))),
+        ]
+    )
+
+
+def cost(records: Mapping[str, Record]) -> str:
+    """Return a sentence on what a cell of full fine-tuning costs on any machine; empty if there is none yet."""
+    for record in records.values():
+        if "run" in record and record["cell"]["training"] == "full":
+            tokens = record["data"]["tokens"] * SETTINGS["epochs"]
+            flops = 6 * tokens * record["run"]["parameters"]
+            return f" Every cell reads {tokens:,} tokens of text: {flops:.1e} FLOPs, at 6 per parameter and token."
+    return ""
+
+
+def grid_tables(scores: Mapping[Cell, float]) -> list[Table]:
+    """Return the tables of the learning rates, one for each way of training."""
+    tables = []
+    for part in MATRIX:
+        body = []
+        for row in (row for row in rows(scores) if row.part == part):
+            means = [row.score(rate) for rate in part.learning_rates]
+            cells = ["-" if score is None else f"{score:.3f}" for score in means]
+            body.append([row.system, *cells, f"{row.chosen:g}" if row.chosen else "-"])
+        columns = ["system", *(f"{rate:g}" for rate in part.learning_rates), "chosen"]
+        note = "`contains`, mean over the four tasks and the seeds 0 and 1, by peak learning rate"
+        tables.append(Table(f"learning rate, {part.training}", columns, body, note))
+    return tables
+
+
+def cells_table(records: Mapping[str, Record]) -> Table:
+    """Return the table of all finished cells, with the machine and the cost of each."""
+    finished = {name: record for name, record in sorted(records.items()) if "run" in record}
+    tasks = next((list(record["run"]["tasks"]) for record in finished.values()), [])
+    body = []
+    for name, record in finished.items():
+        result = record["run"]
+        threads = f"{record['environment']['cpu']}, threads: {result['threads']}"
+        device = threads if result["device"] == "cpu" else result["device"]
+        scores = [f"{result['tasks'][task]['contains']:.2f}" for task in tasks]
+        seconds = [f"{result['train_seconds']:.0f}", f"{record['seconds']:.0f}"]
+        body.append([name, *scores, device, str(record["jobs"]), *seconds])
+    columns = ["cell", *tasks, "device", "cells at once", "seconds of training", "seconds in all"]
+    return Table("cells", columns, body, "`contains`")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--next", action="store_true", help="run the next missing cell")
+    action.add_argument("--all", action="store_true", help="run all missing cells; failures do not stop the others")
+    action.add_argument("--list", action="store_true", help="say which cells are done, which are missing, how long")
+    action.add_argument("--merge", type=Path, metavar="FILE", help="add the cells of FILE to the output folder")
+    parser.add_argument("--model", help="the folder of SmolLM2-135M-Instruct as a Llama checkpoint")
+    parser.add_argument("--data", help="the folder of the facts of Berglund et al.")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the cells (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for checkpoints (default: %(default)s)")
+    parser.add_argument("--cells", metavar="A,B", help="only cells that match a pattern, as in 'full/*/seed[234]'")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, with --all (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all, as far as can be foreseen")
+    options = parser.parse_args(arguments)
+    if options.list:
+        print(listing(options.cells, options.output))
+    elif options.merge:
+        if not options.merge.is_file():
+            parser.error(f"--merge needs a cells.jsonl, got {options.merge}: no such file")
+        add_cells(make_folder(options.output), read_cells(options.merge).values())
+    elif not (options.model and options.data):
+        parser.error("--next and --all need --model and --data")
+    elif options.jobs < 1 or (options.next and options.jobs > 1):
+        parser.error(f"--jobs must be at least 1, and 1 with --next, got {options.jobs}")
+    elif failures := run_cells(options):
+        raise SystemExit("\n".join([f"{len(failures)} cells failed:", *failures]))
+
+
+if __name__ == "__main__":
+    main()

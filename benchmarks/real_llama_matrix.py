@@ -1,0 +1,132 @@
+"""The matrix of the experiment on a real Llama: which systems, learning rates and seeds, and how a rate is chosen.
+
+A *cell* is one run: a way of training (full fine-tuning or LoRA), a system, a peak learning rate and a seed. For each
+way and system there are two sets of cells:
+
+* the grid: every learning rate with the seeds 0 and 1, which serve for choices only;
+* the final cells: the chosen learning rate with the seeds 2, 3 and 4, whose scores are reported.
+
+The chosen learning rate is the one with the highest mean score of its grid cells, and the lowest of several such rates.
+The score of a cell is the mean over the tasks of `contains`. Until all grid cells of a system are done, `STAND_IN`
+takes the place of the chosen rate. Cells are run in the order of this file: system after system, the grid first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+# Options of `bico_ext.comparison.config.CompareConfig` that all cells share.
+SETTINGS: dict[str, Any] = {
+    "facts": "one-order",
+    "epochs": 8,
+    "batch_size": 32,
+    "mask_rate": 0.15,
+    "warmup_steps": 20,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.999,
+    "bf16": True,
+    "eval_bf16": True,
+    "max_new_tokens": 40,
+    "curve_points": 3,
+}
+GRID_SEEDS = (0, 1)
+FINAL_SEEDS = (2, 3, 4)
+STAND_IN = 3e-4
+
+
+@dataclass(frozen=True)
+class Part:
+    """A way of training: "full" or "lora", its systems in the order of their importance, and the learning rates."""
+
+    training: str
+    systems: tuple[str, ...]
+    learning_rates: tuple[float, ...]
+
+
+MATRIX = (
+    Part(
+        "full",
+        ("ntp", "bico", "permute", "naive", "infill", "reverse-segments", "both-orders"),
+        (1e-4, 3e-4, 6e-4),
+    ),
+    Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3)),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix."""
+
+    training: str
+    system: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the cell, as in "full/bico/0.0003/seed2"."""
+        return f"{self.training}/{self.system}/{self.learning_rate:g}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way of training with a system: one row of the result.
+
+    Attributes:
+        part: the way of training.
+        system: a key of `bico_ext.comparison.systems.SYSTEMS`.
+        scores: the scores of the cells that are done.
+    """
+
+    part: Part
+    system: str
+    scores: Mapping[Cell, float]
+
+    @property
+    def name(self) -> str:
+        """The name of the row in a table."""
+        return self.system if self.part.training == "full" else f"{self.system}, LoRA"
+
+    @property
+    def grid(self) -> list[Cell]:
+        """The cells that choose the learning rate."""
+        return [self.cell(rate, seed) for rate in self.part.learning_rates for seed in GRID_SEEDS]
+
+    def cell(self, learning_rate: float, seed: int) -> Cell:
+        return Cell(self.part.training, self.system, learning_rate, seed)
+
+    def score(self, learning_rate: float) -> float | None:
+        """Return the mean score of a learning rate's grid cells, or None if one is missing."""
+        cells = [self.cell(learning_rate, seed) for seed in GRID_SEEDS]
+        return mean(self.scores[cell] for cell in cells) if all(cell in self.scores for cell in cells) else None
+
+    @property
+    def chosen(self) -> float | None:
+        """The learning rate with the highest score, or None if a grid cell is missing."""
+        scores = {rate: score for rate in self.part.learning_rates if (score := self.score(rate)) is not None}
+        return max(scores, key=lambda rate: scores[rate]) if len(scores) == len(self.part.learning_rates) else None
+
+    @property
+    def final(self) -> list[Cell]:
+        """The cells whose scores are reported."""
+        return [self.cell(self.chosen or STAND_IN, seed) for seed in FINAL_SEEDS]
+
+
+def rows(scores: Mapping[Cell, float]) -> Iterator[Row]:
+    """Yield the rows of the matrix in the order of their importance; `scores` are those of the cells that are done."""
+    for part in MATRIX:
+        for system in part.systems:
+            yield Row(part, system, scores)
+
+
+def missing(scores: Mapping[Cell, float], selected: Callable[[Cell], bool]) -> list[Cell]:
+    """Return the selected cells that are not done and can be run now, in order.
+
+    The final cells of a row wait for the grid cells that are missing and selected, because these choose the rate.
+    """
+    cells: list[Cell] = []
+    for row in rows(scores):
+        grid, final = ([cell for cell in of if cell not in scores and selected(cell)] for of in (row.grid, row.final))
+        cells += grid or final
+    return cells

@@ -1,0 +1,248 @@
+"""The runner of the real Llama's matrix: the order of the cells, the choice of the learning rate, and what it keeps."""
+
+import gzip
+import json
+from collections.abc import Callable
+from statistics import mean
+
+import pytest
+import real_llama
+import real_llama_matrix
+from real_llama_matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bico_ext.comparison.run import Finished
+from bico_ext.facts.loader import load_facts
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
+from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.reports.records import Run, Scores
+
+TASKS = ("N2D", "D2N", "N2D-reverse", "D2N-reverse")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    matrix = (Part("full", ("ntp", "bico"), (1e-4, 3e-4)), Part("lora", ("ntp",), (1e-3,)))
+    for module in (real_llama, real_llama_matrix):
+        monkeypatch.setattr(module, "MATRIX", matrix)
+    monkeypatch.setattr(real_llama, "RESULTS", tmp_path / "committed")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny model and facts, as options of the script."""
+    folder = tmp_path_factory.mktemp("real-llama")
+    write_facts(generate(names_first=2, descriptions_first=2, both=1, pretraining=2), folder / "data")
+    tokenizer = train_word_tokenizer([example.text for example in load_facts(folder / "data").train])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return ["--model", str(folder / "model"), "--data", str(folder / "data")]
+
+
+def score(cell: Cell) -> float:
+    """A made-up score that makes 3e-4 the best rate of ntp, and 1e-4 that of bico."""
+    return cell.learning_rate * 100 * (1 if cell.system == "ntp" else -1) + 0.5 + cell.seed / 100
+
+
+def made_up(config, name, seed, callbacks) -> list[Finished]:
+    cell = Cell("lora" if config.lora else "full", name, config.learning_rate, seed)
+    tasks = {
+        task: Scores(10, score(cell) + shift, 0.1, 0.2, 0.3) for task, shift in zip(TASKS, (-3, -1, 1, 3), strict=True)
+    }
+    record = Run(name, tasks, seed=seed, parameters=100, train_seconds=1.0, threads=1, device="cpu")
+    return [Finished(record, [{"seed": seed, "completion": " Ada"}])]
+
+
+def in_this_process(ran: list[str], breaks: Callable[[str], bool] = lambda name: False):
+    """A stand-in for `run_all` that notes the cells of each call."""
+
+    def run_all(work, calls, *, steps, jobs, label):
+        ran.append([call[0].name for call in calls])
+        assert len(steps) == len(calls) <= jobs
+        for call in calls:
+            if not breaks(call[0].name):
+                work(*call, None)
+        return ["it broke" if breaks(call[0].name) else None for call in calls]
+
+    return run_all
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the cells of each call of `run_all`, in a script that trains nothing."""
+    calls: list = []
+    monkeypatch.setattr(real_llama, "run", made_up)
+    monkeypatch.setattr(real_llama, "run_all", in_this_process(calls))
+    return calls
+
+
+def options(tmp_path, *more: str) -> list[str]:
+    return ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *more]
+
+
+def lines(tmp_path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "out" / "cells.jsonl").read_text().splitlines()]
+
+
+def test_a_name_tells_a_cell():
+    assert Cell("full", "bico", 3e-4, 2).name == "full/bico/0.0003/seed2"
+
+
+def test_the_grid_of_a_row_precedes_its_final_cells_and_chooses_their_rate():
+    def names(scores) -> list[str]:
+        return [cell.name for cell in missing(scores, lambda cell: cell.training == "full")]
+
+    grids = {
+        system: [Cell("full", system, rate, seed) for rate in (1e-4, 3e-4) for seed in (0, 1)]
+        for system in ("ntp", "bico")
+    }
+    assert names({}) == [cell.name for system in ("ntp", "bico") for cell in grids[system]]
+    ntp = {cell: score(cell) for cell in grids["ntp"]}
+    bico = {cell: score(cell) for cell in grids["bico"]}
+    final = [f"full/ntp/0.0003/seed{seed}" for seed in (2, 3, 4)]
+    assert names(ntp) == [*final, *(cell.name for cell in grids["bico"])]
+    assert names(ntp | bico) == [*final, *(f"full/bico/0.0001/seed{seed}" for seed in (2, 3, 4))]
+    last = grids["ntp"][-1]
+    assert names({cell: score for cell, score in ntp.items() if cell != last})[0] == last.name
+
+
+def test_the_rate_is_that_of_the_best_mean_over_the_grid_seeds_and_the_lowest_of_equal_ones():
+    def chosen(*scores: float) -> float | None:
+        cells = [Cell("full", "ntp", rate, seed) for rate in (1e-4, 3e-4) for seed in (0, 1)]
+        others = {Cell("full", "ntp", 3e-4, 2): 1.0}  # a final cell has no say
+        return next(rows(dict(zip(cells, scores, strict=False)) | others)).chosen
+
+    assert chosen(0.9, 0.1, 0.6, 0.5) == 3e-4
+    assert chosen(0.9, 0.3, 0.6, 0.5) == 1e-4
+    assert chosen(0.5, 0.5, 0.5, 0.5) == 1e-4
+    assert chosen(0.5, 0.5, 0.5) is None
+
+
+def test_a_standing_in_rate_if_the_grid_is_not_selected(files, tmp_path, ran):
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "9", "--cells", "full/ntp/*/seed[234]"])
+    assert ran == [[f"full/ntp/{STAND_IN:g}/seed{seed}" for seed in (2, 3, 4)]]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| ntp (rate not chosen) | " in table
+    assert "| ntp | - | - | - |" in table
+
+
+def test_all_cells_in_order_and_each_once(files, tmp_path, ran):
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "3"])
+    final = {"ntp": "0.0003", "bico": "0.0001"}
+    expected = []
+    for system in ("ntp", "bico"):
+        expected += [f"full/{system}/{rate}/seed{seed}" for rate in ("0.0001", "0.0003") for seed in (0, 1)]
+        expected += [f"full/{system}/{final[system]}/seed{seed}" for seed in (2, 3, 4)]
+    expected += [f"lora/ntp/0.001/seed{seed}" for seed in range(5)]
+    done = [name for names in ran for name in names]
+    assert sorted(done) == sorted(expected)
+    assert done[:6] == [*expected[:4], *expected[7:9]], "the final cells wait for the grid"
+    assert [record["cell"] for record in lines(tmp_path)] == [
+        record["cell"] for record in sorted(lines(tmp_path), key=lambda record: real_llama.cell_of(record).name)
+    ]
+    with gzip.open(tmp_path / "out" / "predictions.jsonl.gz", "rt") as file:
+        assert sorted(json.loads(line)["cell"] for line in file) == sorted(expected)
+    ran.clear()
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "3"])
+    assert ran == []
+
+
+def test_the_table_has_means_ceilings_rates_and_all_cells(files, tmp_path, ran):
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "9"])
+    table = (tmp_path / "out" / "table.md").read_text()
+    value = mean(score(Cell("full", "ntp", 3e-4, seed)) for seed in (2, 3, 4)) - 3
+    assert f"| ntp | {value:.2f} ± 0.01 | " in table
+    assert "| ntp, LoRA | " in table
+    assert "| (ceiling) | 1.00 | 1.00 | 1.00 | 1.00 |" in table
+    assert f"| bico | {score(Cell('full', 'bico', 1e-4, 0)) + 0.005:.3f} | " in table
+    assert table.count("\n| full/") + table.count("\n| lora/") == 19
+    assert "epochs 8" in table
+
+
+def test_next_runs_one_cell_and_committed_cells_count_as_done(files, tmp_path, ran):
+    first, second = (f"full/ntp/0.0001/seed{seed}" for seed in (0, 1))
+    real_llama.main(["--output", str(real_llama.RESULTS), "--work", str(tmp_path), *files, "--next"])
+    real_llama.main([*options(tmp_path, *files), "--next"])
+    assert ran == [[first], [second]]
+    assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [second]
+    real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
+    assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [first, second]
+
+
+def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monkeypatch, ran, capsys):
+    broken = "full/ntp/0.0001/seed1"
+    monkeypatch.setattr(real_llama, "run_all", in_this_process(ran, lambda name: name == broken))
+    with pytest.raises(SystemExit, match=f"1 cells failed:\n{broken}: it broke"):
+        real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "2", "--cells", "full/ntp/0.0001/*"])
+    assert [[name[-1] for name in names] for names in ran] == [
+        ["0", "1"],
+    ]
+    assert [record.get("error") for record in lines(tmp_path)] == [None, "it broke"]
+    real_llama.main([*options(tmp_path), "--list"])
+    assert f"failed  {broken}" in capsys.readouterr().out
+    monkeypatch.setattr(real_llama, "run_all", in_this_process(ran))
+    real_llama.main([*options(tmp_path, *files), "--next"])
+    assert ran[-1] == [broken]
+    assert [record.get("error") for record in lines(tmp_path)] == [None, None]
+    failure = {"cell": vars(Cell("full", "ntp", 1e-4, 1)), "settings": SETTINGS, "error": "elsewhere"}
+    real_llama.add_cells(tmp_path / "out", [failure])
+    assert [record.get("error") for record in lines(tmp_path)] == [None, None], "the finished cell stays"
+
+
+def test_cells_of_other_settings_do_not_count(files, tmp_path, ran, monkeypatch):
+    monkeypatch.setattr(real_llama, "SETTINGS", {**SETTINGS, "epochs": 1})
+    real_llama.main([*options(tmp_path, *files), "--next"])
+    monkeypatch.setattr(real_llama, "SETTINGS", SETTINGS)
+    real_llama.main([*options(tmp_path, *files), "--next"])
+    assert ran[0] == ran[1]
+
+
+def test_the_budget_is_for_cells_that_are_likely_to_end_within_it(files, tmp_path, ran, monkeypatch):
+    clock = iter(range(0, 1000, 40))  # seconds at each look: the deadline, then before and after each call
+    monkeypatch.setattr(real_llama.time, "monotonic", lambda: next(clock))
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "1", "--budget", "200"])
+    # It starts at 40 and 120 and would end at 160 and 240 if a cell takes 40 seconds.
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--next"], "--next and --all need --model and --data"),
+        (["--all", "--model", "m", "--data", "d", "--jobs", "0"], "--jobs must be at least 1"),
+        (["--next", "--model", "m", "--data", "d", "--jobs", "2"], "and 1 with --next, got 2"),
+        (["--merge", "nowhere.jsonl"], "got nowhere.jsonl: no such file"),
+    ],
+)
+def test_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        real_llama.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_cell_is_trained_in_a_process_of_its_own(files, tmp_path, monkeypatch):
+    short = {**SETTINGS, "epochs": 1, "batch_size": 64, "max_new_tokens": 2, "curve_points": 0, "bf16": False}
+    monkeypatch.setattr(real_llama, "SETTINGS", short)
+    real_llama.main([*options(tmp_path, *files), "--next", "--cells", "full/bico/*"])
+    monkeypatch.setattr(real_llama, "SETTINGS", SETTINGS)
+    (record,) = lines(tmp_path)
+    assert real_llama.cell_of(record) == Cell("full", "bico", 1e-4, 0)
+    assert record["settings"] == short
+    assert set(record["run"]["tasks"]) == set(TASKS)
+    assert record["run"]["objective"] == "bico"
+    assert record["data"]["tasks"]["D2N-reverse"]["counterpart"] == "N2D"
+    questions = sum(len(task.examples) for task in load_facts(files[-1]).tasks.values())
+    with gzip.open(tmp_path / "out" / "predictions.jsonl.gz", "rt") as file:
+        assert len(file.readlines()) == questions
+    assert not list((tmp_path / "work").rglob("checkpoint*"))
