@@ -28,21 +28,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, cast
 
-from real_llama_matrix import MATRIX, SETTINGS, Cell, missing, rows
+from real_llama_matrix import BEFORE, MATRIX, SETTINGS, Cell, missing, rows
 from transformers import AutoTokenizer, TrainerCallback
 
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model
 from bico_ext.comparison.processes import run_all
-from bico_ext.comparison.run import run, run_folder
+from bico_ext.comparison.run import before_fine_tuning, run, run_folder
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json_lines, write_text
 from bico_ext.models.tokenization import encode_text
 from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
-from bico_ext.reports.tables import Table, gap_tables, heading, likelihood_tables, score_tables
+from bico_ext.reports.tables import Table, fluency_tables, gap_tables, heading, likelihood_tables, score_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "real_llama"
@@ -60,7 +60,7 @@ def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
         output_dir=str(options.work / cell.training / f"{cell.learning_rate:g}"),
         data=options.data,
         model=options.model,
-        systems=[cell.system],
+        systems=["ntp" if cell == BEFORE else cell.system],  # ntp is not trained
         seeds=[cell.seed],
         learning_rate=cell.learning_rate,
         lora=cell.training == "lora",
@@ -127,7 +127,7 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
     """Run a cell in this process, and add its record and its answers to the output folder."""
     started = time.perf_counter()
     try:
-        (finished,) = run(config, cell.system, cell.seed, [callback])
+        finished = before_fine_tuning(config) if cell == BEFORE else run(config, cell.system, cell.seed, [callback])[0]
     except Exception:
         raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
     result = to_json(finished.run)
@@ -232,7 +232,7 @@ def listing(patterns: str | None, output: Path) -> str:
 def markdown(records: Mapping[str, Record]) -> str:
     """Return the report on the records: scores of the final cells, the choice of the learning rates, and all cells."""
     scores = scores_of(records)
-    runs = []
+    runs = [run_from_json(records[BEFORE.name]["run"])] if BEFORE in scores else []
     for row in rows(scores):
         label = row.name if row.chosen else f"{row.name} (rate not chosen)"
         final = [records[cell.name]["run"] for cell in row.final if cell in scores]
@@ -247,14 +247,11 @@ def markdown(records: Mapping[str, Record]) -> str:
         "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al. Command, once per cell: "
         f"`python benchmarks/real_llama.py --model MODEL --data DIR --next`. Settings: {settings}.{cost(records)}\n"
     )
-    tables = [*score_tables(results), *gap_tables(results), *likelihood_tables(results)] if runs else []
-    return "\n".join(
-        [
-            introduction,
-            heading(results) + "\n" if runs else "No final cell is done yet.\n",
-            *(table.markdown() for table in (*tables, *grid_tables(scores), cells_table(records))),
-        ]
-    )
+    tables = [*grid_tables(scores), cells_table(records)]
+    if not runs:
+        return "\n".join([introduction, *(table.markdown() for table in tables)])
+    scored = [*score_tables(results), *gap_tables(results), *likelihood_tables(results), *fluency_tables(results)]
+    return "\n".join([introduction, heading(results) + "\n", *(table.markdown() for table in (*scored, *tables))])
 
 
 def cost(records: Mapping[str, Record]) -> str:
@@ -289,10 +286,9 @@ def cells_table(records: Mapping[str, Record]) -> Table:
     body = []
     for name, record in finished.items():
         result = record["run"]
-        threads = f"{record['environment']['cpu']}, threads: {result['threads']}"
-        device = threads if result["device"] == "cpu" else result["device"]
+        device = record["environment"]["cpu"] if result["device"] == "cpu" else result["device"]
         scores = [f"{result['tasks'][task]['contains']:.2f}" for task in tasks]
-        seconds = [f"{result['train_seconds']:.0f}", f"{record['seconds']:.0f}"]
+        seconds = [f"{result.get('train_seconds', 0):.0f}", f"{record['seconds']:.0f}"]
         body.append([name, *scores, device, str(record["jobs"]), *seconds])
     columns = ["cell", *tasks, "device", "cells at once", "seconds of training", "seconds in all"]
     return Table("cells", columns, body, "`contains`")

@@ -8,7 +8,8 @@ way and system there are two sets of cells:
 
 The chosen learning rate is the one with the highest mean score of its grid cells, and the lowest of several such rates.
 The score of a cell is the mean over the tasks of `contains`. Until all grid cells of a system are done, `STAND_IN`
-takes the place of the chosen rate. Cells are run in the order of this file: system after system, the grid first.
+takes the place of the chosen rate. Cells are run in the order of this file: system after system, the grid first. The
+first cell of all is the model before fine-tuning.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +70,9 @@ class Cell:
         return f"{self.training}/{self.system}/{self.learning_rate:g}/seed{self.seed}"
 
 
+BEFORE = Cell("none", "before", 0.0, 0)  # the model as it is
+
+
 @dataclass(frozen=True)
 class Row:
     """A way of training with a system: one row of the result.
@@ -125,7 +129,7 @@ def missing(scores: Mapping[Cell, float], selected: Callable[[Cell], bool]) -> l
 
     The final cells of a row wait for the grid cells that are missing and selected, because these choose the rate.
     """
-    cells: list[Cell] = []
+    cells = [BEFORE] if BEFORE not in scores and selected(BEFORE) else []
     for row in rows(scores):
         grid, final = ([cell for cell in of if cell not in scores and selected(cell)] for of in (row.grid, row.final))
         cells += grid or final

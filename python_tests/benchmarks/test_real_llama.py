@@ -64,6 +64,11 @@ def made_up(config, name, seed, callbacks) -> list[Finished]:
     return [Finished(record, [{"seed": seed, "completion": " Ada"}])]
 
 
+def made_up_before(config) -> Finished:
+    tasks = dict.fromkeys(TASKS, Scores(10, 0.0, 0.0, 0.0, 0.0))
+    return Finished(Run("before fine-tuning", tasks, parameters=100, device="cpu"), [{"completion": " Bob"}])
+
+
 def in_this_process(ran: list[str], breaks: Callable[[str], bool] = lambda name: False):
     """A stand-in for `run_all` that notes the cells of each call."""
 
@@ -83,6 +88,7 @@ def ran(monkeypatch):
     """The names of the cells of each call of `run_all`, in a script that trains nothing."""
     calls: list = []
     monkeypatch.setattr(real_llama, "run", made_up)
+    monkeypatch.setattr(real_llama, "before_fine_tuning", made_up_before)
     monkeypatch.setattr(real_llama, "run_all", in_this_process(calls))
     return calls
 
@@ -140,14 +146,14 @@ def test_a_standing_in_rate_if_the_grid_is_not_selected(files, tmp_path, ran):
 def test_all_cells_in_order_and_each_once(files, tmp_path, ran):
     real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "3"])
     final = {"ntp": "0.0003", "bico": "0.0001"}
-    expected = []
+    expected = ["none/before/0/seed0"]
     for system in ("ntp", "bico"):
         expected += [f"full/{system}/{rate}/seed{seed}" for rate in ("0.0001", "0.0003") for seed in (0, 1)]
         expected += [f"full/{system}/{final[system]}/seed{seed}" for seed in (2, 3, 4)]
     expected += [f"lora/ntp/0.001/seed{seed}" for seed in range(5)]
     done = [name for names in ran for name in names]
     assert sorted(done) == sorted(expected)
-    assert done[:6] == [*expected[:4], *expected[7:9]], "the final cells wait for the grid"
+    assert done[:6] == [*expected[:5], expected[8]], "the final cells wait for the grid"
     assert [record["cell"] for record in lines(tmp_path)] == [
         record["cell"] for record in sorted(lines(tmp_path), key=lambda record: real_llama.cell_of(record).name)
     ]
@@ -166,18 +172,19 @@ def test_the_table_has_means_ceilings_rates_and_all_cells(files, tmp_path, ran):
     assert "| ntp, LoRA | " in table
     assert "| (ceiling) | 1.00 | 1.00 | 1.00 | 1.00 |" in table
     assert f"| bico | {score(Cell('full', 'bico', 1e-4, 0)) + 0.005:.3f} | " in table
+    assert "| before fine-tuning | 0.00" in table
     assert table.count("\n| full/") + table.count("\n| lora/") == 19
     assert "epochs 8" in table
 
 
 def test_next_runs_one_cell_and_committed_cells_count_as_done(files, tmp_path, ran):
-    first, second = (f"full/ntp/0.0001/seed{seed}" for seed in (0, 1))
+    first, second = "none/before/0/seed0", "full/ntp/0.0001/seed0"
     real_llama.main(["--output", str(real_llama.RESULTS), "--work", str(tmp_path), *files, "--next"])
     real_llama.main([*options(tmp_path, *files), "--next"])
     assert ran == [[first], [second]]
     assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [second]
     real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
-    assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [first, second]
+    assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [second, first]
 
 
 def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monkeypatch, ran, capsys):
@@ -192,7 +199,7 @@ def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monke
     real_llama.main([*options(tmp_path), "--list"])
     assert f"failed  {broken}" in capsys.readouterr().out
     monkeypatch.setattr(real_llama, "run_all", in_this_process(ran))
-    real_llama.main([*options(tmp_path, *files), "--next"])
+    real_llama.main([*options(tmp_path, *files), "--next", "--cells", "full/*"])
     assert ran[-1] == [broken]
     assert [record.get("error") for record in lines(tmp_path)] == [None, None]
     failure = {"cell": vars(Cell("full", "ntp", 1e-4, 1)), "settings": SETTINGS, "error": "elsewhere"}
