@@ -36,13 +36,16 @@ from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model
 from bico_ext.comparison.processes import run_all
 from bico_ext.comparison.run import before_fine_tuning, run, run_folder
+from bico_ext.comparison.trainer import check_memory
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json_lines, write_text
+from bico_ext.models.checkpoints import count_parameters
 from bico_ext.models.tokenization import encode_text
 from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
 from bico_ext.reports.tables import Table, fluency_tables, gap_tables, heading, likelihood_tables, score_tables
+from bico_ext.seeding import stream_seed
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "real_llama"
@@ -55,9 +58,10 @@ Record = dict[str, Any]  # a line of cells.jsonl; it has "run" if the cell is fi
 
 
 def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
-    """Return the settings of a cell."""
+    """Return the settings of a cell. Its folder depends on all of them, so no checkpoint of other ones is found."""
+    key = f"{stream_seed(repr(SETTINGS), options.model, options.data):x}"
     return CompareConfig(
-        output_dir=str(options.work / cell.training / f"{cell.learning_rate:g}"),
+        output_dir=str(options.work / key / cell.training / f"{cell.learning_rate:g}"),
         data=options.data,
         model=options.model,
         systems=["ntp" if cell == BEFORE else cell.system],  # ntp is not trained
@@ -174,7 +178,10 @@ def run_cells(options: argparse.Namespace) -> list[str]:
             break
         configs = [config_of(cell, options) for cell in cells]
         if not data:
-            data, steps = prepared(configs[0])
+            try:
+                data, steps = prepared(configs[0])
+            except (OSError, RuntimeError, ValueError) as error:
+                raise SystemExit(str(error)) from None
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
         errors = run_all(work, calls, steps=[steps] * len(cells), jobs=options.jobs, label=label)
@@ -189,7 +196,7 @@ def run_cells(options: argparse.Namespace) -> list[str]:
 
 
 def prepared(config: CompareConfig) -> tuple[Record, int]:
-    """Check the data and the model before any training.
+    """Check the data, the model and the memory before any training.
 
     Returns:
         The description of the data, with the ceilings and the number of training tokens; and the number of optimizer
@@ -199,6 +206,7 @@ def prepared(config: CompareConfig) -> tuple[Record, int]:
     everything = load_facts(config.data)
     facts = select_facts(config, everything)
     check_facts(config, facts)
+    check_memory(config, count_parameters(config.model), cast(int, config.jobs))
     check_model(config, facts)
     data = reachable(facts)
     for task in data["tasks"].values():

@@ -223,6 +223,12 @@ def test_the_budget_is_for_cells_that_are_likely_to_end_within_it(files, tmp_pat
     assert len(ran) == 2
 
 
+def test_a_model_that_cannot_be_loaded_is_one_sentence(files, tmp_path, ran):
+    with pytest.raises(SystemExit, match="nowhere"):
+        real_llama.main([*options(tmp_path, *files), "--next", "--model", str(tmp_path / "nowhere")])
+    assert ran == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
