@@ -29,7 +29,7 @@ from statistics import mean
 from typing import Any, cast
 
 from real_llama_matrix import BEFORE, MATRIX, SETTINGS, Cell, missing, rows
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
@@ -41,7 +41,7 @@ from bico_ext.comparison.training_data import check_facts, select_facts, with_st
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder, write_json_lines, write_text
-from bico_ext.models.checkpoints import count_parameters
+from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import encode_text
 from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
 from bico_ext.reports.tables import Table, fluency_tables, gap_tables, heading, likelihood_tables, score_tables
@@ -206,12 +206,12 @@ def prepared(config: CompareConfig) -> tuple[Record, int]:
     everything = load_facts(config.data)
     facts = select_facts(config, everything)
     check_facts(config, facts)
-    check_memory(config, count_parameters(config.model), cast(int, config.jobs))
+    check_memory(config, checkpoints.count_parameters(config.model), cast(int, config.jobs))
     check_model(config, facts)
     data = reachable(facts)
     for task in data["tasks"].values():
         del task["templates"]
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    _, tokenizer = checkpoints.load(config.model)
     tokens = sum(len(encode_text(tokenizer, example.text)) for example in facts.train)
     return {**data, "digest": everything.digest(), "tokens": tokens}, cast(int, with_steps(config, facts).steps)
 
