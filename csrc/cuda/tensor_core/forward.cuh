@@ -150,15 +150,6 @@ struct ForwardBlock {
     return w.bad_values.of_tile<Tiles::keys>(head, w.problem.length, visit.tile * Tiles::keys);
   }
 
-  BICO_DEVICE void add_bits(KeyVisit& visit) const {
-    const Problem& p = w.problem;
-    const int begin = visit.tile * Tiles::keys;
-    if (visit.view == TileView::nothing) return;
-    visit.context = schedule.spans().template context<Tiles::keys>(begin);
-    visit.bad_values = w.bad_values.of_tile<Tiles::keys>(
-        int64_t(place().batch) * int(p.kv_heads) + place().kv_head, p.length, begin);
-  }
-
   // Rows within the tiles.
   BICO_DEVICE int32_t key_span(const KeyVisit& visit, int key) const {
     const int n = visit.tile * Tiles::keys + key;
