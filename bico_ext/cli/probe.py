@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -54,6 +55,9 @@ class ProbeConfig:
     samples: int = field(
         default=256, metadata={"help": "Largest number of texts, and of packed sequences of each length."}
     )
+    attention_samples: int = field(
+        default=256, metadata={"help": "Largest number of texts whose attention is measured, one at a time."}
+    )
     tokens: int | None = field(
         default=None, metadata={"help": "Largest number of tokens of each length. Default: no limit."}
     )
@@ -69,7 +73,10 @@ class ProbeConfig:
 
 def run(arguments: list[str]) -> None:
     (config,) = parse("probe", [ProbeConfig], arguments)
-    check_bounds(samples=config.samples, batch_size=config.batch_size)
+    bounded = ("samples", "attention_samples", "tokens", "detail_samples", "detail_length", "batch_size")
+    check_bounds(**{name: getattr(config, name) for name in bounded})
+    for length in config.lengths:
+        check_bounds(length=length)
     running = config.data == "english"
     if running:
         name, texts = "english", english()
@@ -84,11 +91,19 @@ def run(arguments: list[str]) -> None:
     folder = empty_folder(config.output_dir)
     on_gpu = torch.cuda.is_available() and has_kernels("cuda")
     model = model.to(config.device or ("cuda" if on_gpu else "cpu"))
-    options = {"seed": config.seed, "batch_size": config.batch_size}
-    measured = probe(model, tokenizer, sequences, masks=config.mask_rates, **options)
-    if config.details:
+    options: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
+    measured: dict[str, Any] = {}
+    if config.details:  # before the rest, because they may find the texts too short
         detailed = prepare([config.detail_length], samples=config.detail_samples)
-        measured |= details(model, tokenizer, detailed[config.detail_length], **options)
+        measured |= details(model, tokenizer, detailed.get(config.detail_length, []), **options)
+    measured |= probe(
+        model,
+        tokenizer,
+        sequences,
+        masks=config.mask_rates,
+        attention_samples=config.attention_samples,
+        **options,
+    )
     data = {"name": name, "texts": config.texts, "n": len(texts)}
     results = {"environment": environment.describe(), "settings": vars(config), "data": data} | measured
     write_json(folder / "probe.json", results)

@@ -56,20 +56,27 @@ def heads_by_distance(
     }
     for sequence in tqdm(long_enough, desc="heads", unit="text", disable=not progress):
         causal = torch.ones(1, len(sequence), dtype=torch.int32, device=model.device)
-        for layer, call in enumerate(attention_calls(model, sequence, causal, mirror=True)):
-            for frame, span_ids in (("causal", causal), ("flip", causal - 1), ("naive", causal - 1)):
-                weights, scores = attention_matrix(**(call | {"mirror": frame != "naive"}), span_ids=span_ids)
-                for side in (side for side in SIDES if side.startswith(frame)):
-                    sign = -1 if side.endswith("past") else 1
-                    sums["mass"][side][layer] += _sum_by_distance(weights[0], sign, reach)
-                    sums["logit"][side][layer] += _sum_by_distance(scores[0], sign, reach)
+        call = _stack(attention_calls(model, sequence, causal, mirror=True))
+        for frame, span_ids in (("causal", causal), ("flip", causal - 1), ("naive", causal - 1)):
+            call["mirror"] = frame != "naive"
+            weights, scores = attention_matrix(**call, span_ids=span_ids.expand(shape[0], -1))
+            for side in (side for side in SIDES if side.startswith(frame)):
+                sign = -1 if side.endswith("past") else 1
+                sums["mass"][side] += _sum_by_distance(weights, sign, reach)
+                sums["logit"][side] += _sum_by_distance(scores, sign, reach)
     queries = sum(len(sequence) - 2 * reach - 1 for sequence in long_enough)
     means = {name: {side: (x / queries).tolist() for side, x in by_side.items()} for name, by_side in sums.items()}
     return {"queries": queries} | means
 
 
+def _stack(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the calls of all layers as one call, in which the layers are the batch; they share the scale."""
+    return calls[0] | {name: torch.cat([call[name] for call in calls]) for name in ("q", "k", "cos", "sin")}
+
+
 def _sum_by_distance(matrix: Tensor, sign: int, reach: int) -> Tensor:
-    """Sum [H, m, n] over the queries, at n = m + sign * distance for distances 1 to `reach`: [H, reach]."""
+    """Sum [layers, H, m, n] over queries, at n = m + sign * distance, distance <= reach: [layers, H, reach]."""
     length = matrix.shape[-1]
-    queries = torch.arange(1 + reach, length - reach, device=matrix.device)
-    return torch.stack([matrix[:, queries, queries + sign * d].sum(-1) for d in range(1, reach + 1)], dim=-1)
+    queries = torch.arange(1 + reach, length - reach, device=matrix.device)[:, None]
+    distances = torch.arange(1, reach + 1, device=matrix.device)
+    return matrix[:, :, queries, queries + sign * distances].sum(2)

@@ -33,8 +33,6 @@ from bico_ext.probing.partial_flip import (
 )
 from bico_ext.seeding import stream_seed
 
-ATTENTION_TEXTS = 256  # their profiles hardly change with more texts, and take most of the time on a GPU
-
 
 def probe(
     model: Any,
@@ -42,6 +40,7 @@ def probe(
     sequences_by_length: Mapping[int | None, Sequence[Tensor]],
     *,
     masks: Sequence[str] = tuple(MASK_RATES),
+    attention_samples: int = 256,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
@@ -54,6 +53,7 @@ def probe(
         tokenizer: the model's tokenizer.
         sequences_by_length: what `bico_ext.probing.texts.sequences_by_length` returns.
         masks: keys of `MASK_RATES`; default 0.15, 0.3 and a single token per sequence.
+        attention_samples: the largest number of texts whose attention is measured, one at a time; default 256.
         seed: the seed of the hidden tokens; default 0.
         batch_size: sequences per forward pass of the denoising; default 16.
         progress: whether to show progress bars; default True.
@@ -61,7 +61,7 @@ def probe(
     Returns:
         A dict ready for JSON: {"attention": {condition: {"rotary_distances", "mass_on_later_keys", "distances",
         "pairs", "mass", "logits"}}, "denoising": the records of `denoising`}. The attention is that of the texts as
-        they are, at most 256 of them. Undefined numbers are None.
+        they are. Undefined numbers are None.
 
     Raises:
         TypeError: the model cannot be attached.
@@ -73,7 +73,7 @@ def probe(
     attach(model).eval()
     attention = {}
     for condition in CONDITIONS:
-        profile = attention_by_distance(model, sequences_by_length[None][:ATTENTION_TEXTS], condition, progress)
+        profile = attention_by_distance(model, sequences_by_length[None][:attention_samples], condition, progress)
         attention[condition] = attention_for_json(profile, condition)
     records = denoising(
         model,

@@ -92,6 +92,17 @@ def test_a_single_flipped_layer_is_that_layer():
         assert losses[f"layers: only {number}"].item() == pytest.approx(expected.mean().item(), abs=1e-9)
 
 
+def test_tables_name_what_they_flip():
+    for name, table in distance_tables(2, 3, 6).items():
+        kind, end = name.removeprefix("distances: ").rsplit(" ", 1)
+        expected = [d <= int(end) if kind == "up to" else d > int(end) for d in range(1, 7)]
+        assert table.tolist() == [[expected] * 3] * 2
+    for name, table in layer_tables(3, 2).items():
+        kind, number = name.removeprefix("layers: ").rsplit(" ", 1)
+        flips = {"only": int.__eq__, "all but": int.__ne__, "below": int.__lt__}[kind]
+        assert table.tolist() == [[[flips(layer, int(number))]] * 2 for layer in range(3)]
+
+
 def test_groups_of_heads_are_the_ones_that_look_back_most():
     mass = torch.tensor([[0.1, 0.9, 0.3, 0.2], [0.8, 0.0, 0.4, 0.5]])
     tables = {name: table[..., 0] for name, table in head_tables(mass, seed=1).items()}

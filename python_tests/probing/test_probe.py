@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from probed import TEXTS, word_model
 from tiny_models import tiny_family, tokens
 
@@ -53,6 +54,20 @@ def test_details_name_every_layer_distance_and_group_of_heads():
     # Of two layers, only layer 0 is all but layer 1, and also all below layer 1.
     assert tables["layers: only 0"]["partial - naive"] == tables["layers: below 1"]["partial - naive"]
     assert tables["layers: only 0"]["partial - bico"] == tables["layers: all but 1"]["partial - bico"]
+
+
+def test_each_half_of_the_texts_gets_the_layers_chosen_on_the_other(monkeypatch):
+    """Made-up losses: 10 with the layers chosen on texts 0 and 2, 20 with those chosen on text 1, and 0 otherwise."""
+
+    def losses(model, sequences, tables, **options):
+        return {name: torch.full((3,), {"on even": 10.0, "on odd": 20.0}.get(name, 0.0)).double() for name in tables}
+
+    monkeypatch.setattr("bico_ext.probing.probe.partial_flips", losses)
+    model, tokenizer = word_model()
+    sequences = sequences_by_length(model, tokenizer, TEXTS, [24], samples=3)[24]
+    *_, record = details(model, tokenizer, sequences, progress=False)["partial_flips"]["tables"]
+    assert record["where"] == "layers: chosen on the other half"
+    assert record["partial - naive"]["mean"] == pytest.approx((20 + 10 + 20) / 3)
 
 
 def test_details_of_a_single_sequence_are_refused():
