@@ -22,7 +22,11 @@ def detail_tables(results: Mapping[str, Any]) -> str:
     Args:
         results: the content of `probe.json`, with "heads" and "partial_flips".
     """
-    heads, flips = results["heads"], results["partial_flips"]
+    lines = [*_head_table(results["heads"]), *_flip_tables(results["partial_flips"])]
+    return "\n".join(lines) + "\n"
+
+
+def _head_table(heads: Mapping[str, Any]) -> list[str]:
     mass, logit = (tensors(heads[name]) for name in ("mass", "logit"))
     lines = [
         "",
@@ -40,7 +44,11 @@ def detail_tables(results: Mapping[str, Any]) -> str:
                 for frame in FRAMES
             ]
             lines.append(f"| {name} | {int(chosen.sum())} | {index + 1} | {' | '.join(shares + gains)} |")
-    lines += [
+    return lines
+
+
+def _flip_tables(flips: Mapping[str, Any]) -> list[str]:
+    lines = [
         "",
         f"**The flip in a part of the model**: loss in nats per hidden token; {flips['texts']} sequences of up to "
         f"{flips['length']} tokens, mask rate {flips['mask']}; flip everywhere minus flip nowhere: "
@@ -50,7 +58,7 @@ def detail_tables(results: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     tables = {record["where"]: record for record in flips["tables"]}
-    for layer in range(len(heads["mass"]["causal: past"])):
+    for layer in range(sum(where.startswith("layers: only") for where in tables)):
         lines.append(f"| {layer} | {' | '.join(estimate_text(x) for x in _of_layer(flips, layer))} |")
     lines += ["", "| flip where | minus nowhere | minus everywhere |", "|---|---|---|"]
     lines += [
@@ -58,7 +66,7 @@ def detail_tables(results: Mapping[str, Any]) -> str:
         for where, record in tables.items()
         if not where.startswith("layers") or "chosen" in where
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def tensors(by_side: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
