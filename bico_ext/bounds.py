@@ -48,6 +48,12 @@ BOUNDS: dict[str, Bound] = {
     # Generation and evaluation
     "max_new_tokens": _at_least(1),
     "samples": _at_least(1),
+    # The probe
+    "attention_samples": _at_least(1),
+    "detail_samples": _at_least(2),  # layers are chosen on one half of them
+    "detail_length": _at_least(18),  # 8 tokens on both sides of a query after the first token
+    "length": _at_least(2),
+    "tokens": _at_least(1),
     # The comparison
     "layers": _at_least(1),
     "jobs": _at_least(1, "leave it out for the default"),

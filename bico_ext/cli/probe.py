@@ -1,18 +1,23 @@
 """`bico probe`: measure what the flipped sines change for a frozen model."""
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
 from bico_ext import environment
+from bico_ext.bounds import check_bounds
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.output import empty_folder
-from bico_ext.comparison.probe import probe
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json
 from bico_ext.models import checkpoints
 from bico_ext.ops.attention import has_kernels
-from bico_ext.reports.probe_report import write_probe_report
+from bico_ext.probing.denoising import MASK_RATES
+from bico_ext.probing.probe import details, probe
+from bico_ext.probing.report import write_probe_report
+from bico_ext.probing.texts import english, sequences_by_length
 
 
 @dataclass
@@ -26,32 +31,83 @@ class ProbeConfig:
     data: str = field(
         default="synthetic",
         metadata={
-            "help": "'synthetic', 'invented', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."
+            "help": "'synthetic', 'invented', a folder of facts, a file (.jsonl, .txt, .csv or .tsv), a hub name, or "
+            "'english' for the prose of Python's documentation."
         },
     )
     texts: str = field(
         default="train",
         metadata={"help": "The part of the data to read.", "choices": ["train", "pretraining"]},
     )
+    lengths: list[int] = field(
+        default_factory=lambda: [32, 64, 128, 256], metadata={"help": "Lengths of the packed sequences in tokens."}
+    )
+    mask_rates: list[str] = field(
+        default_factory=lambda: list(MASK_RATES),
+        metadata={"help": "Shares of hidden tokens; 'single' hides one per text.", "choices": list(MASK_RATES)},
+    )
+    details: bool = field(
+        default=False,
+        metadata={
+            "help": "Measure each head, and the flip in single layers, heads and distances (heads.png, flip.png)."
+        },
+    )
+    detail_length: int = field(default=256, metadata={"help": "Length of the packed sequences of the details."})
+    detail_samples: int = field(default=64, metadata={"help": "Largest number of sequences of the details."})
     samples: int = field(
         default=256, metadata={"help": "Largest number of texts, and of packed sequences of each length."}
     )
+    attention_samples: int = field(
+        default=256, metadata={"help": "Largest number of texts whose attention is measured, one at a time."}
+    )
+    tokens: int | None = field(
+        default=None, metadata={"help": "Largest number of tokens of each length. Default: no limit."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the choice of texts and of the hidden tokens."})
     batch_size: int = field(default=16, metadata={"help": "Number of sequences at once."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Type of the weights.", "choices": ["float32", "bfloat16", "float16"]}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Device, such as cpu or cuda. Default: a GPU that this build has kernels for."}
+    )
 
 
 def run(arguments: list[str]) -> None:
     (config,) = parse("probe", [ProbeConfig], arguments)
-    facts = load_facts(config.data)
-    texts = facts.pretraining if config.texts == "pretraining" else facts.train
+    bounded = ("samples", "attention_samples", "tokens", "detail_samples", "detail_length", "batch_size")
+    check_bounds(**{name: getattr(config, name) for name in bounded})
+    for length in config.lengths:
+        check_bounds(length=length)
+    running = config.data == "english"
+    if running:
+        name, texts = "english", english()
+    else:
+        facts = load_facts(config.data)
+        name, texts = facts.name, facts.pretraining if config.texts == "pretraining" else facts.train
     if not texts:
         raise ValueError(f"data {config.data!r} has no pre-training texts; use texts='train'")
-    model, tokenizer = checkpoints.load(config.model)
+    model, tokenizer = checkpoints.load(config.model, config.dtype)
+    prepare = partial(sequences_by_length, model, tokenizer, texts, running=running, seed=config.seed)
+    sequences = prepare(config.lengths, samples=config.samples, tokens=config.tokens)
     folder = empty_folder(config.output_dir)
-    model = model.to("cuda" if torch.cuda.is_available() and has_kernels("cuda") else "cpu")
-    measured = probe(model, tokenizer, texts, samples=config.samples, seed=config.seed, batch_size=config.batch_size)
-    data = {"name": facts.name, "texts": config.texts, "n": len(texts)}
+    on_gpu = torch.cuda.is_available() and has_kernels("cuda")
+    model = model.to(config.device or ("cuda" if on_gpu else "cpu"))
+    options: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
+    measured: dict[str, Any] = {}
+    if config.details:  # before the rest, because they may find the texts too short
+        detailed = prepare([config.detail_length], samples=config.detail_samples)
+        measured |= details(model, tokenizer, detailed.get(config.detail_length, []), **options)
+    measured |= probe(
+        model,
+        tokenizer,
+        sequences,
+        masks=config.mask_rates,
+        attention_samples=config.attention_samples,
+        **options,
+    )
+    data = {"name": name, "texts": config.texts, "n": len(texts)}
     results = {"environment": environment.describe(), "settings": vars(config), "data": data} | measured
-    print(write_probe_report(results, folder))
     write_json(folder / "probe.json", results)
-    print(f"In {folder}: probe.json, table.md, attention.png, denoising.png")
+    print(write_probe_report(results, folder))
+    print(f"In {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -1,1 +1,1 @@
-"""The comparison: every system with every seed, from shared initial models; and the probe of a frozen model."""
+"""The comparison: every system with every seed, from shared initial models."""

@@ -260,6 +260,23 @@ def test_probe_reads_the_requested_texts(tmp_path, capsys, monkeypatch):
     assert "already holds files; name another folder" in capsys.readouterr().err
 
 
+def test_probe_measures_details_of_general_english(tmp_path, monkeypatch):
+    facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=2, hidden_size=32), facts, "llama", 0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("bico_ext.cli.probe.english", lambda: facts.train)  # the tokenizer knows no other words
+    out = tmp_path / "out"
+    command = f"probe --model {tmp_path}/model --data english --output-dir {out} --samples 3 --tokens 50 --lengths 24"
+    details = "--mask-rates 0.3 --dtype bfloat16 --device cpu --details --detail-length 30 --detail-samples 4"
+    assert main([*command.split(), *details.split()]) == 0
+    results = json.loads((out / "probe.json").read_text())
+    assert [(r["length"], r["mask"], r["texts"]) for r in results["denoising"][1:]] == [(24, "0.3", 2)]
+    assert (results["partial_flips"]["texts"], results["partial_flips"]["length"]) == (4, 30)
+    pictures = {"attention.png", "denoising.png", "heads.png", "flip.png"}
+    assert {path.name for path in out.iterdir()} == {"probe.json", "table.md"} | pictures
+
+
 @pytest.mark.parametrize("flags", [[], ["--likelihood"]])
 def test_evaluate_runs_the_log_probability_test_on_request(tmp_path, monkeypatch, flags):
     asked = (Question("Ada is", " a pilot", distractor=" a cook"), Question("Bob is", " a cook", distractor=" a pilot"))

@@ -18,7 +18,7 @@ LAYERS = [
     ["facts"],
     ["evaluation"],
     ["reports"],
-    ["comparison"],
+    ["comparison", "probing"],
     ["cli"],
 ]
 FOUNDATION = {

@@ -3,7 +3,7 @@
 import matplotlib.image
 import pytest
 
-from bico_ext.reports.probe_report import tables, write_probe_report
+from bico_ext.probing.report import tables, write_probe_report
 
 
 def attention(logits: list, mass: float, rotary: list) -> dict:
@@ -24,7 +24,8 @@ def record(length: int | None, mask: str, bico: float) -> dict:
         return {"texts": texts, "tokens": 5, "loss": loss, "difference": difference}
 
     groups = [{"from": 1, "to": 1} | losses(1, None), {"from": 2, "to": 3} | losses(4, 0.125)]
-    return {"length": length, "mask": mask} | losses(4, 0.5) | {"by_right_context": groups}
+    nearest = [{"from": 4, "to": 7} | losses(3, 0.25)]
+    return {"length": length, "mask": mask} | losses(4, 0.5) | {"by_right_context": groups, "by_nearest_later": nearest}
 
 
 @pytest.fixture
@@ -53,9 +54,14 @@ def test_the_tables_hold_the_measurements(results):
             assert f"| {name} | {mask} | {expected}" in lines
     assert lines.count("| 1 | single | 1 | 5 | 3.000 | 1.500 | 2.000 | -0.500 | -1.500 |") == 2
     assert sum(line.startswith("| 2-3 | 0.15 | 4 | 5 | 3.000 ± 0.125") for line in lines) == 2
-    assert [line for line in lines if line.startswith("By tokens")] == [
-        "By tokens on the right of the hidden one, texts as they are:",
-        "By tokens on the right of the hidden one, packed to 64:",
+    assert sum(line.startswith("| 4-7 | 0.15 | 3 | 5 | 3.000 ± 0.250") for line in lines) == 2
+    assert [line for line in lines if line.startswith("By ")] == [
+        f"By {measure}, {length}:"
+        for length in ("texts as they are", "packed to 64")
+        for measure in (
+            "tokens on the right of the hidden one",
+            "distance to the nearest visible token on the right (0: none)",
+        )
     ]
 
 

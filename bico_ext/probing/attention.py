@@ -52,7 +52,7 @@ def attention_by_distance(
     Args:
         model: an attached model in evaluation mode.
         sequences: at least one sequence, int64 [S] each.
-        condition: one of `bico_ext.comparison.probe.CONDITIONS`.
+        condition: one of `bico_ext.probing.denoising.CONDITIONS`.
         progress: whether to show a progress bar; default False.
 
     Returns:
@@ -65,7 +65,7 @@ def attention_by_distance(
     longest = max(map(len, sequences))
     layers = model.config.get_text_config().num_hidden_layers
     width = 2 * longest - 1
-    mass, logits = torch.zeros(2, layers, width, dtype=torch.float64)
+    mass, logits = torch.zeros(2, layers, width, dtype=torch.float64, device=model.device)
     pairs = torch.zeros(width, dtype=torch.int64)
     queries = sum(map(len, sequences))
     for sequence in tqdm(sequences, desc=f"attention, {condition}", unit="text", disable=not progress):
@@ -74,10 +74,12 @@ def attention_by_distance(
         bins = (position[None, :] - position[:, None] + longest - 1).flatten()  # [m * n]
         seen = reference.visible(span_ids)[0].flatten()
         pairs += torch.bincount(bins[seen], minlength=width)
-        for layer, call in enumerate(_attention_calls(model, sequence, span_ids, mirror=condition == "bico")):
+        bins, seen, span_ids = (x.to(model.device) for x in (bins, seen, span_ids))
+        for layer, call in enumerate(attention_calls(model, sequence, span_ids, mirror=condition == "bico")):
             weights, scores = attention_matrix(**call, span_ids=span_ids)
             mass[layer].index_add_(0, bins, weights[0].mean(0).flatten() / queries)
-            logits[layer].index_add_(0, bins[seen], scores[0].mean(0).flatten()[seen])
+            logits[layer].index_add_(0, bins, scores[0].mean(0).flatten().where(seen, 0))
+    mass, logits = mass.cpu(), logits.cpu()
     return AttentionByDistance(torch.arange(width) - (longest - 1), pairs, mass, logits / pairs)
 
 
@@ -108,7 +110,9 @@ def attention_matrix(
         Two tensors [B, Hq, S (query m), S (key n)]: weights and scores. An invisible key has weight 0 and score -inf.
     """
     length = q.shape[2]
-    values = torch.eye(length, dtype=torch.float64).expand(*k.shape[:2], -1, -1)  # then the output is the weights
+    values = torch.eye(length, dtype=torch.float64, device=q.device).expand(
+        *k.shape[:2], -1, -1
+    )  # then the output is the weights
     q, k, cos, sin = (x.double() for x in (q, k, cos, sin))
     weights, lse = reference.split_triangle_attention(
         q,
@@ -125,15 +129,15 @@ def attention_matrix(
     return weights, weights.log() + lse[..., None]
 
 
-def _attention_calls(model: Any, sequence: Tensor, span_ids: Tensor, mirror: bool) -> list[dict[str, Any]]:
+def attention_calls(model: Any, sequence: Tensor, span_ids: Tensor, mirror: bool) -> list[dict[str, Any]]:
     """Return the arguments with which each layer calls the op, first layer first, as `attention_matrix` takes them."""
     with _RecordAttention() as recorder, torch.no_grad():
-        model(input_ids=sequence[None].to(model.device), span_ids=span_ids.to(model.device), mirror=mirror)
+        model(input_ids=sequence[None].to(model.device), span_ids=span_ids, mirror=mirror)
     return recorder.calls
 
 
 class _RecordAttention(TorchDispatchMode):
-    """Records the arguments of all calls of the op, with the tensors on the CPU."""
+    """Records the arguments of all calls of the op."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,8 +146,8 @@ class _RecordAttention(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.bico.attention_forward.default:
             q, k, _, cos, sin, _, _, scale, mirror, interleaved = args
-            tensors = {name: x.cpu() for name, x in (("q", q), ("k", k), ("cos", cos), ("sin", sin))}
-            self.calls.append({**tensors, "scale": scale, "mirror": mirror, "interleaved": interleaved})
+            names = ("q", "k", "cos", "sin", "scale", "mirror", "interleaved")
+            self.calls.append(dict(zip(names, (q, k, cos, sin, scale, mirror, interleaved), strict=True)))
         return func(*args, **(kwargs or {}))
 
 

@@ -7,9 +7,9 @@ import torch
 from tiny_models import tiny_llama, tokens
 from torch import Tensor
 
-from bico_ext.comparison.probe import CONDITIONS
-from bico_ext.comparison.probe_attention import attention_by_distance, attention_matrix, rotary_distance
 from bico_ext.models.attach import attach
+from bico_ext.probing.attention import attention_by_distance, attention_matrix, rotary_distance
+from bico_ext.probing.denoising import CONDITIONS
 
 BOS = 1
 

@@ -5,29 +5,24 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from tiny_models import tiny_family, tiny_llama, tokens
+from tiny_models import tiny_llama, tokens
 from torch import Generator, Tensor
 
-from bico_ext.comparison.probe import (
+from bico_ext.models.attach import attach
+from bico_ext.objectives.denoising import bico
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence
+from bico_ext.ops import reference
+from bico_ext.probing.denoising import (
     CONDITIONS,
     MASK_RATES,
-    by_right_context,
+    by_context,
     denoising,
-    encode,
-    pack,
-    probe,
+    nearest_later,
     summary,
     token_losses,
 )
-from bico_ext.facts.types import Example
-from bico_ext.models.attach import attach
-from bico_ext.models.tokenization import train_word_tokenizer
-from bico_ext.objectives.denoising import bico
-from bico_ext.objectives.training_sequence import TrainingSequence
-from bico_ext.ops import reference
 
 PLACEHOLDER, BOS = 0, 1
-TEXTS = [Example(f"word{i}", " and".join(f" word{j}" for j in range(i % 5 + 1)) + ".") for i in range(20)]
 
 
 def sequences(*lengths: int) -> list[Tensor]:
@@ -112,14 +107,6 @@ def test_the_summary_holds_means_over_texts_with_standard_errors():
     assert summary({c: x[3:4] for c, x in losses.items()}, text[3:4])["loss"]["bico"]["se"] is None
 
 
-def test_packed_sequences_are_the_texts_one_after_the_other():
-    texts = sequences(5, 4, 6)
-    packed = pack(texts, 7)
-    assert torch.equal(torch.cat(packed), torch.cat(texts)[:14])
-    assert [len(ids) for ids in packed] == [7, 7]
-    assert pack(texts, 16) == []
-
-
 def test_denoising_records_every_length_and_mask_by_the_context_on_the_right():
     model = attach(tiny_llama())
     by_length = {None: sequences(6, 9, 13), 17: sequences(17, 17)}
@@ -128,7 +115,8 @@ def test_denoising_records_every_length_and_mask_by_the_context_on_the_right():
     assert [(r["length"], r["mask"]) for r in records] == [(n, mask) for n in (None, 17) for mask in MASK_RATES]
     for record in records:
         groups = record["by_right_context"]
-        assert sum(group["tokens"] for group in groups) == record["tokens"]
+        for name in ("by_right_context", "by_nearest_later"):
+            assert sum(group["tokens"] for group in record[name]) == record["tokens"]
         assert {(group["from"], group["to"]) for group in groups} <= {(0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31)}
         if record["mask"] == "single":
             assert record["tokens"] == record["texts"] == len(by_length[record["length"]])
@@ -141,68 +129,19 @@ def test_groups_are_by_the_number_of_tokens_on_the_right():
     model = attach(tiny_llama())
     hidden = hide(sequences(6)[0], 0, mask_rate=1.0)
     (loss,) = token_losses(model, [hidden], "bico", PLACEHOLDER)
-    groups = by_right_context([hidden], {c: [loss] for c in CONDITIONS})["by_right_context"]
+    groups = by_context([hidden], {c: [loss] for c in CONDITIONS})["by_right_context"]
     means = {(g["from"], g["to"]): g["loss"]["bico"]["mean"] for g in groups}
     expected = {(0, 0): loss[4], (1, 1): loss[3], (2, 3): loss[1:3].mean(), (4, 7): loss[0]}
     assert means == {bounds: pytest.approx(value.item()) for bounds, value in expected.items()}
 
 
-def word_model(**changes: object):
-    tokenizer = train_word_tokenizer(text.text for text in TEXTS)
-    return tiny_llama(vocab_size=len(tokenizer), **changes), tokenizer
-
-
-def test_the_probe_keeps_the_weights_and_is_reproducible():
-    model, tokenizer = word_model(max_position_embeddings=64)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    results = probe(model, tokenizer, TEXTS, samples=4, seed=1, progress=False)
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    assert [r["length"] for r in results["denoising"][::3]] == [None, 32, 64], "128 and 256 exceed the context"
-    assert max(r["texts"] for r in results["denoising"]) == 4
-    assert results == probe(model, tokenizer, TEXTS, samples=4, seed=1, progress=False)
-    for condition, (low, high) in {"causal": (-1, 0), "bico": (-1, 0), "naive": (-1, 1)}.items():
-        profile = results["attention"][condition]
-        farthest = max(profile["distances"])
-        rotary = [distance for distance in profile["rotary_distances"] if distance is not None]
-        assert (min(rotary), max(rotary)) == (low * farthest, high * farthest)
-        assert (profile["mass_on_later_keys"] > 0) == (condition != "causal")
-
-
-def test_the_model_computes_the_same_after_a_probe():
-    model, tokenizer = word_model()
-    ids = tokens(1, 8) % len(tokenizer)
-    before = model(input_ids=ids).logits
-    probe(model, tokenizer, TEXTS, samples=2, progress=False)
-    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("texts", "changes", "message"),
-    [
-        ([], {}, "texts must hold at least one text, got none"),
-        (TEXTS, {"max_position_embeddings": 8}, r"text \d+, .* needs \d+ tokens, but the model's context is 8"),
-    ],
-)
-def test_texts_that_cannot_be_used_are_named(texts, changes, message):
-    model, tokenizer = word_model(**changes)
-    with pytest.raises(ValueError, match=message):
-        probe(model, tokenizer, texts, progress=False)
-
-
-def test_a_text_with_nothing_to_hide_is_named():
-    tokenizer = train_word_tokenizer(["word"])
-    with pytest.raises(ValueError, match=r"text 2 has no token to hide.*got \[2, 1, 3\]"):
-        encode(tiny_llama(), tokenizer, [Example("word", ""), Example("unseen", "")])
-
-
-@pytest.mark.parametrize("name", ["samples", "batch_size"])
-def test_counts_below_one_are_named(name):
-    model, tokenizer = word_model()
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        probe(model, tokenizer, TEXTS, **{name: 0})
-
-
-def test_a_model_that_cannot_be_attached_is_refused():
-    tokenizer = train_word_tokenizer(text.text for text in TEXTS)
-    with pytest.raises(TypeError, match="rotary positions in every layer"):
-        probe(tiny_family("gpt2"), tokenizer, TEXTS)
+def test_groups_are_by_the_nearest_visible_token_on_the_right():
+    span_ids = torch.tensor([0, -1, 0, -1, -1, -1, 0, -1], dtype=torch.int32)
+    expected = [next((n - m for n in range(m + 1, len(span_ids)) if span_ids[n] == 0), 0) for m in range(len(span_ids))]
+    assert nearest_later(span_ids).tolist() == expected == [2, 1, 4, 3, 2, 1, 0, 0]
+    ids = sequences(8)[0]
+    hidden = TrainingSequence(ids, ids.masked_fill(span_ids == 0, NO_LOSS), span_ids)
+    loss = torch.arange(5.0).double()  # of the hidden tokens 1, 3, 4, 5 and 7
+    groups = by_context([hidden], {c: [loss] for c in CONDITIONS})["by_nearest_later"]
+    means = {(g["from"], g["to"]): g["loss"]["bico"]["mean"] for g in groups}
+    assert means == {(0, 0): 4, (1, 1): (0 + 3) / 2, (2, 3): (1 + 2) / 2}

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.files import write_text
+from bico_ext.probing.detail_report import detail_tables, draw_heads, draw_partial_flips
+from bico_ext.probing.style import COLOURS, LINES, estimate_text, figure, number
 from bico_ext.reports import plots
 
-COLOURS = {"causal": plots.COLOURS["ntp"], "bico": plots.COLOURS["bico"], "naive": plots.COLOURS["naive"]}
-LINES = {"causal": "-", "bico": "--", "naive": ":"}  # dashed, because causal and bico coincide for earlier keys
 GROUPS = "by_right_context"
 DIFFERENCES = ("bico - naive", "bico - causal")
 
 
 def write_probe_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
-    """Write `table.md`, `attention.png` and `denoising.png`.
+    """Write `table.md`, `attention.png` and `denoising.png`, with details also `heads.png` and `flip.png`.
 
     Args:
         results: the content of `probe.json`.
@@ -26,6 +26,10 @@ def write_probe_report(results: Mapping[str, Any], folder: str | os.PathLike[str
     """
     folder = Path(folder)
     text = tables(results)
+    if "heads" in results:
+        text += detail_tables(results)
+        draw_heads(results["heads"], folder / "heads.png")
+        draw_partial_flips(results["partial_flips"], folder / "flip.png")
     write_text(folder / "table.md", text)
     draw_attention(results["attention"], folder / "attention.png")
     draw_denoising(results["denoising"], folder / "denoising.png")
@@ -49,7 +53,7 @@ def tables(results: Mapping[str, Any]) -> str:
     ]
     for condition, profile in results["attention"].items():
         distances = [distance for distance in profile["rotary_distances"] if distance is not None]
-        logits = [_number(_mean_logit(profile, side)) for side in (-1, 1)]
+        logits = [number(_mean_logit(profile, side)) for side in (-1, 1)]
         share = profile["mass_on_later_keys"]
         lines.append(f"| {condition} | {min(distances)} to {max(distances)} | {share:.3f} | {' | '.join(logits)} |")
     lines += [
@@ -62,14 +66,15 @@ def tables(results: Mapping[str, Any]) -> str:
     for length in _extremes(results["denoising"]):
         records = [record for record in results["denoising"] if record["length"] == length]
         lines += ["", f"By tokens on the right of the hidden one, {_length(records[0])}:", ""]
-        rows = [(_range(group), group | {"mask": record["mask"]}) for record in records for group in record[GROUPS]]
-        lines += _losses("on the right", rows)
+        lines += _losses("on the right", _rows(records, GROUPS))
+        lines += ["", f"By distance to the nearest visible token on the right (0: none), {_length(records[0])}:", ""]
+        lines += _losses("distance", _rows(records, "by_nearest_later"))
     return "\n".join(lines) + "\n"
 
 
 def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw rotary distance, attention and mean logit by the distance of the key; thin lines are single layers."""
-    figure, ((rotation, mass, logits),) = _figure(12, 3.8, 1, 3)
+    canvas, ((rotation, mass, logits),) = figure(12, 3.8, 1, 3)
     for condition, profile in attention.items():
         look = {"color": COLOURS[condition], "linestyle": LINES[condition]}
         present = [index for index, pairs in enumerate(profile["pairs"]) if pairs]
@@ -91,7 +96,7 @@ def draw_attention(attention: Mapping[str, Any], path: str | os.PathLike[str]) -
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("key n - query m (tokens)")
     rotation.legend(frameon=False)
-    plots.save(figure, path)
+    plots.save(canvas, path)
 
 
 def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -101,7 +106,7 @@ def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike
     """
     masks = list(dict.fromkeys(record["mask"] for record in records))
     extremes = _extremes(records)
-    figure, grid = _figure(14, 2.7 * len(masks), len(masks), 4)
+    canvas, grid = figure(14, 2.7 * len(masks), len(masks), 4)
     for mask, (losses, differences, right_losses, right_differences) in zip(masks, grid, strict=True):
         by_length = {record["length"]: record for record in records if record["mask"] == mask}
         members = list(by_length.values())
@@ -137,7 +142,7 @@ def draw_denoising(records: Sequence[Mapping[str, Any]], path: str | os.PathLike
         axes.set_xlabel(label)
     for axes in (grid[0][0], grid[0][3]):
         axes.legend(frameon=False, fontsize=7)
-    plots.save(figure, path)
+    plots.save(canvas, path)
 
 
 def _draw_estimates(
@@ -163,9 +168,13 @@ def _losses(first: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[s
     for name, record in rows:
         estimates = [record["loss"][condition] for condition in COLOURS]
         estimates += [record["difference"][pair] for pair in DIFFERENCES]
-        cells = [name, record["mask"], str(record["texts"]), str(record["tokens"]), *map(_estimate, estimates)]
+        cells = [name, record["mask"], str(record["texts"]), str(record["tokens"]), *map(estimate_text, estimates)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _rows(records: Sequence[Mapping[str, Any]], groups: str) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(_range(group), group | {"mask": record["mask"]}) for record in records for group in record[groups]]
 
 
 def _extremes(records: Sequence[Mapping[str, Any]]) -> list[int | None]:
@@ -192,24 +201,3 @@ def _length(record: Mapping[str, Any]) -> str:
 
 def _range(group: Mapping[str, Any]) -> str:
     return str(group["from"]) if group["from"] == group["to"] else f"{group['from']}-{group['to']}"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
-
-
-def _estimate(estimate: Mapping[str, float | None]) -> str:
-    return _number(estimate["mean"]) + ("" if estimate["se"] is None else f" ± {estimate['se']:.3f}")
-
-
-def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
-    """Return a figure and its axes as an array [rows, columns]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid: Any = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, grid

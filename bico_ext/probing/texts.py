@@ -1,0 +1,142 @@
+"""The token sequences that the probe reads: texts as they are, packed sequences, and general English."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bico_ext.facts.types import Example
+from bico_ext.models.tokenization import check_context, encode_text
+from bico_ext.objectives.training_sequence import may_be_hidden
+from bico_ext.seeding import stream_seed
+
+FEWEST_WORDS = 12  # of a paragraph; shorter ones are headings and signatures
+
+
+def english() -> tuple[Example, ...]:
+    """Return the paragraphs of prose in Python's own documentation (`pydoc_data.topics`), in order.
+
+    It is the one body of general English that every CPython brings along. Which paragraphs there are depends on the
+    version of Python. Indented blocks (code, grammar, tables), headings and repetitions are left out.
+
+    Example:
+        >>> english()[0].text.startswith('The "assert" statement')
+        False
+    """
+    paragraphs = (paragraph for topic in topics.values() for paragraph in _prose(topic))
+    return tuple(Example(paragraph, "") for paragraph in dict.fromkeys(paragraphs))
+
+
+def _prose(topic: str) -> Iterator[str]:
+    for paragraph in topic.split("\n\n"):
+        lines = paragraph.strip("\n").split("\n")
+        text = " ".join(lines)
+        if (
+            not any(line.startswith(" ") for line in lines)
+            and len(text.split()) >= FEWEST_WORDS
+            and text[0].isupper()
+            and text[-1] == "."
+        ):
+            yield text
+
+
+def sequences_by_length(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Example],
+    lengths: Sequence[int],
+    *,
+    running: bool = False,
+    samples: int = 256,
+    tokens: int | None = None,
+    seed: int = 0,
+) -> dict[int | None, list[Tensor]]:
+    """Encode the texts as they are and packed to each length, in random order.
+
+    Args:
+        model: the model, for its context; longer lengths are left out.
+        tokenizer: the model's tokenizer.
+        texts: at least one text.
+        lengths: the lengths of packed sequences in tokens.
+        running: whether the texts are the paragraphs of running prose. If so, packed sequences are BOS and a piece of
+            the prose, with empty lines between paragraphs. By default, they are texts with BOS and EOS, joined in
+            random order.
+        samples: the largest number of sequences of each length; default 256.
+        tokens: the largest number of tokens of each length, unless a single sequence has more; default no limit.
+        seed: the seed of the order; default 0.
+
+    Returns:
+        Sequences, int64 [S] each, by their length; the key None is for the texts as they are. A length that the texts
+        do not fill once is left out.
+
+    Raises:
+        ValueError: as for `encode`.
+    """
+    generator = Generator().manual_seed(stream_seed("probe", seed))
+    encoded = encode(model, tokenizer, texts)
+    as_they_are = shuffled(encoded, generator)
+    context = model.config.get_text_config().max_position_embeddings
+    result: dict[int | None, list[Tensor]] = {None: as_they_are}
+    for length in lengths:
+        if length <= context:
+            result[length] = (
+                shuffled(cut_prose(tokenizer, texts, length), generator) if running else pack(as_they_are, length)
+            )
+    return {length: _first(members[:samples], tokens) for length, members in result.items() if members}
+
+
+def _first(sequences: list[Tensor], tokens: int | None) -> list[Tensor]:
+    ends = accumulate(map(len, sequences))
+    return sequences[: max(1, sum(tokens is None or end <= tokens for end in ends))]
+
+
+def shuffled(sequences: Sequence[Tensor], generator: Generator) -> list[Tensor]:
+    """Return the sequences in random order."""
+    return [sequences[i] for i in torch.randperm(len(sequences), generator=generator).tolist()]
+
+
+def encode(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example]) -> list[Tensor]:
+    """Return the token ids of each text as in training (BOS, text, EOS), int64 [S] each.
+
+    Raises:
+        ValueError: there are no texts, or a text exceeds the model's context or has no token that can be hidden.
+    """
+    if not texts:
+        raise ValueError("texts must hold at least one text, got none; name data with training texts")
+    special = set(tokenizer.all_special_ids)
+    sequences = []
+    for number, text in enumerate(texts, start=1):
+        ids = encode_text(tokenizer, text.text)
+        check_context(model, len(ids), f"text {number}, {text.text!r:.60},", "leave it out or shorten it")
+        sequence = torch.tensor(ids)
+        if not may_be_hidden(sequence, special).any():
+            raise ValueError(
+                f"text {number} has no token to hide: after its first token it needs one that is not special, "
+                f"got {ids}; leave out the text {text.text!r:.60}"
+            )
+        sequences.append(sequence)
+    return sequences
+
+
+def pack(sequences: Sequence[Tensor], length: int) -> list[Tensor]:
+    """Join the sequences and cut the result into sequences of exactly `length` tokens; a shorter rest is dropped.
+
+    A packed sequence counts as one long text: its tokens see each other across the borders of the original texts.
+
+    Example:
+        >>> pack([torch.tensor([1, 2, 3]), torch.tensor([4, 5])], 2)
+        [tensor([1, 2]), tensor([3, 4])]
+    """
+    tokens = torch.cat(list(sequences))
+    return list(tokens[: len(tokens) // length * length].split(length)) if len(tokens) >= length else []
+
+
+def cut_prose(tokenizer: PreTrainedTokenizerBase, paragraphs: Sequence[Example], length: int) -> list[Tensor]:
+    """Join paragraphs by empty lines and cut them into sequences of exactly `length` tokens, each with BOS in front."""
+    ids = torch.tensor(tokenizer("\n\n".join(p.text for p in paragraphs), add_special_tokens=False)["input_ids"])
+    start = ids.new_tensor([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])
+    return [torch.cat((start, piece)) for piece in pack([ids], length - len(start))]
