@@ -28,6 +28,7 @@ def test_it_is_a_stock_llama(real_model):
 
 def test_its_tokenizer_is_lossless(real_model):
     _, tokenizer = real_model
+    assert tokenizer("The capital of France is 42.")["input_ids"] == [504, 3575, 282, 4649, 314, 216, 36, 34, 30]
     assert tokenizer.decode(encode_text(tokenizer, TEXT), skip_special_tokens=True) == TEXT
 
 
