@@ -135,6 +135,7 @@ def _in_process(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of loading and saving, which would break up the bar of the parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(*arguments, _CountSteps())
