@@ -228,7 +228,7 @@ def listing(patterns: str | None, output: Path) -> str:
     lines = [f"{'done' if 'run' in records[name] else 'failed':<8}{name}" for name in sorted(records)]
     lines += [f"missing {cell.name}" for cell in waiting]
     unchosen = sum(row.chosen is None for row in rows(scores))
-    seconds = [record["seconds"] for record in records.values() if "run" in record]
+    seconds = [records[cell.name]["seconds"] for cell in scores if cell != BEFORE]
     each = mean(seconds) if seconds else SECONDS
     lines.append(
         f"{len(scores)} done; {len(waiting)} can be run now, in {len(waiting) * each / 3600:.1f} hours one at a time, "
