@@ -86,34 +86,38 @@ def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:
     }
 
 
-def read_cells(file: Path) -> dict[str, Record]:
-    """Return the records of a file by the names of their cells, as far as they were made with `SETTINGS`."""
+def read_cells(file: Path) -> list[Record]:
+    """Return the records of a file; there are none if it does not exist."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    records = [json.loads(line) for line in lines]
-    return {cell_of(record).name: record for record in records if record["settings"] == SETTINGS}
+    return [json.loads(line) for line in lines]
+
+
+def joined(records: Iterable[Record]) -> list[Record]:
+    """Return one record per cell and settings: the last one, but a failure replaces no finished cell."""
+    kept: dict[tuple[str, str], Record] = {}
+    for record in records:
+        key = cell_of(record).name, json.dumps(record["settings"], sort_keys=True)
+        if "run" in record or "run" not in kept.get(key, {}):
+            kept[key] = record
+    return [kept[key] for key in sorted(kept)]
+
+
+def by_name(records: Iterable[Record]) -> dict[str, Record]:
+    """Return the records that were made with `SETTINGS` by the names of their cells."""
+    return {cell_of(record).name: record for record in joined(records) if record["settings"] == SETTINGS}
 
 
 def known_cells(output: Path) -> dict[str, Record]:
     """Return the records of the committed results and of the output folder."""
-    return _joined(read_cells(RESULTS / CELLS), read_cells(output / CELLS).values())
+    return by_name([*read_cells(RESULTS / CELLS), *read_cells(output / CELLS)])
 
 
 def add_cells(output: Path, records: Iterable[Record]) -> None:
     """Add records to those of a folder, and write its table anew."""
     with locked(output):
-        known = _joined(read_cells(output / CELLS), records)
-        write_json_lines(output / CELLS, [known[name] for name in sorted(known)])
-        write_text(output / "table.md", markdown(known))
-
-
-def _joined(known: Mapping[str, Record], records: Iterable[Record]) -> dict[str, Record]:
-    """Return both; a new record replaces an old one of its cell, but not a failure one of a finished cell."""
-    joined = dict(known)
-    for record in records:
-        name = cell_of(record).name
-        if "run" in record or "run" not in joined.get(name, {}):
-            joined[name] = record
-    return joined
+        known = joined([*read_cells(output / CELLS), *records])
+        write_json_lines(output / CELLS, known)
+        write_text(output / "table.md", markdown(by_name(known)))
 
 
 @contextmanager
@@ -166,11 +170,12 @@ def run_cells(options: argparse.Namespace) -> list[str]:
     forkserver.ensure_running()
     output = make_folder(options.output)
     failures: dict[Cell, str] = {}
+    tried = set[Cell]()  # each is started once, whatever comes of it
     data: Record = {}
     steps, longest = 0, 0.0
 
     def selected(cell: Cell) -> bool:
-        return cell not in failures and matches(cell, options.cells)
+        return cell not in tried and matches(cell, options.cells)
 
     while cells := missing(scores_of(known_cells(output)), selected)[: options.jobs]:
         started = time.monotonic()
@@ -182,6 +187,7 @@ def run_cells(options: argparse.Namespace) -> list[str]:
                 data, steps = prepared(configs[0])
             except (OSError, RuntimeError, ValueError) as error:
                 raise SystemExit(str(error)) from None
+        tried.update(cells)
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
         errors = run_all(work, calls, steps=[steps] * len(cells), jobs=options.jobs, label=label)
@@ -228,7 +234,7 @@ def listing(patterns: str | None, output: Path) -> str:
     lines = [f"{'done' if 'run' in records[name] else 'failed':<8}{name}" for name in sorted(records)]
     lines += [f"missing {cell.name}" for cell in waiting]
     unchosen = sum(row.chosen is None for row in rows(scores))
-    seconds = [record["seconds"] for record in records.values() if "run" in record]
+    seconds = [records[cell.name]["seconds"] for cell in scores if cell != BEFORE]
     each = mean(seconds) if seconds else SECONDS
     lines.append(
         f"{len(scores)} done; {len(waiting)} can be run now, in {len(waiting) * each / 3600:.1f} hours one at a time, "
@@ -273,9 +279,9 @@ def cost(records: Mapping[str, Record]) -> str:
 
 
 def grid_tables(scores: Mapping[Cell, float]) -> list[Table]:
-    """Return the tables of the learning rates, one for each way of training."""
+    """Return the tables of the learning rates, one for each part of the matrix that has a choice."""
     tables = []
-    for part in MATRIX:
+    for part in (part for part in MATRIX if len(part.learning_rates) > 1):
         body = []
         for row in (row for row in rows(scores) if row.part == part):
             means = [row.score(rate) for rate in part.learning_rates]
@@ -322,7 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.merge:
         if not options.merge.is_file():
             parser.error(f"--merge needs a cells.jsonl, got {options.merge}: no such file")
-        add_cells(make_folder(options.output), read_cells(options.merge).values())
+        add_cells(make_folder(options.output), read_cells(options.merge))
     elif not (options.model and options.data):
         parser.error("--next and --all need --model and --data")
     elif options.jobs < 1 or (options.next and options.jobs > 1):

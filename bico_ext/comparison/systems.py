@@ -76,7 +76,7 @@ SYSTEMS: dict[str, System] = {
 
 def listing() -> str:
     """Return the names and summaries of all systems, one per line."""
-    return "\n".join(f"  {name:<17}{system.summary}" for name, system in SYSTEMS.items())
+    return "\n".join(f"  {name:<19}{system.summary}" for name, system in SYSTEMS.items())
 
 
 def select_systems(names: Sequence[str]) -> list[str]:

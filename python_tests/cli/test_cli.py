@@ -95,7 +95,7 @@ def test_help_describes_each_system(capsys):
         main(["compare", "--help"])
     shown = capsys.readouterr().out
     for name, system in SYSTEMS.items():
-        assert f"  {name:<17}{system.summary}\n" in shown
+        assert f"  {name:<19}{system.summary}\n" in shown
     assert "(default: 1500)" in shown
     assert "None" not in shown, "a default that a preset decides"
 
