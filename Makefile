@@ -1,5 +1,5 @@
-# make demo | test | test-real | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each
-# but the last sets up what it needs in $(VENV), which is quick when nothing has changed.
+# make demo | demo-tiny | test | test-real | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train |
+# benchmark-gpu: each but the last sets up what it needs in $(VENV), which is quick when nothing has changed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: setup demo test test-real test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean
+.PHONY: setup demo demo-tiny test test-real test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean
 
 setup: $(VENV)/installed
 
@@ -37,7 +37,17 @@ $(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirem
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint]'
 	@touch $@
 
+# A pre-trained Llama learns invented people and is asked in both directions.
 demo: setup
+	@if $(BIN)/bico fetch-model smollm2-135m; then \
+	  $(BIN)/bico compare --model smollm2-135m --data invented --systems ntp bico permute --epochs 6 \
+	    --output-dir out/demo --resume; \
+	else \
+	  echo "make demo: there is no pre-trained model, so a tiny one runs instead (make demo-tiny)" >&2; \
+	  $(MAKE) demo-tiny; \
+	fi
+
+demo-tiny: setup
 	$(BIN)/bico compare --data $(DATA) --output-dir $(OUT) --resume
 
 # One worker per core with one thread each: most tests are too small for two threads.
