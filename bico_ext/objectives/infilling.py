@@ -80,7 +80,7 @@ def infill_end(input_ids: Tensor, generator: Generator, *, special_ids: Collecti
 
     Returns:
         A training sequence with span ids 0 in the context and 1 in the span, and labels in the span only. A text
-        without a predictable token gets no span and no loss.
+        without a predictable token is unchanged and has no loss.
 
     Example:
         >>> infill_end(torch.tensor([2, 7, 3]), torch.Generator(), special_ids=(2, 3)).span_ids
@@ -88,9 +88,8 @@ def infill_end(input_ids: Tensor, generator: Generator, *, special_ids: Collecti
     """
     start, end = text_between(input_ids, special_ids)
     first = max(start, 1)  # no output predicts the token at position 0
-    length = 0
-    if end > first:
-        start, length = _draw_span(first, end - first, generator)
+    start, length = _draw_span(first, end - first, generator) if end > first else (len(input_ids), 0)
+    end = max(end, start)
     span = input_ids[start : start + length]
     context = torch.cat([input_ids[:start], input_ids[start + length : end]])
     labels = torch.cat([torch.full_like(context, NO_LOSS), span])
