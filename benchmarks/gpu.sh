@@ -16,7 +16,7 @@ usage() {
 usage: [PYTHON=python3] bash benchmarks/gpu.sh [--output DIR] [--only STEP...] [--dry-run]
 
 Needs an NVIDIA GPU, nvcc, and a torch with CUDA in \$PYTHON (default: python3) beside scikit-build-core, pybind11,
-cmake, ninja, pytest, pytest-timeout, hypothesis and transformers; no network. The steps:
+cmake, ninja, pytest, pytest-timeout, pytest-xdist, hypothesis and transformers; no network. The steps:
 
   build     the package with kernels for this GPU alone, into build/gpu; the other steps use it
   small     small cases against the reference in float64, with and without deterministic algorithms

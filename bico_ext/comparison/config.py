@@ -67,7 +67,9 @@ class CompareConfig:
     output_dir: str = field(metadata={"help": "Folder for the results, predictions, tables, plots and trained models."})
     data: str = field(
         default="synthetic",
-        metadata={"help": "'synthetic', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."},
+        metadata={
+            "help": "'synthetic', 'invented', a folder of facts, a file (.jsonl, .txt, .csv or .tsv) or a hub name."
+        },
     )
     systems: list[str] = field(
         default_factory=lambda: ["ntp", "bico", "infill", "permute"],
@@ -76,8 +78,8 @@ class CompareConfig:
     seeds: list[int] = field(
         default_factory=lambda: [0],
         metadata={
-            "help": "Seeds. Each decides the initial weights, the order of the data, the masks, the replayed texts and "
-            "the steps that train the objective."
+            "help": "Seeds. Each decides the initial weights of the tiny model, the order of the data, the masks, the "
+            "replayed texts and the steps that train the objective."
         },
     )
     setting: str = field(
@@ -92,7 +94,10 @@ class CompareConfig:
     )
     model: str = field(
         default="tiny",
-        metadata={"help": "'tiny' (a small model with random weights and a word tokenizer), a path or a hub name."},
+        metadata={
+            "help": "'tiny' (a small model with random weights and a word tokenizer), a path, a name of bico "
+            "fetch-model or a hub name."
+        },
     )
     lora: bool = field(
         default=False,

@@ -49,7 +49,7 @@ SYSTEMS: dict[str, System] = {
     "bert": System("bert", "bico that predicts a hidden token at its own position"),
     "attended-pad": System("attended-pad", "bico whose placeholder is visible as a key"),
     "new-token": System("new-token", "attended-pad with a new [MASK] token"),
-    # Controls between infill and permute: each changes one part of infill.
+    # Controls of infill; the last two lie between it and permute.
     "infill-naive": System("infill-naive", "infill without the sine flip"),
     "infill-end": System("infill-end", "infill with the span moved to the end of the text"),
     "infill-end-causal": System("infill-end-causal", "infill-end with a context that is read causally"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, tensor
+from objective_cases import BOS, EOP, EOS, MASK, PAD, REV, SEQUENCE, SPECIAL, VOCABULARY, apply, chi_square
+from torch import Tensor, tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bico_ext.models.attach import attach
@@ -17,29 +18,8 @@ from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pad
 from bico_ext.ops.reference import visible
 from bico_ext.seeding import happens, stream_seed
 
-PAD, MASK, BOS, EOS, VOCABULARY = 0, 1, 2, 3, 16
-SOP, EOP, REV = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2  # tokens that occur in no sequence
-SPECIAL = (PAD, MASK, BOS, EOS)
-SEQUENCE = [BOS, 7, 8, 9, EOS]
-
 sequences = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12).map(tensor)
 seeds = st.integers(0, 2**32 - 1)
-
-
-def apply(name: str, input_ids: Tensor, seed: int, mask_rate: float | str = 0.3, **options: object) -> TrainingSequence:
-    available = {
-        "placeholder_id": PAD,
-        "mask_id": MASK,
-        "sop_id": SOP,
-        "eop_id": EOP,
-        "separator_id": REV,
-        "segment_length": 3,
-        "special_ids": SPECIAL,
-        "mask_rate": mask_rate,
-        "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
-        "word_parts": torch.zeros(VOCABULARY, dtype=torch.bool),
-    }
-    return registry.bind(name, **available | options)(input_ids, Generator().manual_seed(seed))
 
 
 def leaks(input_ids: Tensor, sequence: TrainingSequence, shift: int = 0) -> list[int]:
@@ -67,14 +47,6 @@ def test_bico_by_hand():
     assert sequence.input_ids.tolist() == [BOS, PAD, PAD, PAD, EOS]
     assert sequence.labels.tolist() == [NO_LOSS, 7, 8, 9, NO_LOSS]
     assert sequence.span_ids.tolist() == [0, -1, -1, -1, 0]
-    assert sequence.span_ids.dtype == torch.int32
-
-
-def test_infill_of_two_tokens_by_hand():
-    sequence = apply("infill", tensor([BOS, EOS]), seed=0)
-    assert sequence.input_ids.tolist() == [BOS, EOS]
-    assert sequence.labels.tolist() == [NO_LOSS, EOS]
-    assert sequence.span_ids.tolist() == [0, 1]
     assert sequence.span_ids.dtype == torch.int32
 
 
@@ -106,57 +78,6 @@ def test_a_uniform_rate_is_drawn_for_each_sequence():
     expected = [50 / 52 * (i + 0.5) / 400 for i in range(400)]
     # Kolmogorov's bound for 400 draws at 99.9 %, plus the resolution of a rate: one of 50 tokens
     assert max(abs(a - b) for a, b in zip(shares, expected, strict=True)) < 1.95 / 20 + 1 / 50
-
-
-def test_infill_divides_the_text_among_several_spans():
-    seen = set()
-    for seed in range(200):
-        sequence = apply("infill", tensor([BOS, 7, 8, 9, EOS]), seed, spans=2)
-        for span, part in ((1, {1, 2}), (2, {3, 4})):
-            positions = set((sequence.span_ids == span).nonzero()[:, 0].tolist())
-            assert positions
-            assert positions <= part
-        assert sequence.labels.equal(tensor(SEQUENCE).masked_fill(sequence.span_ids == 0, NO_LOSS))
-        seen.add(tuple(sequence.span_ids.tolist()))
-    assert len(seen) == 9  # three possible spans in each part
-    assert (apply("infill", tensor([BOS, 7, EOS]), 0, spans=5).span_ids.tolist()) == [0, 1, 2]
-
-
-def test_infill_end_moves_a_uniform_span_behind_its_context():
-    """Of three tokens between BOS and EOS: the length is uniform in 1 to 3, then the start among those that fit."""
-    expected = {
-        (BOS, 8, 9, 7): 1 / 9,
-        (BOS, 7, 9, 8): 1 / 9,
-        (BOS, 7, 8, 9): 1 / 9 + 1 / 6 + 1 / 3,  # a span at the end stays where it is
-        (BOS, 9, 7, 8): 1 / 6,
-    }
-    counts: Counter = Counter()
-    for seed in range(2000):
-        sequence = apply("infill-end", tensor([BOS, 7, 8, 9, EOS]), seed)
-        span = sequence.span_ids == 1
-        assert sequence.labels.equal(sequence.input_ids.masked_fill(~span, NO_LOSS))
-        assert sequence.span_ids.diff().sum() == 1  # 0 in the context, then 1
-        assert sequence.mirror
-        counts[tuple(sequence.input_ids.tolist())] += 1
-        causal = apply("infill-end-causal", tensor([BOS, 7, 8, 9, EOS]), seed)
-        assert causal.input_ids.equal(sequence.input_ids)
-        assert causal.labels.equal(sequence.labels)
-        assert causal.span_ids.tolist() == [1] * len(span)
-    assert chi_square(counts, expected) < 16.27  # the 99.9 % quantile, 3 degrees of freedom
-    nothing = apply("infill-end", tensor([BOS, EOS]), 0)
-    assert (nothing.input_ids.tolist(), nothing.labels.tolist(), nothing.span_ids.tolist()) == (
-        [BOS, EOS],
-        [NO_LOSS, NO_LOSS],
-        [0, 0],
-    )
-
-
-def test_infill_naive_is_infill_without_the_flip():
-    input_ids = tensor([BOS, *range(4, VOCABULARY), EOS])
-    flipped, plain = apply("infill", input_ids, seed=1), apply("infill-naive", input_ids, seed=1)
-    assert plain.labels.equal(flipped.labels)
-    assert plain.span_ids.equal(flipped.span_ids)
-    assert (plain.mirror, flipped.mirror) == (False, True)
 
 
 def test_permute_cuts_and_orders_uniformly():
@@ -324,12 +245,6 @@ def test_bico_hides_tokens_at_the_given_rate():
     sigma = math.sqrt((second_moment - mean**2) / rows)
     assert abs(sum(hidden) / rows - mean) < 4 * sigma
     assert abs(hidden.count(1) / rows - (count * rate * (1 - rate) ** (count - 1) + nothing)) < 4 * 0.5 / rows**0.5
-
-
-def chi_square(counts: Counter, probabilities: dict) -> float:
-    total = sum(counts.values())
-    assert set(counts) <= set(probabilities)
-    return sum((counts[key] - total * p) ** 2 / (total * p) for key, p in probabilities.items())
 
 
 def test_bico_chooses_a_single_hidden_token_uniformly():

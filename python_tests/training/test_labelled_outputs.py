@@ -29,6 +29,8 @@ OPTIONS: dict[str, Any] = {
     "word_starts": torch.ones(VOCABULARY, dtype=torch.bool),
     "word_parts": torch.zeros(VOCABULARY, dtype=torch.bool),
     "entities": [],
+    "separator_id": 7,
+    "segment_length": 3,
 }
 
 
