@@ -71,6 +71,7 @@ if [[ $dry_run ]]; then
   exit 0
 fi
 
+[[ ${chosen[0]} == build || -d $target/bico_ext ]] || refuse "there is no build in build/gpu; run the step build first"
 logs=$root/build/gpu-logs
 rm -rf "$logs"
 { mkdir -p "$output" "$logs" && output=$(cd "$output" && pwd); } || refuse "cannot write to --output $output"

@@ -36,11 +36,11 @@ from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model
 from bico_ext.comparison.processes import run_all
 from bico_ext.comparison.run import before_fine_tuning, run, run_folder
-from bico_ext.comparison.trainer import check_memory
+from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
-from bico_ext.files import make_folder, write_json_lines, write_text
+from bico_ext.files import atomic_write, make_folder, write_json_lines, write_text
 from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import encode_text
 from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
@@ -152,8 +152,11 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
         "run": result,
     }
     lines = [json.dumps({"cell": cell.name, **answer}, ensure_ascii=False) + "\n" for answer in finished.predictions]
-    with locked(output), gzip.open(output / PREDICTIONS, "at", encoding="utf-8") as file:
-        file.writelines(lines)
+    with locked(output):
+        answers = output / PREDICTIONS
+        earlier = answers.read_bytes() if answers.exists() else b""
+        with atomic_write(answers) as temporary:
+            temporary.write_bytes(earlier + gzip.compress("".join(lines).encode()))  # members of one file may follow
     add_cells(output, [record])
     shutil.rmtree(run_folder(config, cell.system, cell.seed), ignore_errors=True)
 
@@ -174,10 +177,12 @@ def run_cells(options: argparse.Namespace) -> list[str]:
     data: Record = {}
     steps, longest = 0, 0.0
 
-    def selected(cell: Cell) -> bool:
-        return cell not in tried and matches(cell, options.cells)
+    def waiting() -> list[Cell]:
+        known = known_cells(output)
+        cells = missing(scores_of(known), lambda cell: matches(cell, options.cells), tried)
+        return sorted(cells, key=lambda cell: "error" in known.get(cell.name, {}))  # so that one stops no other
 
-    while cells := missing(scores_of(known_cells(output)), selected)[: options.jobs]:
+    while cells := waiting()[: options.jobs]:
         started = time.monotonic()
         if started + longest > deadline:
             break
@@ -185,6 +190,7 @@ def run_cells(options: argparse.Namespace) -> list[str]:
         if not data:
             try:
                 data, steps = prepared(configs[0])
+                check_same(known_cells(output).values(), data)
             except (OSError, RuntimeError, ValueError) as error:
                 raise SystemExit(str(error)) from None
         tried.update(cells)
@@ -201,6 +207,18 @@ def run_cells(options: argparse.Namespace) -> list[str]:
     return [f"{cell.name}: {error}" for cell, error in failures.items()]
 
 
+def check_same(records: Iterable[Record], data: Record) -> None:
+    """Raise a ValueError if finished cells were made with other facts or another model."""
+    for record in records:
+        for name in ("digest", "parameters"):
+            got = record.get("data", {}).get(name, data[name])
+            if got != data[name]:
+                raise ValueError(
+                    f"{cell_of(record).name} was made with another {'model' if name == 'parameters' else 'data set'} "
+                    f"({name} {got}, now {data[name]}); use the same, or take the finished cells away"
+                )
+
+
 def prepared(config: CompareConfig) -> tuple[Record, int]:
     """Check the data, the model and the memory before any training.
 
@@ -212,14 +230,18 @@ def prepared(config: CompareConfig) -> tuple[Record, int]:
     everything = load_facts(config.data)
     facts = select_facts(config, everything)
     check_facts(config, facts)
-    check_memory(config, checkpoints.count_parameters(config.model), cast(int, config.jobs))
+    parameters = checkpoints.count_parameters(config.model)
+    check_memory(config, parameters, cast(int, config.jobs))
+    make_folder(config.output_dir)
+    check_disk(config, parameters, cast(int, config.jobs), cast(int, config.jobs))
     check_model(config, facts)
     data = reachable(facts)
     for task in data["tasks"].values():
         del task["templates"]
     _, tokenizer = checkpoints.load(config.model)
     tokens = sum(len(encode_text(tokenizer, example.text)) for example in facts.train)
-    return {**data, "digest": everything.digest(), "tokens": tokens}, cast(int, with_steps(config, facts).steps)
+    data |= {"digest": everything.digest(), "parameters": parameters, "tokens": tokens}
+    return data, cast(int, with_steps(config, facts).steps)
 
 
 def matches(cell: Cell, patterns: str | None) -> bool:
@@ -234,7 +256,9 @@ def listing(patterns: str | None, output: Path) -> str:
     lines = [f"{'done' if 'run' in records[name] else 'failed':<8}{name}" for name in sorted(records)]
     lines += [f"missing {cell.name}" for cell in waiting]
     unchosen = sum(row.chosen is None for row in rows(scores))
-    seconds = [records[cell.name]["seconds"] for cell in scores if cell != BEFORE]
+    here = [records[cell.name] for cell in scores if cell != BEFORE]
+    here = [record for record in here if (record["run"]["device"] == "cpu") != trains_on_gpu()]
+    seconds = [record["seconds"] / record["jobs"] for record in here]
     each = mean(seconds) if seconds else SECONDS
     lines.append(
         f"{len(scores)} done; {len(waiting)} can be run now, in {len(waiting) * each / 3600:.1f} hours one at a time, "
@@ -258,8 +282,8 @@ def markdown(records: Mapping[str, Record]) -> str:
     results = Results(tuple(runs), data=data, failures=tuple(failures))
     settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     introduction = (
-        "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al. Command, once per cell: "
-        f"`python benchmarks/real_llama.py --model MODEL --data DIR --next`. Settings: {settings}.{cost(records)}\n"
+        "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al.: `python benchmarks/real_llama.py --model "
+        f"MODEL --data DIR --next` for each cell, or `--all --jobs N`. Settings: {settings}.{cost(records)}\n"
     )
     tables = [*grid_tables(scores), cells_table(records)]
     if not runs:
@@ -274,7 +298,10 @@ def cost(records: Mapping[str, Record]) -> str:
         if "run" in record and record["cell"]["training"] == "full":
             tokens = record["data"]["tokens"] * SETTINGS["epochs"]
             flops = 6 * tokens * record["run"]["parameters"]
-            return f" Every cell reads {tokens:,} tokens of text: {flops:.1e} FLOPs, at 6 per parameter and token."
+            return (
+                f" The texts of a cell have {tokens:,} tokens in all epochs, before an objective changes them: "
+                f"{flops:.1e} FLOPs, at 6 per parameter and token."
+            )
     return ""
 
 

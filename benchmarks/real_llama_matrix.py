@@ -12,7 +12,7 @@ takes the place of the chosen rate. Cells are run in the order of this file: sys
 first cell of all is the model before fine-tuning.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -127,13 +127,14 @@ def rows(scores: Mapping[Cell, float]) -> Iterator[Row]:
             yield Row(part, system, scores)
 
 
-def missing(scores: Mapping[Cell, float], selected: Callable[[Cell], bool]) -> list[Cell]:
-    """Return the selected cells that are not done and can be run now, in order.
+def missing(scores: Mapping[Cell, float], selected: Callable[[Cell], bool], tried: Collection[Cell] = ()) -> list[Cell]:
+    """Return the selected cells that are not done and can be run now, in order, without those that were tried.
 
-    The final cells of a row wait for the grid cells that are missing and selected, because these choose the rate.
+    The final cells of a row wait for the grid cells that are missing and selected, because these choose the rate; also
+    for those that were tried and failed.
     """
     cells = [BEFORE] if BEFORE not in scores and selected(BEFORE) else []
     for row in rows(scores):
         grid, final = ([cell for cell in of if cell not in scores and selected(cell)] for of in (row.grid, row.final))
         cells += grid or final
-    return cells
+    return [cell for cell in cells if cell not in tried]

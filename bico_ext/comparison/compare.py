@@ -69,7 +69,8 @@ def compare(config: CompareConfig) -> Results:
     parameters = 0
     if config.model != "tiny":
         parameters = count_parameters(config.model)
-        check_memory(config, parameters, min(config.jobs or 1, len(config.systems) * len(config.seeds)))
+        runs = len(config.systems) * len(config.seeds)
+        check_memory(config, parameters, min(_jobs(config, parameters, runs), runs))
     check_model(config, facts)
     digest = all_facts.digest()
     data = data_from_json({**reachable(facts), "digest": digest})
@@ -94,8 +95,7 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
         (error,) = run_all(_work_before, [(config,)], steps=[0], jobs=1, label=BEFORE)
         if error is not None:
             raise RuntimeError(f"model {config.model} cannot be evaluated {BEFORE}: {error}")
-    alone = parameters > LARGE or (parameters > 0 and trains_on_gpu())
-    jobs = config.jobs or (1 if alone else max(1, min(cores(), len(missing))))
+    jobs = _jobs(config, parameters, len(missing))
     check_disk(config, parameters, jobs, len(missing))
     failures = _pretrain_all(config, missing, jobs) if config.setting == "pretrained" else {}
     missing = [key for key in missing if key not in failures]
@@ -116,6 +116,12 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     write_json_lines(out / "predictions.jsonl", predictions)
     write_json(out / "results.json", results.to_json())
     return results
+
+
+def _jobs(config: CompareConfig, parameters: int, runs: int) -> int:
+    """Return how many runs go on at once: by default one for a large model or a given one on a GPU, else one a core."""
+    alone = parameters > LARGE or (parameters > 0 and trains_on_gpu())
+    return config.jobs or (1 if alone else max(1, min(cores(), runs)))
 
 
 @contextmanager

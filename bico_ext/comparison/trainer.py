@@ -75,6 +75,11 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
     )
+    if args.n_gpu > 1:
+        raise RuntimeError(
+            f"one GPU trains a model here, so that batch_size is {config.batch_size} as the settings say, but torch "
+            f"sees {args.n_gpu}; set CUDA_VISIBLE_DEVICES to one of them"
+        )
     dataset = [{"prompt": example.prompt, "completion": example.completion} for example in examples]
     adapters = lora_config() if config.lora else None
     trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=adapters)
@@ -93,7 +98,8 @@ def check_memory(config: CompareConfig, parameters: int, jobs: int) -> None:
     Raises:
         RuntimeError: weights, gradients and moments alone need more than there is.
     """
-    each = MEMORY["lora" if config.lora else "full"]
+    adapters = config.lora and config.setting != "pretrained"  # pre-training trains all weights
+    each = MEMORY["lora" if adapters else "full"]
     needed = each * parameters * jobs
     if trains_on_gpu():
         kind, free = "GPU memory", torch.cuda.mem_get_info()[0]

@@ -59,7 +59,8 @@ def fetch_model(
     if is_fetched(name, folder):
         return folder
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise FileExistsError(f"output_dir {folder} already holds files; name another folder")
+        remedy = "delete it" if output_dir is None else "name another folder"
+        raise FileExistsError(f"output_dir {folder} already holds files that are not this {name}; {remedy}")
     if find_spec("gguf") is None:
         raise ImportError(f'reading the file of {name} needs the package gguf: pip install "bico-ext[real]"')
     parent = make_folder(folder.absolute().parent)

@@ -51,6 +51,7 @@ class Machine:
         for name in ("bin", "benchmarks", "python_tests"):
             (folder / name).mkdir()
         shutil.copy(SCRIPT, folder / "benchmarks")
+        (folder / "build" / "gpu" / "bico_ext").mkdir(parents=True)
         tools = {"python3": PYTHON, "nvidia-smi": ECHO, "nvcc": ECHO, "compute-sanitizer": SANITIZER, "ncu": NCU}
         for name, text in tools.items():
             (self.bin / name).write_text(text)
@@ -129,10 +130,15 @@ def test_each_file_of_tests_runs_though_one_before_has_failed(machine):
 
 def test_a_build_that_fails_leaves_no_older_one(machine):
     older = machine.folder / "build" / "gpu" / "older"
-    older.parent.mkdir(parents=True)
     older.touch()
     machine.run("--only", "build", FAILING="build")
     assert not older.exists()
+
+
+def test_no_other_package_is_judged_in_place_of_a_build(machine):
+    shutil.rmtree(machine.folder / "build")
+    done = machine.run("--only", "small")
+    assert (done.returncode, "run the step build first" in done.stderr) == (2, True)
 
 
 def test_a_step_that_hangs_is_ended_at_its_limit(machine):

@@ -261,4 +261,4 @@ def test_a_cell_is_trained_in_a_process_of_its_own(files, tmp_path, monkeypatch)
     questions = sum(len(task.examples) for task in load_facts(files[-1]).tasks.values())
     with gzip.open(tmp_path / "out" / "predictions.jsonl.gz", "rt") as file:
         assert len(file.readlines()) == questions
-    assert not list((tmp_path / "work").rglob("checkpoint*"))
+    assert not list((tmp_path / "work").rglob("bico-seed0"))
