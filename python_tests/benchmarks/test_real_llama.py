@@ -202,11 +202,13 @@ def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monke
     assert f"failed  {broken}" in capsys.readouterr().out
     monkeypatch.setattr(real_llama, "run_all", in_this_process(ran))
     real_llama.main([*options(tmp_path, *files), "--next", "--cells", "full/*"])
+    assert ran[-1] == ["full/ntp/0.0003/seed0"]  # a cell that failed comes after those that were not tried
+    real_llama.main([*options(tmp_path, *files), "--next", "--cells", "full/ntp/0.0001/*"])
     assert ran[-1] == [broken]
-    assert [record.get("error") for record in lines(tmp_path)] == [None, None]
+    assert [record.get("error") for record in lines(tmp_path)] == [None] * 3
     failure = {"cell": vars(Cell("full", "ntp", 1e-4, 1)), "settings": SETTINGS, "error": "elsewhere"}
     real_llama.add_cells(tmp_path / "out", [failure])
-    assert [record.get("error") for record in lines(tmp_path)] == [None, None], "the finished cell stays"
+    assert [record.get("error") for record in lines(tmp_path)] == [None] * 3, "the finished cell stays"
 
 
 def test_cells_of_other_settings_do_not_count(files, tmp_path, ran, monkeypatch):
