@@ -106,13 +106,15 @@ speed() {
 
 # Without torch's cache each tensor is an allocation of its own, so accesses beyond its end are seen.
 sanitize() {
-  local tool failed=0
+  local tool process failed=0 processes=()
   for tool in memcheck racecheck; do
     built PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
       "$python" -S "$root/benchmarks/gpu_small_cases.py" >"$logs/$tool.log" 2>&1 &
+    processes+=($!)
   done
-  wait -n || failed=1
-  wait -n || failed=1
+  for process in "${processes[@]}"; do # by number: `wait -n` misses one that has already ended
+    wait "$process" || failed=1
+  done
   grep -H -m 8 -e '=====.*\(Error\|Invalid\|hazard\|SUMMARY\)' -e agree -e 'RMS error' "$logs"/{mem,race}check.log
   return "$failed"
 }
