@@ -1,7 +1,6 @@
 """How well a frozen model restores hidden tokens, in each condition of the probe."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,8 +82,8 @@ def token_losses(
         rows, columns = (labels != NO_LOSS).nonzero(as_tuple=True)
         batch = {name: padded[name].to(model.device) for name in ("input_ids", "span_ids")}
         outputs = (rows * padded["labels"].shape[1] + columns).to(model.device)
-        with torch.inference_mode(), only_outputs(model, outputs):
-            logits = _logits(model, **batch, condition=condition)[0]  # [hidden tokens of the batch, V]
+        with torch.inference_mode():
+            (logits,) = _logits(model, **batch, condition=condition, output_positions=outputs)  # [hidden tokens, V]
             loss = cross_entropy(logits.float(), labels[rows, columns].to(model.device), reduction="none")
         counts = rows.bincount(minlength=len(indices)).tolist()
         losses |= zip(indices, loss.double().cpu().split(counts), strict=True)
@@ -93,35 +92,18 @@ def token_losses(
     return [losses[index] for index in range(len(sequences))]
 
 
-@contextmanager
-def only_outputs(model: Any, outputs: Tensor) -> Iterator[None]:
-    """Make the model compute its logits at the given outputs only, as [1, N, V]: a vocabulary of 49,152 takes memory.
-
-    Args:
-        model: a causal LM.
-        outputs: int64 [N], indices in the flattened batch (row * S + column).
-    """
-
-    def select(_: Any, args: tuple[Tensor, ...]) -> Tensor:
-        return args[0].flatten(0, 1).index_select(0, outputs)[None]
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _logits(model: Any, input_ids: Tensor, span_ids: Tensor, condition: str) -> Tensor:
+def _logits(model: Any, input_ids: Tensor, span_ids: Tensor, condition: str, output_positions: Tensor) -> Tensor:
+    """Return the logits of an attached model at the outputs alone: a vocabulary of 49,152 takes memory."""
+    outputs = {"output_positions": output_positions}
     if condition != "causal":
-        return model(input_ids=input_ids, span_ids=span_ids, mirror=condition == "bico").logits
+        return model(input_ids=input_ids, span_ids=span_ids, mirror=condition == "bico", **outputs).logits
     # Span ids cannot express this mask: a placeholder, whose output may have to predict the next token, would not see
     # its past.
     length = input_ids.shape[1]
     past = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
     # [B, 1, m, n]. Token 0 is never hidden, so every query sees a key.
     mask = past & (span_ids == 0)[:, None, None, :]
-    return model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    return model(input_ids=input_ids, attention_mask=mask, use_cache=False, **outputs).logits
 
 
 def by_context(sequences: Sequence[TrainingSequence], losses: Mapping[str, list[Tensor]]) -> dict[str, Any]:
