@@ -39,7 +39,7 @@ from gpu_measure import PRODUCT, CudaMeter, Meter, both_passes, measure_case
 from measure import quartiles, ratios, spread, table
 
 from bico_ext.files import write_json, write_text
-from bico_ext.ops.attention import has_kernels
+from bico_ext.ops.backends import refusal
 
 RESULTS = Path(__file__).parent / "results"
 PROFILED = 4096  # tokens of the cases that a profiler watches
@@ -190,7 +190,7 @@ def lacks() -> str | None:
     """Return what the benchmark needs and does not find; None if nothing is missing."""
     if not torch.cuda.is_available():
         return "an NVIDIA GPU and a torch with CUDA: torch.cuda.is_available() is false"
-    if not has_kernels("cuda"):
+    if refusal("compiled", "cuda"):
         return "a bico_ext with CUDA kernels: build it with -C cmake.define.BICO_CUDA=ON"
     return None
 

@@ -13,8 +13,6 @@ try:
 except ImportError:
     _C = None  # type: ignore[assignment]
 
-NOT_COMPILED = "none: bico_ext is here without its compiled part; see the README for how to install it"
-
 
 def describe() -> dict[str, Any]:
     """Return the versions and the machine, ready for JSON.
@@ -44,7 +42,7 @@ def describe() -> dict[str, Any]:
 def _kernels() -> str:
     """Return the instruction set whose kernels run here, or the reason why none do."""
     if _C is None:
-        return NOT_COMPILED
+        return "none: nothing is compiled here"
     try:
         return _C.chosen_instruction_set()
     except RuntimeError as error:  # this CPU has none, or BICO_ISA is wrong; the other fields are still of use

@@ -1,13 +1,14 @@
-"""`bico info`: print the versions and the machine as JSON."""
+"""`bico info`: print the versions, the machine and the backends of the op as JSON."""
 
 import argparse
 import json
 
 from bico_ext import environment
+from bico_ext.ops import backends
 
 
 def run(arguments: list[str]) -> None:
     argparse.ArgumentParser("bico info", description="Print the versions and the machine as JSON.").parse_args(
         arguments
     )
-    print(json.dumps(environment.describe(), indent=1))
+    print(json.dumps({**environment.describe(), "backends": backends.describe()}, indent=1))

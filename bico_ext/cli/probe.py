@@ -13,7 +13,6 @@ from bico_ext.cli.output import empty_folder
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json
 from bico_ext.models import checkpoints
-from bico_ext.ops.attention import has_kernels
 from bico_ext.probing.denoising import MASK_RATES
 from bico_ext.probing.probe import details, probe
 from bico_ext.probing.report import write_probe_report
@@ -91,8 +90,7 @@ def run(arguments: list[str]) -> None:
     prepare = partial(sequences_by_length, model, tokenizer, texts, running=running, seed=config.seed)
     sequences = prepare(config.lengths, samples=config.samples, tokens=config.tokens)
     folder = empty_folder(config.output_dir)
-    on_gpu = torch.cuda.is_available() and has_kernels("cuda")
-    model = model.to(config.device or ("cuda" if on_gpu else "cpu"))
+    model = model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     measured: dict[str, Any] = {}
     if config.details:  # before the rest, because they may find the texts too short

@@ -1,35 +1,10 @@
-"""The compiled op: split-triangle RoPE attention with gradients, autocast and torch.compile support."""
+"""Split-triangle attention with the backend that suits the machine."""
 
 import math
-import pathlib
-from typing import Any
 
-import torch
 from torch import Tensor
 
-try:
-    import bico_ext._C as _C
-except ImportError as error:
-    raise ImportError(
-        "bico_ext was imported without its compiled part. Install it with `pip install --no-build-isolation .` and run "
-        "outside the source folder, or, for development, install with `pip install --no-build-isolation -e .`"
-    ) from error
-torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
-_DEVICES = {"meta"} | {
-    device
-    for device in ("cpu", "cuda")
-    if torch._C._dispatch_has_kernel_for_dispatch_key("bico::attention_forward", device.upper())
-}
-
-
-def has_kernels(device_type: str) -> bool:
-    """Whether this build runs the op on that type of device ("cpu", "cuda", "meta", ...).
-
-    Example:
-        >>> has_kernels("cpu")
-        True
-    """
-    return device_type in _DEVICES
+from bico_ext.ops import backends
 
 
 def split_triangle_attention(
@@ -45,6 +20,7 @@ def split_triangle_attention(
     mirror: bool = True,
     interleaved: bool = False,
     return_lse: bool = False,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Compute bidirectional RoPE attention whose relative distance is always -|m - n|, as in causal pre-training.
 
@@ -97,8 +73,6 @@ def split_triangle_attention(
             "cos and sin must not require gradients, because the op computes none for them; use cos.detach() and "
             "sin.detach()"
         )
-    if not has_kernels(q.device.type):
-        raise RuntimeError(f"q is on {q.device}, for which this build of bico-ext has no kernels; use q.cpu()")
     others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
     for name, x in others.items():
         if x is not None and x.device != q.device:
@@ -107,69 +81,6 @@ def split_triangle_attention(
             )
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
-    out, lse = torch.ops.bico.attention_forward(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+    attention = backends.BACKENDS[backends.choose(backend, q.device.type)].attention
+    out, lse = attention(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
     return (out, lse) if return_lse else out
-
-
-def _statistics_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _empty_heads(x: Tensor) -> Tensor:
-    batch, heads, length, head_dim = x.shape
-    return x.new_empty(batch, length, heads, head_dim).transpose(1, 2)
-
-
-@torch.library.register_fake("bico::attention_forward")
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_statistics_dtype(q))
-
-
-@torch.library.register_fake("bico::attention_backward")
-def _(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, cos, sin, span_ids, cu_seqlens, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, *output, cos, sin, span_ids, cu_seqlens)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read only once: under gradient checkpointing a second read raises
-    if grad_out is None:
-        grad_out = torch.zeros_like(saved[3])  # out
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *saved, *ctx.settings, deterministic)
-    return (*grads, *[None] * 7)
-
-
-def _second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "split_triangle_attention has no second derivative; use bico_ext.ops.reference.split_triangle_attention instead"
-    )
-
-
-torch.library.register_autograd("bico::attention_forward", _backward, setup_context=_keep_for_backward)
-torch.library.register_autograd("bico::attention_backward", _second_derivative)
-
-# Under autocast, q, k and v are cast to the autocast dtype, but cos and sin keep theirs because positions need float32.
-# torch.library.register_autocast would cast them, too.
-_AUTOCAST = torch.library.Library("bico", "IMPL")
-
-
-def _register_autocast(device: str) -> None:
-    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
-
-    def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        dtype = torch.get_autocast_dtype(device)
-        q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return torch.ops.bico.attention_forward(q, k, v, *rest)
-
-    _AUTOCAST.impl("attention_forward", run, f"Autocast{device.upper()}")
-
-
-for _device in ("cpu", "cuda"):
-    _register_autocast(_device)

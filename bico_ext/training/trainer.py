@@ -30,7 +30,6 @@ from bico_ext.models.attach import attach, check_attached
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
 from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pad
-from bico_ext.ops.attention import has_kernels
 from bico_ext.seeding import happens, stream_seed
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import LengthGroupedSampler, RowEncoder, Rows
@@ -101,8 +100,6 @@ class BicoTrainer(Trainer):
         args = BicoConfig() if args is None else args
         if not isinstance(args, BicoConfig):
             raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it has the same fields and more")
-        if not has_kernels(args.device.type):
-            raise ValueError(f"args train on {args.device}, for which this build has no kernels; set use_cpu=True")
 
         # Model and tokenizer
         if isinstance(model, str):

@@ -294,7 +294,7 @@ def test_after_its_budget_a_run_lists_the_cases_that_it_did_not_run(tmp_path, mo
 @pytest.mark.parametrize(("cuda", "needed"), [(False, "an NVIDIA GPU"), (True, "BICO_CUDA=ON")])
 def test_without_a_gpu_or_kernels_one_sentence_says_so(monkeypatch, capsys, cuda, needed):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(gpu, "has_kernels", lambda device: False)
+    monkeypatch.setattr(gpu, "refusal", lambda backend, device: "no kernels")
     assert gpu.main([]) == 2
     said = capsys.readouterr().err
     assert needed in said

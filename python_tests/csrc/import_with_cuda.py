@@ -12,8 +12,9 @@ from pathlib import Path
 PROGRAM = """
 import torch
 import bico_ext._C as _C
-from bico_ext.ops.attention import has_kernels, split_triangle_attention
-assert _C.cuda_kernels and has_kernels("cuda"), "built without CUDA"
+from bico_ext.ops.attention import split_triangle_attention
+from bico_ext.ops.backends import refusal
+assert _C.cuda_kernels and refusal("compiled", "cuda") is None, "built without CUDA"
 q = torch.randn(1, 2, 5, 8)
 out = split_triangle_attention(q, q, q, torch.ones(1, 5, 8), torch.zeros(1, 5, 8))
 expected = torch.nn.functional.scaled_dot_product_attention(q, q, q)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from problems import Case, make_problem
 
-from bico_ext.ops.attention import has_kernels, split_triangle_attention
+from bico_ext.ops.attention import split_triangle_attention
+from bico_ext.ops.backends import refusal
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
-if not has_kernels("cuda"):
+if refusal("compiled", "cuda"):
     pytest.skip("needs a build with CUDA kernels", allow_module_level=True)
 
 LOW = (torch.bfloat16, torch.float16)

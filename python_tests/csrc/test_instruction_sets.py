@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-import bico_ext._C as _C
 from bico_ext import environment
+
+_C = pytest.importorskip("bico_ext._C", reason="needs the compiled part")
 
 # What marks machine code that a CPU without AVX-512 cannot run: 512-bit registers, the upper 16 of the 32 vector
 # registers, mask registers, tiles.

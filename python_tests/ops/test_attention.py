@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
+from devices import needs_compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Case, make_problem
 
-import bico_ext._C as _C
 from bico_ext.ops import reference
 from bico_ext.ops.attention import split_triangle_attention
 
@@ -154,6 +154,7 @@ THREADS = [
 ]
 
 
+@needs_compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", THREADS, ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(case, dtype):
@@ -305,12 +306,15 @@ print(extra, inputs_and_output)
 """
 
 
+@needs_compiled
 def test_memory_is_linear_in_the_length():
     """Beyond inputs and outputs under 3 times q, k, v and out at S = 32768, where a score matrix has 2 GiB.
 
     One head, where most of a problem is in progress at once. Instruction sets without products of bfloat16 keep their
     operands in float32, twice as large.
     """
+    from bico_ext import _C
+
     kernels = _C.chosen_instruction_set()
     if kernels == "amx" and _C.emulates_amx:
         pytest.skip("tile registers in software would take minutes")

@@ -1,13 +1,21 @@
 """The op as a citizen of torch: registrations, compile, autocast, and a clear error for each wrong argument."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
+from devices import needs_compiled
 from problems import Case, make_problem
 
-from bico_ext.ops import attention
-from bico_ext.ops.attention import has_kernels, split_triangle_attention
+from bico_ext.ops.attention import split_triangle_attention
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiled), "portable"])
+def op(request):
+    """The op by each backend that runs everywhere."""
+    return partial(split_triangle_attention, backend=request.param)
+
 
 OPCHECK = [
     Case("context", S=5, D=4),
@@ -16,6 +24,7 @@ OPCHECK = [
 ]
 
 
+@needs_compiled
 @pytest.mark.parametrize("case", OPCHECK, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_opcheck(case, dtype):
@@ -34,11 +43,11 @@ def test_opcheck(case, dtype):
     )
 
 
-def test_compiles_without_a_graph_break():
+def test_compiles_without_a_graph_break(op):
     problem = make_problem(Case("compile", S=70, Hq=4, Hkv=2, D=8, spans="infill"), torch.float32)
 
     def step(q, k, v, cos, sin, ids):
-        out = split_triangle_attention(q * 2, k, v, cos, sin, span_ids=ids)
+        out = op(q * 2, k, v, cos, sin, span_ids=ids)
         return out.transpose(1, 2).flatten(2).sin()
 
     inputs = [x.float().requires_grad_() for x in (problem.q, problem.k, problem.v)]
@@ -51,31 +60,29 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(got_grads, want_grads)
 
 
-def test_autocast_casts_q_k_v_and_keeps_the_table():
+def test_autocast_casts_q_k_v_and_keeps_the_table(op):
     problem = make_problem(Case("autocast", S=300, D=8), torch.float32)
     q, k, v, cos, sin = (x.float() for x in (problem.q, problem.k, problem.v, problem.cos, problem.sin))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = split_triangle_attention(q, k.bfloat16(), v, cos, sin)
+        got = op(q, k.bfloat16(), v, cos, sin)
     assert got.dtype == torch.bfloat16
-    assert torch.equal(got, split_triangle_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), cos, sin))
-    rounded = split_triangle_attention(
-        q.bfloat16(), k.bfloat16(), v.bfloat16(), cos.bfloat16().float(), sin.bfloat16().float()
-    )
+    assert torch.equal(got, op(q.bfloat16(), k.bfloat16(), v.bfloat16(), cos, sin))
+    rounded = op(q.bfloat16(), k.bfloat16(), v.bfloat16(), cos.bfloat16().float(), sin.bfloat16().float())
     assert not torch.equal(got, rounded), "a bf16 table would give other numbers"
 
 
-def test_autocast_is_differentiable():
+def test_autocast_is_differentiable(op):
     problem = make_problem(Case("autocast", S=20, D=8), torch.float32)
     q, k, v = (x.float().requires_grad_() for x in (problem.q, problem.k, problem.v))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        split_triangle_attention(q, k, v, problem.cos.float(), problem.sin.float()).float().square().sum().backward()
+        op(q, k, v, problem.cos.float(), problem.sin.float()).float().square().sum().backward()
     assert all(x.grad is not None and x.grad.dtype == torch.float32 and x.grad.abs().sum() > 0 for x in (q, k, v))
 
 
-def test_expanded_gradient_and_unused_outputs():
+def test_expanded_gradient_and_unused_outputs(op):
     problem = make_problem(Case("grads", S=9, D=4))
     q, k, v = (x.requires_grad_() for x in (problem.q, problem.k, problem.v))
-    out, lse = split_triangle_attention(q, k, v, problem.cos, problem.sin, return_lse=True)
+    out, lse = op(q, k, v, problem.cos, problem.sin, return_lse=True)
     by_sum = torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
     by_ones = torch.autograd.grad((out * torch.ones_like(out)).sum(), (q, k, v), retain_graph=True)
     assert all(map(torch.equal, by_sum, by_ones))
@@ -83,20 +90,36 @@ def test_expanded_gradient_and_unused_outputs():
     assert not grad_v.any(), "lse does not depend on v"
 
 
-def test_second_derivative_raises():
+@needs_compiled
+def test_second_derivative_of_the_compiled_op_raises():
     problem = make_problem(Case("second", S=4, D=4))
     q = problem.q.requires_grad_()
-    out = split_triangle_attention(q, problem.k, problem.v, problem.cos, problem.sin)
+    out = split_triangle_attention(q, problem.k, problem.v, problem.cos, problem.sin, backend="compiled")
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
+    with pytest.raises(RuntimeError, match="no second derivative; give it backend='portable'"):
         torch.autograd.grad(grad.sum(), q)
 
 
+@pytest.mark.parametrize(
+    "case", [Case("gqa", S=5, Hq=4, Hkv=2, D=4), Case("spans", S=6, D=4, spans="infill", B=1)], ids=str
+)
+def test_second_derivatives_of_the_portable_op(case):
+    problem = make_problem(case)
+
+    def run(q, k, v):
+        return split_triangle_attention(
+            q, k, v, problem.cos, problem.sin, return_lse=True, backend="portable", **problem.options
+        )
+
+    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v)]
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 2, 0, 4)], ids=["no-batch", "no-tokens"])
-def test_empty_problems(shape):
+def test_empty_problems(op, shape):
     q, k, v = (torch.zeros(shape, requires_grad=True) for _ in range(3))
     table = torch.ones(1, shape[2], 4)
-    out, lse = split_triangle_attention(q, k, v, table, table, return_lse=True)
+    out, lse = op(q, k, v, table, table, return_lse=True)
     assert out.shape == shape
     assert lse.shape == shape[:3]
     out.sum().backward()
@@ -104,6 +127,7 @@ def test_empty_problems(shape):
     assert q.grad.shape == shape
 
 
+@needs_compiled
 def test_one_long_stride():
     """An index that needs 64 bits: rows 2^28 elements apart would overflow a 32-bit offset in bytes."""
     stride = 2**28
@@ -116,20 +140,21 @@ def test_one_long_stride():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pointers_at_no_vector_boundary(dtype):
+def test_pointers_at_no_vector_boundary(op, dtype):
     """Tensors that begin anywhere: slices of a larger storage, one element into it."""
     problem = make_problem(Case("offset", S=70, D=20), dtype)
     inputs = [x.to(dtype) for x in (problem.q, problem.k, problem.v)]
     rest = (problem.cos.float(), problem.sin.float())
-    want = split_triangle_attention(*inputs, *rest)
+    want = op(*inputs, *rest)
 
     def shifted(x):
         return torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
 
-    got = split_triangle_attention(*map(shifted, inputs), *map(shifted, rest))
+    got = op(*map(shifted, inputs), *map(shifted, rest))
     assert torch.equal(got, want)
 
 
+@needs_compiled
 def test_elements_across_element_boundaries_are_refused():
     memory = bytearray(1 + 4 * 2 * 4 * 8 * 16)
     odd = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(2, 4, 8, 16)
@@ -139,19 +164,19 @@ def test_elements_across_element_boundaries_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_one_token(dtype):
+def test_one_token(op, dtype):
     """S = 1: the query sees itself, so out is v, whatever q and k are."""
     q, k, v = torch.randn(3, 2, 2, 1, 5, generator=torch.Generator().manual_seed(0)).to(dtype).unbind()
     table = torch.ones(1, 1, 4)
-    out = split_triangle_attention(q, k, v, table, table * 0)
+    out = op(q, k, v, table, table * 0)
     torch.testing.assert_close(out, v)
 
 
-def test_only_empty_sequences():
+def test_only_empty_sequences(op):
     q = torch.zeros(1, 2, 0, 4)
     table = torch.ones(1, 0, 4)
     offsets = torch.zeros(4, dtype=torch.int32)
-    assert split_triangle_attention(q, q, q, table, table, cu_seqlens=offsets).shape == q.shape
+    assert op(q, q, q, table, table, cu_seqlens=offsets).shape == q.shape
 
 
 GOOD = {
@@ -194,26 +219,19 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
         ({**PACKED, "cu_seqlens": torch.zeros(0).int()}, "cu_seqlens must be int32 [sequences + 1], got int32 [0]"),
     ],
 )
-def test_errors_name_the_argument(change, message):
+def test_errors_name_the_argument(op, change, message):
     arguments = {**GOOD, **change}
     positional = [arguments.pop(name) for name in ("q", "k", "v", "cos", "sin")]
     with pytest.raises(RuntimeError, match=re.escape(message)):
-        split_triangle_attention(*positional, **arguments)
+        op(*positional, **arguments)
 
 
-def test_meta_tensors_give_meta_tensors():
-    out, lse = split_triangle_attention(*(x.to("meta") for x in GOOD.values()), return_lse=True)
+def test_meta_tensors_give_meta_tensors(op):
+    out, lse = op(*(x.to("meta") for x in GOOD.values()), return_lse=True)
     assert (out.shape, out.device.type, lse.shape) == ((2, 4, 8, 16), "meta", (2, 4, 8))
 
 
-def test_a_device_without_kernels_is_named(monkeypatch):
-    assert has_kernels("cpu")
-    assert not has_kernels("xla")
-    monkeypatch.setattr(attention, "has_kernels", lambda device: False)
-    with pytest.raises(RuntimeError, match=re.escape("q is on cpu, for which this build of bico-ext has no kernels")):
-        split_triangle_attention(*GOOD.values())
-
-
+@needs_compiled
 def test_backward_takes_any_strides_of_what_it_did_not_make():
     problem = make_problem(Case("strides", S=9, D=4))
     inputs = (problem.q, problem.k, problem.v)

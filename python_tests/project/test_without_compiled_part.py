@@ -1,4 +1,4 @@
-"""Where nothing was compiled, facts can still be read, reports written, models asked, and the op says what to do."""
+"""Where nothing was compiled, everything still works: the op by its portable backend."""
 
 import json
 import os
@@ -40,11 +40,44 @@ print(split_triangle_attention(q, k, v, torch.ones(1, 5, 8), torch.zeros(1, 5, 8
     assert result.stdout == "torch.Size([1, 2, 5, 8])\n", result.stderr
 
 
-def test_the_op_says_how_to_install_it(sources):
-    result = run(sources, "-c", "from bico_ext import split_triangle_attention")
-    assert result.returncode == 1
-    assert "without its compiled part" in result.stderr
-    assert "pip install --no-build-isolation" in result.stderr
+def test_the_op_runs_and_says_once_by_which_backend(sources):
+    program = """
+import torch
+from bico_ext import split_triangle_attention
+from bico_ext.ops import reference
+q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
+angle = torch.rand(1, 5, 4).repeat(1, 1, 2)
+arguments = (q, k, v, angle.cos(), angle.sin())
+for _ in range(2):
+    torch.testing.assert_close(split_triangle_attention(*arguments), reference.split_triangle_attention(*arguments))
+"""
+    result = run(sources, "-c", program)
+    assert result.returncode == 0, result.stderr
+    assert (
+        result.stderr.count("attention runs by the portable backend: bico_ext is here without its compiled part") == 1
+    )
+
+
+def test_a_comparison_trains_and_evaluates(sources, tmp_path):
+    options = [
+        "--systems",
+        "ntp",
+        "bico",
+        "--steps",
+        "2",
+        "--curve-points",
+        "0",
+        "--max-new-tokens",
+        "2",
+        "--jobs",
+        "1",
+    ]
+    result = run(sources, "-m", "bico_ext.cli", "compare", *options, "--output-dir", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert {run["system"] for run in json.loads((tmp_path / "out" / "results.json").read_text())["runs"]} == {
+        "ntp",
+        "bico",
+    }
 
 
 def test_reports_are_written_and_info_says_what_is_missing(sources, tmp_path):
@@ -53,7 +86,9 @@ def test_reports_are_written_and_info_says_what_is_missing(sources, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "report.html").exists()
     info = json.loads(run(sources, "-m", "bico_ext.cli", "info").stdout)
-    assert info["kernels"].startswith("none: bico_ext is here without its compiled part")
+    assert info["kernels"] == "none: nothing is compiled here"
+    assert "BICO_BUILD=ON pip install -v" in info["backends"]["compiled"]
+    assert info["backends"]["portable"].startswith("cpu")
     assert info["instruction_sets"] == []
 
 

@@ -13,7 +13,6 @@ from torch import Generator, tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
-import bico_ext.training.trainer as trainer_module
 from bico_ext.models.attach import detach
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.training.config import BicoConfig
@@ -175,12 +174,6 @@ def test_a_padding_id_that_the_model_lacks_is_not_used(tmp_path: Path):
     )
     trainer.train()
     assert all(math.isfinite(loss) for loss in logged(trainer))
-
-
-def test_a_device_without_kernels_is_refused(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "has_kernels", lambda device: False)
-    with pytest.raises(ValueError, match="args train on cpu, for which this build has no kernels; set use_cpu=True"):
-        constructed(tmp_path, [GOOD])
 
 
 def test_a_row_of_special_tokens_is_accepted_if_they_are_predicted(tmp_path: Path):

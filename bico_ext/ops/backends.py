@@ -1,0 +1,136 @@
+"""The backends of `split_triangle_attention`: what each needs, and which one runs.
+
+| backend    | computes with                                   | needs                                                 |
+| ---------- | ----------------------------------------------- | ----------------------------------------------------- |
+| `compiled` | C++ and CUDA kernels (csrc/), a torch custom op | an x86-64 CPU or an NVIDIA GPU, and a compiled build  |
+| `portable` | plain torch, in blocks of queries               | any device that torch has                             |
+
+"auto" takes the first of them that can take q. To add a backend, write a module with a function `attention` like the
+others' and add it to `BACKENDS`.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bico_ext.ops import portable
+from bico_ext.ops.arguments import autocast, check_arguments
+
+compiled: Any  # the module, or None
+try:
+    from bico_ext.ops import compiled
+except ImportError:
+    compiled = None
+
+VARIABLE = "BICO_BACKEND"  # the environment variable that replaces "auto" in a process
+NOT_COMPILED = (
+    "bico_ext is here without its compiled part, which `BICO_BUILD=ON pip install -v --no-build-isolation .` in its "
+    "source folder compiles, or says why it cannot"
+)
+
+Attention = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute the op.
+
+    Attributes:
+        attention: takes q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror and interleaved by position, and returns
+            out and lse, as documented at `bico_ext.split_triangle_attention`.
+        refusal: takes the type of a device ("cpu", "cuda", ...) and returns why the backend cannot run there, or None
+            if it can.
+    """
+
+    attention: Attention
+    refusal: Callable[[str], str | None]
+
+
+def _compiled_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return compiled.attention(*arguments)
+
+
+def _compiled_refusal(device: str) -> str | None:
+    if compiled is None:
+        return NOT_COMPILED
+    return None if device in compiled.DEVICES else f"this build of bico-ext has no kernels for {device} devices"
+
+
+def _portable_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    q, k, v = autocast(q, k, v)
+    check_arguments(q, k, v, *rest[:4])
+    return portable.attention(q, k, v, *rest)
+
+
+BACKENDS = {
+    "compiled": Backend(_compiled_attention, _compiled_refusal),
+    "portable": Backend(_portable_attention, lambda device: None),
+}
+
+
+def refusal(backend: str, device: str) -> str | None:
+    """Return why a backend, a key of `BACKENDS`, cannot run on a type of device, or None if it can."""
+    return BACKENDS[backend].refusal(device)
+
+
+def choose(backend: str, device: str) -> str:
+    """Return the backend that runs on a type of device.
+
+    Args:
+        backend: a key of `BACKENDS`, or "auto", for which the environment variable BICO_BACKEND may name one. Without
+            it, "auto" is the first backend that runs on the device.
+        device: the type of the device, such as "cpu" or "cuda".
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: the backend does not run on the device.
+
+    Example:
+        >>> choose("portable", "cpu")
+        'portable'
+    """
+    source = "backend"
+    if backend == "auto" and VARIABLE in os.environ:
+        source, backend = VARIABLE, os.environ[VARIABLE]
+    if backend == "auto":
+        return _first_that_runs(device)
+    if backend not in BACKENDS:
+        names = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"{source} must be one of {names}, got {backend!r}")
+    reason = refusal(backend, device)
+    if reason is not None:
+        raise RuntimeError(f"{source} {backend!r} cannot run on {device}: {reason}; use 'auto'")
+    return backend
+
+
+@cache
+def _first_that_runs(device: str) -> str:
+    reasons = {name: refusal(name, device) for name in BACKENDS}
+    chosen = next(name for name, reason in reasons.items() if reason is None)
+    if chosen != "compiled":
+        logging.getLogger(__name__).warning("attention runs by the %s backend: %s", chosen, reasons["compiled"])
+    return chosen
+
+
+def describe() -> dict[str, str]:
+    """Return for each backend the devices here that it runs on, or why it runs on none.
+
+    Example:
+        >>> list(describe()) == list(BACKENDS)
+        True
+    """
+    devices = ["cpu"]
+    if torch.accelerator.is_available():
+        devices.append(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
+    shown = {}
+    for name in BACKENDS:
+        reasons = {device: refusal(name, device) for device in devices}
+        runs_on = ", ".join(device for device, reason in reasons.items() if reason is None)
+        shown[name] = runs_on or f"none: {reasons[devices[-1]]}"
+    return shown

@@ -1,0 +1,102 @@
+"""The backend `compiled`: the C++ and CUDA kernels as torch's custom op `torch.ops.bico.attention_forward`.
+
+The op has gradients, autocast and torch.compile support. Importing this module raises ImportError where nothing was
+compiled; `bico_ext.ops.backends` then chooses another backend.
+"""
+
+import pathlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bico_ext._C as _C
+
+torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
+
+# The types of devices that this build runs the op on.
+DEVICES = frozenset({"meta"}) | {
+    device
+    for device in ("cpu", "cuda")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("bico::attention_forward", device.upper())
+}
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    span_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    mirror: bool,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return out and lse; the arguments are those of `bico_ext.split_triangle_attention`, which the op checks."""
+    return torch.ops.bico.attention_forward(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+
+
+def _statistics_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _empty_heads(x: Tensor) -> Tensor:
+    batch, heads, length, head_dim = x.shape
+    return x.new_empty(batch, length, heads, head_dim).transpose(1, 2)
+
+
+@torch.library.register_fake("bico::attention_forward")
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_statistics_dtype(q))
+
+
+@torch.library.register_fake("bico::attention_backward")
+def _(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cos, sin, span_ids, cu_seqlens, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, *output, cos, sin, span_ids, cu_seqlens)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read only once: under gradient checkpointing a second read raises
+    if grad_out is None:
+        grad_out = torch.zeros_like(saved[3])  # out
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *saved, *ctx.settings, deterministic)
+    return (*grads, *[None] * 7)
+
+
+def _second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "the compiled split_triangle_attention has no second derivative; give it backend='portable', which has"
+    )
+
+
+torch.library.register_autograd("bico::attention_forward", _backward, setup_context=_keep_for_backward)
+torch.library.register_autograd("bico::attention_backward", _second_derivative)
+
+# Under autocast, q, k and v are cast to the autocast dtype, but cos and sin keep theirs because positions need float32.
+# torch.library.register_autocast would cast them, too.
+_AUTOCAST = torch.library.Library("bico", "IMPL")
+
+
+def _register_autocast(device: str) -> None:
+    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(device)
+        q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return torch.ops.bico.attention_forward(q, k, v, *rest)
+
+    _AUTOCAST.impl("attention_forward", run, f"Autocast{device.upper()}")
+
+
+for _device in ("cpu", "cuda"):
+    _register_autocast(_device)

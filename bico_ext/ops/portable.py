@@ -1,0 +1,302 @@
+"""The backend `portable`: split-triangle attention in plain torch, on any device that torch has.
+
+Queries are taken in blocks of `QUERY_BLOCK`, heads in groups of at most `MOST_SCORES` scores a block. Scores exist only
+while a block is worked on, and the backward computes them again from the log-sum-exps, so memory is O(S). A block needs
+both rotary frames only where the diagonal crosses it: earlier keys are scored in the plus frame, later ones in the
+minus frame.
+
+The backward is written in differentiable torch as well, so second derivatives exist.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+QUERY_BLOCK = 256
+MOST_SCORES = 2**20  # 4 MiB in float32
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    span_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    mirror: bool,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return out and lse; the arguments are those of `bico_ext.split_triangle_attention`, already checked."""
+    return _Attention.apply(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, *rest = arguments
+        batch, heads, length, head_dim = q.shape
+        out = q.new_empty(batch, length, heads, head_dim).transpose(1, 2)
+        lse = q.new_empty(batch, heads, length, dtype=_wide(q))
+        with _without_autocast(q):
+            for queries, keys in _groups_of_heads(q, k):
+                _Heads(q[:, queries], k[:, keys], v[:, keys], *rest).forward(out[:, queries], lse[:, queries])
+        return out, lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, scale, mirror, interleaved = inputs
+        ctx.settings = scale, mirror, interleaved
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *rest, out, lse = ctx.saved_tensors
+        parts = []
+        with _without_autocast(q):
+            for queries, keys in _groups_of_heads(q, k):
+                heads = _Heads(q[:, queries], k[:, keys], v[:, keys], *rest, *ctx.settings)
+                parts.append(heads.backward(*(x[:, queries] for x in (out, lse, *grads))))
+        grad_q, grad_k, grad_v = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        return grad_q, grad_k, grad_v, *[None] * 7
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _groups_of_heads(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of the heads of q and of the heads of k that belong together."""
+    batch, query_heads, length, _ = q.shape
+    heads = k.shape[1]
+    group = query_heads // heads
+    at_once = max(1, MOST_SCORES // max(1, batch * group * min(QUERY_BLOCK, length) * length))
+    for first in range(0, heads, at_once):
+        last = min(first + at_once, heads)
+        yield slice(first * group, last * group), slice(first, last)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of the softmax, of sums and of statistics."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The queries [begin, end) and the keys [first, last) that some of them may see.
+
+    Attributes:
+        seen: bool [B, end - begin, last - first], or None if every query sees every key.
+        hidden: the opposite of `seen`, for all heads: bool [B, 1, 1, end - begin, last - first].
+        later: bool [end - begin, end - begin], which keys of the diagonal come after which queries.
+    """
+
+    begin: int
+    end: int
+    first: int
+    last: int
+    seen: Tensor | None
+    hidden: Tensor | None
+    later: Tensor
+
+
+class _Heads:
+    """Some heads of a call with their rotated operands, all [B, Hkv, G, S, D]: G query heads share a head of k and v.
+
+    The scale is multiplied into q before it is rounded to its dtype, so that scores overflow later in float16.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        span_ids: Tensor | None,
+        cu_seqlens: Tensor | None,
+        scale: float,
+        mirror: bool,
+        interleaved: bool,
+    ) -> None:
+        self.heads, self.dtype, self.wide = k.shape[1], q.dtype, _wide(q)
+        self.scale, self.mirror, self.interleaved = scale, mirror, interleaved
+        self.signs = (1, -1) if mirror else (1,)  # the plus frame, for pairs with n <= m, and the minus frame
+        self.cos, self.sin = (x.to(self.wide)[:, None, None] for x in (cos, sin))  # [1 or B, 1, 1, S, R]
+        self.span_ids, self.cu_seqlens = span_ids, cu_seqlens
+        wide_q, wide_k = self.grouped(q.to(self.wide) * scale), self.grouped(k.to(self.wide))
+        self.q = [self.rotated(wide_q, sign).to(self.dtype) for sign in self.signs]  # by frame
+        self.k = [self.rotated(wide_k, sign).to(self.dtype) for sign in self.signs]
+        self.v = self.grouped(v).contiguous()
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """[B, heads, ...] -> [B, Hkv, G, ...]."""
+        return x.unflatten(1, (self.heads, x.shape[1] // self.heads))
+
+    def rotated(self, x: Tensor, sign: int, begin: int = 0) -> Tensor:
+        """Rotate x, [B, Hkv, G, rows, D], by R(m) or R(-m), m = begin, begin + 1, ..."""
+        rows, width = slice(begin, begin + x.shape[3]), self.cos.shape[-1]
+        if self.interleaved:
+            first, second, pairs = slice(0, width, 2), slice(1, width, 2), slice(0, width, 2)
+        else:
+            first, second, pairs = slice(0, width // 2), slice(width // 2, width), slice(0, width // 2)
+        cos, sin = self.cos[..., rows, pairs], self.sin[..., rows, pairs] * sign
+        a, b = x[..., first], x[..., second]
+        turned = (a * cos - b * sin, b * cos + a * sin)
+        joined = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+        return torch.cat((joined, x[..., width:]), -1)
+
+    def rotated_back(self, frames: list[Tensor], begin: int = 0) -> Tensor:
+        """Return the sum over the frames of x rotated by the inverse."""
+        turned = [self.rotated(x, -sign, begin) for sign, x in zip(self.signs, frames, strict=True)]
+        return torch.stack(turned).sum(0)
+
+    def blocks(self) -> Iterator[_Block]:
+        batch, length, device = self.v.shape[0], self.v.shape[3], self.v.device
+        position = torch.arange(length, device=device)
+        # Which keys a block need not look at is read from the values, which a trace does not have.
+        has_values = device.type != "meta" and not torch.compiler.is_compiling()
+        sequence, offsets, last_context = None, [0, length], length - 1
+        if self.cu_seqlens is not None:
+            sequence = torch.searchsorted(self.cu_seqlens.long(), position, right=True)
+            offsets = self.cu_seqlens.tolist() if has_values else offsets
+        if self.span_ids is not None and has_values and length:
+            last_context = int(torch.where((self.span_ids == 0).any(0), position, -1).max())
+        for begin in range(0, length, QUERY_BLOCK):
+            end = min(begin + QUERY_BLOCK, length)
+            first = max(offset for offset in offsets if offset <= begin)
+            last = min(offset for offset in offsets if offset >= end)
+            last = min(last, max(end, last_context + 1))  # of the keys behind a query, it sees context alone
+            m, n = slice(begin, end), slice(first, last)
+            later = position[None, m] > position[m, None]
+            seen = None
+            if self.span_ids is not None:
+                m_span, n_span = self.span_ids[:, m, None], self.span_ids[:, None, n]
+                past = position[None, n] <= position[m, None]
+                seen = (n_span == 0) | ((n_span > 0) & (n_span == m_span) & past)
+            if sequence is not None:
+                together = (sequence[None, m, None] == sequence[None, None, n]).expand(batch, -1, -1)
+                seen = together if seen is None else seen & together
+            hidden = None if seen is None else ~seen[:, None, None]
+            yield _Block(begin, end, first, last, seen, hidden, later)
+
+    def scores(self, block: _Block) -> Tensor:
+        """Return the scores of a block, each pair in its frame: [B, Hkv, G, queries, keys]."""
+        m, past, rows = slice(block.begin, block.end), block.begin - block.first, block.end - block.begin
+        if not self.mirror:
+            return _times(self.q[0][..., m, :], self.k[0][..., block.first : block.last, :].mT)
+        plus = _times(self.q[0][..., m, :], self.k[0][..., block.first : block.end, :].mT)
+        minus = _times(self.q[1][..., m, :], self.k[1][..., block.begin : block.last, :].mT)
+        diagonal = torch.where(block.later, minus[..., :rows], plus[..., past:])
+        return torch.cat((plus[..., :past], diagonal, minus[..., rows:]), -1)
+
+    def by_frame(self, block: _Block, x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """Split x [..., queries, keys] of a block into pieces of one frame: yield the frame, the keys and the piece.
+
+        On the diagonal there are two pieces, each with 0 for the pairs of the other frame.
+        """
+        begin, end, first, last = block.begin, block.end, block.first, block.last
+        if not self.mirror:
+            yield 0, slice(first, last), x
+            return
+        diagonal = x[..., begin - first : end - first]
+        yield 0, slice(first, begin), x[..., : begin - first]
+        yield 0, slice(begin, end), diagonal.masked_fill(block.later, 0)
+        yield 1, slice(begin, end), diagonal.masked_fill(~block.later, 0)
+        yield 1, slice(end, last), x[..., end - first :]
+
+    def forward(self, out: Tensor, lse: Tensor) -> None:
+        """Write out [B, Hq, S, D] and lse [B, Hq, S] of these heads."""
+        values, broken = _without_broken_rows(self.v)
+        for block in self.blocks():
+            m, n = slice(block.begin, block.end), slice(block.first, block.last)
+            scores = self.scores(block)
+            if block.hidden is not None:
+                scores.masked_fill_(block.hidden, -torch.inf)
+            largest = scores.amax(-1, keepdim=True).to(self.wide)
+            largest.masked_fill_(largest == -torch.inf, 0)  # of a query that sees nothing
+            weights = (scores - largest).exp_()  # in `wide`, as the scores are subtracted from what is
+            total = weights.sum(-1, keepdim=True)
+            result = _times(weights.to(self.dtype), values[..., n, :]).to(self.wide) / total.masked_fill(total == 0, 1)
+            poisoned = _touches(block.seen, broken[:, :, 0, n], block.end - block.begin)
+            result.masked_fill_(poisoned[:, :, None, :, None], torch.nan)
+            out[:, :, m] = result.flatten(1, 2)
+            lse[:, :, m] = (largest + total.log())[..., 0].flatten(1, 2)
+
+    def backward(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of q, k and v of these heads."""
+        # The gradient of a score is p (dp - delta), with delta = sum(out grad_out) - grad_lse.
+        delta = (out.to(self.wide) * grad_out.to(self.wide)).sum(-1) - grad_lse
+        lse, delta = (self.grouped(x)[..., None] for x in (lse, delta))
+        grads = self.grouped(grad_out)
+        # A weight of 0 times NaN is NaN: what enters a sum over pairs that do not see each other is finite.
+        clean_grads, broken_grads = _without_broken_rows(grads)
+        clean_q, clean_k = ([_without_broken_rows(x)[0] for x in frames] for frames in (self.q, self.k))
+
+        grad_q = torch.zeros_like(self.q[0], dtype=self.wide)
+        grad_k = [torch.zeros_like(k, dtype=self.wide) for k in self.k]  # by frame
+        grad_v = torch.zeros_like(self.v, dtype=self.wide)
+        poisoned = torch.zeros_like(grad_v[..., 0], dtype=torch.bool)  # the rows of v that a broken query sees
+        for block in self.blocks():
+            m, n = slice(block.begin, block.end), slice(block.first, block.last)
+            weights = (self.scores(block) - lse[..., m, :]).exp_()
+            if block.hidden is not None:
+                weights = weights.masked_fill(block.hidden, 0)
+            grad_v[..., n, :] += _sum_times(weights.to(self.dtype), clean_grads[..., m, :])
+            seen_by = None if block.seen is None else block.seen.mT
+            poisoned[..., n] |= _touches(seen_by, broken_grads[..., m].any(2), block.last - block.first)[:, :, None]
+            grad_weights = _times(grads[..., m, :], self.v[..., n, :].mT)
+            grad_scores = (weights * (grad_weights - delta[..., m, :])).to(self.dtype)
+            if block.hidden is not None:
+                grad_scores = grad_scores.masked_fill(block.hidden, 0)
+            back = [torch.zeros_like(grad_q[..., m, :]) for _ in self.signs]  # by frame
+            for frame, keys, part in self.by_frame(block, grad_scores):
+                back[frame] = back[frame] + _times(part, clean_k[frame][..., keys, :])
+                grad_k[frame][..., keys, :] += _sum_times(part, clean_q[frame][..., m, :])
+            grad_q[..., m, :] = self.rotated_back(back, block.begin) * self.scale
+        results = grad_q, self.rotated_back(grad_k), grad_v.masked_fill(poisoned[..., None], torch.nan)
+        q, k, v = (x.flatten(1, 2).to(self.dtype) for x in results)
+        return q, k, v
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    """Return left [B, Hkv, G, m, x] @ right [B, Hkv, 1, x, n], without repeating the right side G times."""
+    groups, rows = left.shape[2:4]
+    return _matmul(left.flatten(2, 3), right[:, :, 0]).unflatten(2, (groups, rows))
+
+
+def _sum_times(left: Tensor, right: Tensor) -> Tensor:
+    """Return left^T @ right, summed over the G heads of a group: [B, Hkv, G, m, n or D] -> [B, Hkv, 1, n, D]."""
+    return _matmul(left.flatten(2, 3).mT, right.flatten(2, 3))[:, :, None]
+
+
+def _matmul(left: Tensor, right: Tensor) -> Tensor:
+    if left.shape[-1] % 2 and left.dtype in (torch.bfloat16, torch.float16):
+        # The AMX products of oneDNN in torch 2.13 read rows of odd length one element too far, and 0 * NaN is NaN.
+        left, right = functional.pad(left, (0, 1)), functional.pad(right, (0, 0, 0, 1))
+    return left @ right
+
+
+def _without_broken_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x with zeros in the rows that have an element that is not finite, and which rows these are."""
+    broken = ~x.isfinite().all(-1)
+    return x.masked_fill(broken[..., None], 0), broken
+
+
+def _touches(seen: Tensor | None, broken: Tensor, rows: int) -> Tensor:
+    """Return which of `rows` rows see a broken one: bool [B, Hkv, rows].
+
+    Args:
+        seen: bool [B, rows, n]; None if they see all.
+        broken: bool [B, Hkv, n].
+    """
+    if seen is None:
+        return broken.any(-1, keepdim=True).expand(-1, -1, rows)
+    return (broken.float() @ seen.float().mT) > 0
