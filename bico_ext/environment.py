@@ -13,7 +13,10 @@ try:
 except ImportError:
     _C = None  # type: ignore[assignment]
 
-NOT_COMPILED = "none: bico_ext is here without its compiled part; see the README for how to install it"
+NOT_COMPILED = (
+    "none: bico_ext is here without its compiled part; `BICO_BUILD=ON pip install -v --no-build-isolation .` in its "
+    "source folder compiles it or says why it cannot"
+)
 
 
 def describe() -> dict[str, Any]:

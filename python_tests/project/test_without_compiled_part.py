@@ -54,6 +54,7 @@ def test_reports_are_written_and_info_says_what_is_missing(sources, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
     info = json.loads(run(sources, "-m", "bico_ext.cli", "info").stdout)
     assert info["kernels"].startswith("none: bico_ext is here without its compiled part")
+    assert "BICO_BUILD=ON pip install -v" in info["kernels"]
     assert info["instruction_sets"] == []
 
 
