@@ -93,6 +93,8 @@ def _build(build: Callable[..., str], default: str, directory: str, config_setti
                 return build(directory, config_settings, metadata)
         except (Exception, SystemExit) as error:
             reason = first_error(lines, error)
+            if type(error).__name__.endswith("NotFoundError"):  # cmake or ninja
+                reason = f"{reason.rstrip('.')}: pip install cmake ninja."
     if choice == "ON":
         sys.exit(
             f"\nbico-ext was not compiled, and this build insists on it: {reason} "

@@ -141,7 +141,7 @@ def test_no_compiler_is_seen_before_cmake_is_asked(build, tmp_path):
 def test_no_cmake(build, tmp_path):
     hidden = "sys.modules['cmake'] = sys.modules['ninja'] = None"
     compiler(tmp_path / "c++", "exit 1")
-    assert_pure(tmp_path, build(prepare=hidden, PATH=str(tmp_path)), "Could not find CMake")
+    assert_pure(tmp_path, build(prepare=hidden, PATH=str(tmp_path)), "Could not find CMake", "pip install cmake ninja.")
 
 
 def test_another_machine(build, tmp_path):

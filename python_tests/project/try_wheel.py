@@ -24,8 +24,11 @@ print(json.dumps([bico_ext.__file__, version("torch"), importlib.util.find_spec(
 
 
 def isolated(python: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
-    """Run Python without the current folder and PYTHONPATH, where bico_ext's sources might be."""
-    return subprocess.run([str(python), "-I", *arguments], text=True, check=False, cwd=ROOT, **options)
+    """Run Python where neither it nor a process that a test starts finds the sources of bico_ext."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "BICO_ISA")}
+    environment = inherited | {"OMP_NUM_THREADS": "1"}  # as in `make test`
+    command = [str(python), "-I", *arguments]
+    return subprocess.run(command, text=True, check=False, cwd=python.parent, env=environment, **options)
 
 
 def check_installed(python: Path, environment: Path) -> str:
@@ -46,12 +49,13 @@ def try_wheel(wheel: Path, torch: str, environment: Path) -> str:
     shutil.rmtree(environment, ignore_errors=True)
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    install = ["-m", "pip", "install", "--progress-bar", "off", "--quiet", str(wheel), torch, "pytest", "hypothesis"]
-    if isolated(python, *install).returncode:
+    tools = ["pytest", "pytest-xdist", "hypothesis"]
+    if isolated(python, "-m", "pip", "install", "--progress-bar", "off", "-q", str(wheel), torch, *tools).returncode:
         sys.exit(f"{wheel.name} and {torch} cannot be installed together, as pip says above.")
     version = check_installed(python, environment)
     print(f"== {wheel.name} with torch {version}", flush=True)
-    if isolated(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "python_tests/ops").returncode:
+    tests = [str(ROOT / "python_tests" / "ops"), "-n", "logical", "--dist", "worksteal"]
+    if isolated(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests).returncode:
         sys.exit(f"{wheel.name} fails with torch {version}; {environment} is kept.")
     shutil.rmtree(environment)
     return version
@@ -62,7 +66,6 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("torch", nargs="+", help="a requirement that pip understands")
     options = parser.parse_args()
-    os.environ.pop("BICO_ISA", None)
     for number, torch in enumerate(options.torch):
         version = try_wheel(options.wheel.resolve(), torch, ROOT / "build" / f"wheel-environment-{number}")
         print(f"== passed with torch {version}", flush=True)
