@@ -1,16 +1,19 @@
-# make demo | demo-tiny | test | test-real | test-kernels | lint | benchmark | benchmark-sweep | benchmark-train |
-# benchmark-gpu: each but the last sets up what it needs in $(VENV), which is quick when nothing has changed.
+# make demo | demo-tiny | test | test-real | test-kernels | lint | wheel | test-wheel | benchmark | benchmark-sweep |
+# benchmark-train | benchmark-gpu: each but the last sets up what it needs in $(VENV), which is quick when nothing has
+# changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is compiled and no compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DATA ?= synthetic
 OUT ?= out/demo-$(notdir $(patsubst %/,%,$(DATA)))
+BICO_BUILD ?= ON
+export BICO_BUILD
 
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: setup demo demo-tiny test test-real test-kernels lint format benchmark benchmark-sweep benchmark-train benchmark-gpu clean
+.PHONY: setup demo demo-tiny test test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -25,16 +28,28 @@ $(VENV)/created:
 	fi
 	@touch $@
 
-$(VENV)/requirements: pyproject.toml $(VENV)/created
-	@command -v $${CXX:-c++} >/dev/null || \
-	  { echo "bico-ext compiles C++: install g++ 12 or newer (on Debian: apt install g++), or set CXX." >&2; exit 1; }
-	$(BIN)/pip install --progress-bar off --quiet 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' 'ninja>=1.11'
+# What was asked for last: another value sets up anew.
+$(VENV)/BICO_BUILD: $(VENV)/created FORCE
+	@echo '$(BICO_BUILD)' | cmp -s - $@ || echo '$(BICO_BUILD)' >$@
+
+ifeq ($(BICO_BUILD),OFF)
+TO_BUILD := 'scikit-build-core>=0.11'
+else
+TO_BUILD := 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' 'ninja>=1.11'
+EMULATOR := -C cmake.define.BICO_EMULATOR=ON
+endif
+
+$(VENV)/requirements: pyproject.toml $(VENV)/created $(VENV)/BICO_BUILD
+	@test '$(BICO_BUILD)' = OFF || command -v $${CXX:-c++} >/dev/null || \
+	  { echo "bico-ext compiles C++: install g++ 12 or newer (on Debian: apt install g++), or set CXX; with" \
+	    "BICO_BUILD=OFF, nothing is compiled." >&2; exit 1; }
+	$(BIN)/pip install --progress-bar off --quiet $(TO_BUILD)
 	@touch $@
 
 # Editable: changes to Python files take effect at once, new folders are found after another installation, and changes to
 # C++ files recompile what they touch.
 $(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirements
-	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[test,lint]'
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation $(EMULATOR) -e '.[test,lint]'
 	@touch $@
 
 # A pre-trained Llama learns invented people and is asked in both directions.
@@ -99,6 +114,16 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# A wheel of this machine's Python. Its objects are its own: those of $(VENV) know the emulator.
+wheel: $(VENV)/requirements
+	$(BIN)/pip wheel --progress-bar off --quiet --no-build-isolation --no-deps --wheel-dir dist \
+	  -C build-dir=build/wheel-objects .
+	@ls -t dist/*.whl | head -n 1
+
+# The op's tests on that wheel, in fresh environments with the oldest torch and the newest, which are downloaded.
+test-wheel: wheel
+	$(BIN)/python python_tests/project/try_wheel.py "$$(ls -t dist/*.whl | head -n 1)" 'torch==2.11.*' torch
 
 benchmark: setup
 	$(BIN)/python benchmarks/attention.py --output-dir out/benchmark

@@ -56,7 +56,7 @@ def python_blocks(page: Path) -> list[str]:
 @OF_EVERY_PAGE
 def test_files_and_modules_in_the_text_exist(page):
     text = page.read_text()
-    folders = "bico_ext|csrc|python_tests|benchmarks|configs|docs|examples"
+    folders = "bico_ext|build_backend|csrc|python_tests|benchmarks|configs|docs|examples"
     missing = [path for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text) if not (ROOT / path).exists()]
     assert not missing
     unknown = [name for name in re.findall(r"`(bico_ext(?:\.\w+)+)", text) if not resolves(name)]
