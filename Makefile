@@ -1,6 +1,6 @@
-# make demo | demo-tiny | test | test-real | test-kernels | lint | wheel | test-wheel | benchmark | benchmark-sweep |
-# benchmark-train | benchmark-gpu: each but the last sets up what it needs in $(VENV), which is quick when nothing has
-# changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is compiled and no compiler is needed.
+# make demo | demo-tiny | test | test-portable | test-real | test-kernels | lint | wheel | test-wheel | benchmark |
+# benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in $(VENV), which is quick
+# when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: setup demo demo-tiny test test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
+.PHONY: setup demo demo-tiny test test-portable test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -68,6 +68,11 @@ demo-tiny: setup
 # One worker per core with one thread each: most tests are too small for two threads.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+
+# What runs the op inside a model, with its portable backend. Where nothing is compiled, `make test` does all of that.
+test-portable: setup
+	BICO_BACKEND=portable OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal \
+	  python_tests/models python_tests/training python_tests/probing
 
 # The tests that need a pre-trained model, which is downloaded once into the user's cache folder.
 test-real: setup

@@ -18,7 +18,8 @@ SEED = 0
 SCORE_BYTES = {"bfloat16": 15, "float32": 18}
 SCORE_LIMIT = 4 * 2**30  # bytes; the two matrices are left out if they would take more
 
-FULL = ("SDPA full", "SDPA causal", "two matrices", "two flash calls")
+SWEEP = ("SDPA full", "SDPA causal", "two matrices", "two flash calls")
+FULL = (*SWEEP, "portable")
 CAUSAL = ("SDPA causal",)
 PADDED = ("SDPA padded", "two matrices padded")
 
@@ -74,7 +75,7 @@ CASES = [
 
 
 def sweep_case(length: int) -> Case:
-    return Case(f"sweep-{length}", "bfloat16", 1, 2, length, 128, FULL)
+    return Case(f"sweep-{length}", "bfloat16", 1, 2, length, 128, SWEEP)
 
 
 @dataclass
@@ -123,9 +124,10 @@ def prepare(case: Case, way: str) -> Call:
     if as_one_row:
         offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
         attention = partial(split_triangle_attention, cos=cos, sin=sin, cu_seqlens=offsets)
-    elif way == "ours":
+    elif way in ("ours", "portable"):
+        backend = "portable" if way == "portable" else "auto"
         span_ids = torch.ones(batch, length, dtype=torch.int32) if case.causal else None
-        attention = partial(split_triangle_attention, cos=cos, sin=sin, span_ids=span_ids)
+        attention = partial(split_triangle_attention, cos=cos, sin=sin, span_ids=span_ids, backend=backend)
     elif way.endswith("padded"):
         real = (torch.arange(length) < torch.tensor(lengths)[:, None])[:, None, None]  # [B, 1, 1, S]
         if way == "SDPA padded":

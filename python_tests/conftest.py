@@ -17,9 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "attention" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--device") or devices.present()
-        metafunc.parametrize("attention", [devices.EVERY[name] for name in names], ids=names)
+    """Give a test the op as `attention` on every device, or as `op` by each backend on the CPU."""
+    for fixture, usable in ("attention", devices.EVERY), ("op", ("cpu", "portable")):
+        if fixture in metafunc.fixturenames:
+            names = [name for name in metafunc.config.getoption("--device") or devices.present() if name in usable]
+            metafunc.parametrize(fixture, [devices.EVERY[name] for name in names], ids=names)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

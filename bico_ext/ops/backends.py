@@ -13,11 +13,12 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from bico_ext.ops import portable
 from bico_ext.ops.arguments import autocast, check_arguments
@@ -116,6 +117,42 @@ def _first_that_runs(device: str) -> str:
     if chosen != "compiled":
         logging.getLogger(__name__).warning("attention runs by the %s backend: %s", chosen, reasons["compiled"])
     return chosen
+
+
+class Interception:
+    """While entered, every call of the op on any backend becomes a call of `attention`. For probes of a model.
+
+    Example:
+        >>> class Count(Interception):
+        ...     calls = 0
+        ...     def attention(self, compute, *arguments):
+        ...         self.calls += 1
+        ...         return compute(*arguments)
+        >>> with Count() as count:
+        ...     pass
+        >>> count.calls
+        0
+    """
+
+    def __enter__(self) -> Self:
+        _ENTERED.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _ENTERED.remove(self)
+
+    def attention(self, compute: Attention, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Return out and lse; `compute` is the backend's function, which takes the same `arguments`."""
+        raise NotImplementedError
+
+
+_ENTERED: list[Interception] = []
+
+
+def attention(backend: str, device: str) -> Attention:
+    """Return the function that computes the op; the arguments and the errors are those of `choose`."""
+    compute = BACKENDS[choose(backend, device)].attention
+    return partial(_ENTERED[-1].attention, compute) if _ENTERED else compute
 
 
 def describe() -> dict[str, str]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from bico_ext.ops import reference
+from bico_ext.ops.backends import Attention, Interception
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,17 @@ def attention_calls(model: Any, sequence: Tensor, span_ids: Tensor, mirror: bool
     return recorder.calls
 
 
-class _RecordAttention(TorchDispatchMode):
+class _RecordAttention(Interception):
     """Records the arguments of all calls of the op."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.calls: list[dict[str, Any]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.bico.attention_forward.default:
-            q, k, _, cos, sin, _, _, scale, mirror, interleaved = args
-            names = ("q", "k", "cos", "sin", "scale", "mirror", "interleaved")
-            self.calls.append(dict(zip(names, (q, k, cos, sin, scale, mirror, interleaved), strict=True)))
-        return func(*args, **(kwargs or {}))
+    def attention(self, compute: Attention, *arguments: Any) -> tuple[Tensor, Tensor]:
+        q, k, _, cos, sin, _, _, scale, mirror, interleaved = arguments
+        names = ("q", "k", "cos", "sin", "scale", "mirror", "interleaved")
+        self.calls.append(dict(zip(names, (q, k, cos, sin, scale, mirror, interleaved), strict=True)))
+        return compute(*arguments)
 
 
 def attention_for_json(profile: AttentionByDistance, condition: str) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from bico_ext.objectives.training_sequence import TrainingSequence
 from bico_ext.ops import reference
+from bico_ext.ops.backends import Attention, Interception
 from bico_ext.probing.denoising import estimate, token_losses
 from bico_ext.seeding import stream_seed
 
 
-class PartialFlip(TorchDispatchMode):
+class PartialFlip(Interception):
     """While entered, forward passes of an attached model with `span_ids` flip the sines where the table says.
 
     A layer that flips everywhere or nowhere calls the op; another one computes dense attention in float32.
@@ -28,18 +28,15 @@ class PartialFlip(TorchDispatchMode):
     """
 
     def __init__(self, flipped: Tensor) -> None:
-        super().__init__()
         self.flipped = flipped
         self.layer = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.ops.bico.attention_forward.default:
-            return func(*args, **(kwargs or {}))
+    def attention(self, compute: Attention, *arguments: Any) -> tuple[Tensor, Tensor]:
         flipped = self.flipped[self.layer]
         self.layer = (self.layer + 1) % len(self.flipped)
-        q, k, v, cos, sin, span_ids, cu_seqlens, scale, _, interleaved = args
+        q, k, v, cos, sin, span_ids, cu_seqlens, scale, _, interleaved = arguments
         if flipped.all() or not flipped.any():
-            return func(q, k, v, cos, sin, span_ids, cu_seqlens, scale, bool(flipped.any()), interleaved)
+            return compute(q, k, v, cos, sin, span_ids, cu_seqlens, scale, bool(flipped.any()), interleaved)
         return _dense_attention(q, k, v, cos, sin, span_ids, scale, interleaved, flipped.to(q.device))
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS_FOLDER = Path(__file__).parents[1]  # not the root, where Python would import the sources
@@ -58,13 +59,27 @@ def main() -> int:
     runs = [(f"BICO_ISA={isa}", {"BICO_ISA": isa}, ["--device", "cpu", *TESTS]) for isa in sets if sets[isa]]
     if sanitized:  # elsewhere `make test` has run them
         runs.append(("CUDA kernels, emulated", {}, ["--device", "emulated-cuda-random", *EMULATED, "-k", QUICK]))
-    for name, variables, tests in runs:
-        print(f"== {name}{', sanitized' if sanitized else ''}", flush=True)
-        # --capture=sys leaves the sanitizers' reports, which end the process, on the terminal.
+
+    def finished(run: tuple[str, dict[str, str], list[str]]) -> int:
+        name, variables, tests = run
+        # --capture=sys leaves the sanitizers' reports, which end the process, outside of pytest's own output.
         arguments = ["-m", "pytest", "-q", "--capture=sys", *pytest_arguments, *tests]
-        failed = subprocess.run([*command, *arguments], cwd=TESTS_FOLDER, env={**environment, **variables}, check=False)
-        if failed.returncode != 0:
-            return failed.returncode
+        process = subprocess.run(
+            [*command, *arguments],
+            cwd=TESTS_FOLDER,
+            env={"OMP_NUM_THREADS": "1", **environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        print(f"== {name}{', sanitized' if sanitized else ''}\n{process.stdout}", end="", flush=True)
+        return process.returncode
+
+    # One run per core, the longest first: tests are too small to use more than one core each.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        if any(list(pool.map(finished, reversed(runs)))):
+            return 1
     lacking = [isa for isa, supported in sets.items() if not supported]
     if lacking:
         print(f"== not run, as this CPU lacks them: {', '.join(lacking)}")

@@ -1,7 +1,6 @@
 """The op as a citizen of torch: registrations, compile, autocast, and a clear error for each wrong argument."""
 
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -9,13 +8,6 @@ from devices import needs_compiled
 from problems import Case, make_problem
 
 from bico_ext.ops.attention import split_triangle_attention
-
-
-@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiled), "portable"])
-def op(request):
-    """The op by each backend that runs everywhere."""
-    return partial(split_triangle_attention, backend=request.param)
-
 
 OPCHECK = [
     Case("context", S=5, D=4),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import needs_compiled
 from peft import LoraConfig
 from tiny_training import BOS, PAD, SPECIAL, VOCABULARY, config, logged, some_rows, tiny_llama, train
 from torch import Generator, tensor
@@ -81,6 +82,16 @@ def test_gradient_accumulation_changes_rounding_only(tmp_path: Path, objective: 
     assert logged(split, f"loss_{objective}") == pytest.approx(logged(single, f"loss_{objective}"), rel=1e-5)
     assert len(logged(split, "loss_ntp")) == len(logged(single, "loss_ntp")) > 0
     torch.testing.assert_close(weights(split), weights(single), rtol=1e-3, atol=1e-5)
+
+
+@needs_compiled
+def test_both_backends_train_alike(tmp_path: Path, monkeypatch):
+    losses = []
+    for backend in ("compiled", "portable"):
+        monkeypatch.setenv("BICO_BACKEND", backend)
+        losses.append(logged(train(tmp_path / backend, objective="infill")))
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_bfloat16_autocast_on_the_cpu(tmp_path: Path):
