@@ -1,10 +1,14 @@
 """Which devices the op's tests run on: `--device cpu --device emulated-cuda ...`; default: all that there are."""
 
+import importlib.util
+
 import devices
 import pytest
 import torch
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # as doctest modules, where two of one name would clash
+if not importlib.util.find_spec("bico_ext._emulator"):
+    collect_ignore_glob += ["emulated.py", "emulator/*"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,11 +110,15 @@ def choose(backend: str, device: str) -> str:
     return backend
 
 
-@cache
+_LOGGED: set[str] = set()  # the types of devices whose fallback was logged
+
+
+@torch.compiler.assume_constant_result  # a line for the log cannot be traced
 def _first_that_runs(device: str) -> str:
     reasons = {name: refusal(name, device) for name in BACKENDS}
     chosen = next(name for name, reason in reasons.items() if reason is None)
-    if chosen != "compiled":
+    if chosen != "compiled" and device not in _LOGGED:
+        _LOGGED.add(device)
         logging.getLogger(__name__).warning("attention runs by the %s backend: %s", chosen, reasons["compiled"])
     return chosen
 

@@ -39,21 +39,17 @@ def attention(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        q, k, v, *rest = arguments
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         batch, heads, length, head_dim = q.shape
         out = q.new_empty(batch, length, heads, head_dim).transpose(1, 2)
         lse = q.new_empty(batch, heads, length, dtype=_wide(q))
         with _without_autocast(q):
             for queries, keys in _groups_of_heads(q, k):
                 _Heads(q[:, queries], k[:, keys], v[:, keys], *rest).forward(out[:, queries], lse[:, queries])
-        return out, lse
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, scale, mirror, interleaved = inputs
+        *tensors, scale, mirror, interleaved = rest
         ctx.settings = scale, mirror, interleaved
-        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_backward(q, k, v, *tensors, out, lse)
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -57,13 +57,14 @@ def test_a_diverged_run_is_a_result(config, monkeypatch):
     json.dumps(to_json(finished.run), allow_nan=False)
 
 
-def test_a_gpu_without_kernels_is_not_used(config, monkeypatch):
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_is_used_if_there_is_one(config, monkeypatch, gpu):
     seen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(trainer_module, "BicoConfig", lambda **options: seen.append(options["use_cpu"]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(config, "ntp", 0)
-    assert seen == [True]
+    assert seen == [not gpu]
 
 
 def test_the_system_that_keeps_entities_whole_is_told_them(config, data, tmp_path):

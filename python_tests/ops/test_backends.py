@@ -17,9 +17,7 @@ from bico_ext.ops import backends, reference
 @pytest.fixture
 def nothing_compiled(monkeypatch):
     monkeypatch.setattr(backends, "compiled", None)
-    backends._first_that_runs.cache_clear()
-    yield
-    backends._first_that_runs.cache_clear()
+    monkeypatch.setattr(backends, "_LOGGED", set())
 
 
 def run(**options):
@@ -69,6 +67,12 @@ def test_a_backend_that_is_missing_is_refused_with_its_reason():
     message = f"backend 'compiled' cannot run on cpu: {backends.NOT_COMPILED}; use 'auto'"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         run(backend="compiled")
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_fallback_can_be_compiled_as_one_graph():
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    assert compiled().shape == (1, 1, 3, 4)
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):

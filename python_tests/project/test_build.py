@@ -1,5 +1,6 @@
 """Where nothing can be compiled, a build makes the pure-Python package or fails, as BICO_BUILD asks, and says why."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,7 +19,12 @@ LOCATE = ROOT / "csrc" / "torch" / "locate.py"
 PURE = "bico_ext-0.1.0-py3-none-any.whl"
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 NEEDS_CMAKE = pytest.mark.skipif(CMAKE is None, reason="needs cmake")
-CANNOT_COMPILE = CMAKE is None or shutil.which("g++") is None or platform.machine() != "x86_64"
+CANNOT_COMPILE = (
+    CMAKE is None
+    or importlib.util.find_spec("pybind11") is None
+    or shutil.which("g++") is None
+    or platform.machine() != "x86_64"
+)
 NEEDS_COMPILER = pytest.mark.skipif(CANNOT_COMPILE, reason="needs cmake, g++ and x86-64")
 
 
