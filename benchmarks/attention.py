@@ -8,7 +8,7 @@ The alternatives to ours are
 * SDPA causal: the same with a causal mask, so half of the products;
 * two matrices: the paper's two dense score matrices, written as transformers' eager attention is;
 * two flash calls: two causal flash calls, merged by log-sum-exp;
-* portable: our op by its portable backend, in plain torch.
+* portable: our op on its portable backend, in plain torch.
 
 All calls are interleaved in one run. TFLOP/s count 4 B H S^2 D operations for a forward, 2.5 times that for a backward,
 half of it for causal attention, and nothing for the rotation. "of matmul" compares this rate with that of torch.matmul

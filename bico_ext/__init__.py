@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Modules are imported when a name is first used (PEP 562). torch and transformers take seconds to import, and the
-# readers, the reports and the reference must work without the compiled part.
+# Modules are imported when a name is first used (PEP 562). torch and transformers take seconds to import, which
+# the readers and the reports need not wait for.
 _MODULES = {
     "BicoConfig": "training.config",
     "BicoTrainer": "training.trainer",

@@ -31,12 +31,17 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "instruction_sets": sorted(name for name, present in _C.instruction_sets().items() if present) if _C else [],
         "kernels": _kernels(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "cuda_kernels": (_C.cuda_kernels or None) if _C else None,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _kernels() -> str:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -54,9 +55,10 @@ def wanted(config_settings: Settings, default: str) -> str:
     value = os.environ.get("BICO_BUILD") or default
     if value not in ("AUTO", "ON", "OFF"):
         sys.exit(f"BICO_BUILD must be AUTO, ON or OFF, got {value}.")
-    settings = [f"{name}={setting}" for name, setting in (config_settings or {}).items()]
+    given = (config_settings or {}).items()
+    settings = [f"{name}={one}" for name, values in given for one in ([values] if isinstance(values, str) else values)]
     settings += [os.environ.get(name, "") for name in ("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "SKBUILD_CMAKE_DEFINE")]
-    define = re.search(r"(BICO_\w+)(:\w+)?=(ON|1|TRUE|YES)\b", "\n".join(settings), re.IGNORECASE)
+    define = re.search(r"(BICO_(?!CUDA_ARCH)\w+)(:\w+)?=(ON|1|TRUE|YES|Y)\b", "\n".join(settings), re.IGNORECASE)
     if define and value == "OFF":
         sys.exit(f"{define[1]} is ON, but BICO_BUILD=OFF compiles nothing; leave out one of them.")
     return "ON" if define else value
@@ -66,7 +68,7 @@ def obstacle() -> str | None:
     """Return what rules out compiling before CMake is asked, so that no torch is fetched for nothing."""
     if platform.machine() not in MACHINES:
         return f"bico-ext has kernels for x86-64 CPUs only, and this is {platform.machine()}."
-    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").strip() else ["c++", "g++"]
+    compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX", "").strip() else ["c++", "g++"]
     if not any(shutil.which(compiler) for compiler in compilers):
         return f"there is no C++ compiler ({' or '.join(compilers)}): install g++ 12 or newer, or set CXX."
     return None
@@ -152,7 +154,7 @@ def first_error(lines: list[str], error: BaseException) -> str:
                     break
                 text += [following.strip()] if following else []
             return _sentence(" ".join(text))
-        if re.search(r"\berror\b", line, re.IGNORECASE):
+        if re.search(r"\berror:", line, re.IGNORECASE) and not line.startswith(("--", "[")):
             return _sentence(line.removeprefix("CMake Error: "))
     return _sentence(str(error) if isinstance(error, Exception) and str(error) else "the build failed")
 

@@ -8,7 +8,7 @@ import torch
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]  # as doctest modules, where two of one name would clash
 if not importlib.util.find_spec("bico_ext._emulator"):
-    collect_ignore_glob += ["emulated.py", "emulator/*"]
+    collect_ignore_glob += ["emulator/*"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One problem. spans: none, causal, placeholders, infill, prefix, random or blind; packed: sequence lengths."""
+    """One problem. spans: a kind of `span_ids` below; packed: sequence lengths."""
 
     name: str
     S: int
@@ -61,6 +61,9 @@ def span_ids(case: Case, generator: torch.Generator) -> Tensor | None:
         ids = torch.randint(-1, 4, ids.shape, generator=generator, dtype=torch.int32)
     elif case.spans == "blind":
         ids -= 1
+    elif case.spans == "causal-padded":
+        ids[:, :-1] = 1
+        ids[:, -1:] = -1
     return ids
 
 

@@ -68,7 +68,6 @@ def run(arguments: list[str]) -> None:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":
-        # Imported here, because only this kind of generation needs the compiled part.
         from bico_ext.generation.blanks import generate_blank
         from bico_ext.models.attach import attach
 

@@ -68,7 +68,7 @@ class ProbeConfig:
         default="float32", metadata={"help": "Type of the weights.", "choices": ["float32", "bfloat16", "float16"]}
     )
     device: str | None = field(
-        default=None, metadata={"help": "Device, such as cpu or cuda. Default: a GPU that this build has kernels for."}
+        default=None, metadata={"help": "Device, such as cpu or cuda. Default: a GPU if there is one."}
     )
 
 

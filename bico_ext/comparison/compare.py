@@ -19,7 +19,7 @@ from bico_ext import environment
 from bico_ext.comparison.callbacks import last_checkpoint
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
-from bico_ext.comparison.processes import cores, run_all
+from bico_ext.comparison.processes import run_all
 from bico_ext.comparison.run import Finished, before_fine_tuning, run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
@@ -121,7 +121,7 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
 def _jobs(config: CompareConfig, parameters: int, runs: int) -> int:
     """Return how many runs go on at once: by default one for a large model or a given one on a GPU, else one a core."""
     alone = parameters > LARGE or (parameters > 0 and trains_on_gpu())
-    return config.jobs or (1 if alone else max(1, min(cores(), runs)))
+    return config.jobs or (1 if alone else max(1, min(environment.cores(), runs)))
 
 
 @contextmanager

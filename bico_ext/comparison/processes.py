@@ -16,10 +16,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+from bico_ext import environment
 
 
 def run_all(
@@ -41,7 +38,7 @@ def run_all(
     Returns:
         For each call the error that ended it, or None. A failure does not stop the other calls.
     """
-    threads = max(1, cores() // jobs)
+    threads = max(1, environment.cores() // jobs)
     # Each process is forked from a server that has imported the work's module once: importing torch and transformers
     # takes 7 seconds of one core.
     context = multiprocessing.get_context("forkserver")

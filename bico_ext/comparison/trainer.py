@@ -1,5 +1,6 @@
 """The trainer that a comparison uses, for pre-training as for the systems, and the memory that it takes."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def check_memory(config: CompareConfig, parameters: int, jobs: int) -> None:
     each = MEMORY["lora" if adapters else "full"]
     needed = each * parameters * jobs
     if trains_on_gpu():
-        kind, free = "GPU memory", torch.cuda.mem_get_info()[0]
+        kind, free = "GPU memory", float(torch.cuda.mem_get_info()[0])
     else:
         kind, free = "memory", _free_memory()
     if needed > free:
@@ -136,7 +137,10 @@ def check_disk(config: CompareConfig, parameters: int, jobs: int, runs: int) -> 
         )
 
 
-def _free_memory() -> int:
-    """Return the bytes of memory that can be had without swapping."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+def _free_memory() -> float:
+    """Return the bytes of memory that can be had without swapping; infinity where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except FileNotFoundError:
+        return math.inf

@@ -1,1 +1,1 @@
-"""The op, split-triangle RoPE attention, and the dense reference that defines it."""
+"""The op, split-triangle RoPE attention: its backends, and the dense reference that defines it."""

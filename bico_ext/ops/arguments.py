@@ -117,9 +117,13 @@ def _check_cu_seqlens(cu_seqlens: Tensor, q: Tensor) -> None:
     )
     end = f"cu_seqlens must end with S = {length}, got"
     _expect(len(cu_seqlens) >= 2 or length == 0, f"{end} one offset alone: no sequence")
-    if cu_seqlens.device.type != "cpu":
-        return  # values on a device are not read back: that would stall it
-    offsets = cu_seqlens.tolist()
+    if cu_seqlens.device.type == "cpu":  # elsewhere, whoever reads the values checks them
+        check_offsets(cu_seqlens.tolist(), length)
+
+
+def check_offsets(offsets: list[int], length: int) -> None:
+    """Raise a RuntimeError if the values of `cu_seqlens` do not ascend from 0 to S = `length`."""
+    end = f"cu_seqlens must end with S = {length}, got"
     _expect(offsets[0] == 0, f"cu_seqlens must begin with 0, got {offsets[0]}")
     _expect(offsets[-1] == length, f"{end} {offsets[-1]}")
     for i, (a, b) in enumerate(itertools.pairwise(offsets)):

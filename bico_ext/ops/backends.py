@@ -2,7 +2,7 @@
 
 | backend    | computes with                                   | needs                                                 |
 | ---------- | ----------------------------------------------- | ----------------------------------------------------- |
-| `compiled` | C++ and CUDA kernels (csrc/), a torch custom op | an x86-64 CPU or an NVIDIA GPU, and a compiled build  |
+| `compiled` | C++ and CUDA kernels (csrc/), a torch custom op | a compiled build; x86-64 with AVX2, or an NVIDIA GPU  |
 | `portable` | plain torch, in blocks of queries               | any device that torch has                             |
 
 "auto" takes the first of them that can take q. To add a backend, write a module with a function `attention` like the
@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,17 +24,20 @@ from typing_extensions import Self
 from bico_ext.ops import portable
 from bico_ext.ops.arguments import autocast, check_arguments
 
-compiled: Any  # the module, or None
-try:
-    from bico_ext.ops import compiled
-except ImportError:
-    compiled = None
-
 VARIABLE = "BICO_BACKEND"  # the environment variable that replaces "auto" in a process
 NOT_COMPILED = (
-    "bico_ext is here without its compiled part, which `BICO_BUILD=ON pip install -v --no-build-isolation .` in its "
-    "source folder compiles, or says why it cannot"
+    f"the bico_ext in {Path(__file__).parents[1]} has no compiled part; `BICO_BUILD=ON pip install -v "
+    "--no-build-isolation .` in the source folder compiles it or says why it cannot"
 )
+
+compiled: Any  # the module, or None
+_WITHOUT = ""  # why there is no compiled part
+try:
+    from bico_ext.ops import compiled
+except ModuleNotFoundError:
+    compiled, _WITHOUT = None, NOT_COMPILED
+except (ImportError, OSError) as error:
+    compiled, _WITHOUT = None, f"the compiled part cannot be loaded: {error}"
 
 Attention = Callable[..., tuple[Tensor, Tensor]]
 
@@ -59,8 +63,10 @@ def _compiled_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _compiled_refusal(device: str) -> str | None:
     if compiled is None:
-        return NOT_COMPILED
-    return None if device in compiled.DEVICES else f"this build of bico-ext has no kernels for {device} devices"
+        return _WITHOUT
+    if device not in compiled.DEVICES:
+        return f"this build of bico-ext has no kernels for {device} devices"
+    return compiled.cpu_refusal() if device == "cpu" else None
 
 
 def _portable_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -75,6 +81,7 @@ BACKENDS = {
 }
 
 
+@torch.compiler.assume_constant_result
 def refusal(backend: str, device: str) -> str | None:
     """Return why a backend, a key of `BACKENDS`, cannot run on a type of device, or None if it can."""
     return BACKENDS[backend].refusal(device)
@@ -97,7 +104,7 @@ def choose(backend: str, device: str) -> str:
         'portable'
     """
     source = "backend"
-    if backend == "auto" and VARIABLE in os.environ:
+    if backend == "auto" and os.environ.get(VARIABLE):
         source, backend = VARIABLE, os.environ[VARIABLE]
     if backend == "auto":
         return _first_that_runs(device)
@@ -119,7 +126,7 @@ def _first_that_runs(device: str) -> str:
     chosen = next(name for name, reason in reasons.items() if reason is None)
     if chosen != "compiled" and device not in _LOGGED:
         _LOGGED.add(device)
-        logging.getLogger(__name__).warning("attention runs by the %s backend: %s", chosen, reasons["compiled"])
+        logging.getLogger(__name__).warning("attention runs on the %s backend: %s", chosen, reasons["compiled"])
     return chosen
 
 

@@ -1,16 +1,19 @@
 """The backend `compiled`: the C++ and CUDA kernels as torch's custom op `torch.ops.bico.attention_forward`.
 
-The op has gradients, autocast and torch.compile support. Importing this module raises ImportError where nothing was
-compiled; `bico_ext.ops.backends` then chooses another backend.
+The op has gradients, autocast and torch.compile support. Where nothing was compiled, this module cannot be imported,
+and `bico_ext.ops.backends` chooses another backend.
 """
 
+import os
 import pathlib
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import bico_ext._C as _C
+from bico_ext.ops.arguments import autocast
 
 torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
 
@@ -20,6 +23,18 @@ DEVICES = frozenset({"meta"}) | {
     for device in ("cpu", "cuda")
     if torch._C._dispatch_has_kernel_for_dispatch_key("bico::attention_forward", device.upper())
 }
+
+
+@cache
+def cpu_refusal() -> str | None:
+    """Return why no kernel runs on this CPU, or None if one does. What BICO_ISA asks for is checked in every call."""
+    if os.environ.get("BICO_ISA"):
+        return None
+    try:
+        _C.chosen_instruction_set()
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def attention(
@@ -90,8 +105,7 @@ def _register_autocast(device: str) -> None:
     key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
 
     def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        dtype = torch.get_autocast_dtype(device)
-        q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
+        q, k, v = autocast(q, k, v)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return torch.ops.bico.attention_forward(q, k, v, *rest)
 

@@ -1,9 +1,9 @@
 """The backend `portable`: split-triangle attention in plain torch, on any device that torch has.
 
-Queries are taken in blocks of `QUERY_BLOCK`, heads in groups of at most `MOST_SCORES` scores a block. Scores exist only
-while a block is worked on, and the backward computes them again from the log-sum-exps, so memory is O(S). A block needs
-both rotary frames only where the diagonal crosses it: earlier keys are scored in the plus frame, later ones in the
-minus frame.
+Heads are taken in groups and queries in blocks, so that a block has about `MOST_SCORES` scores. They exist only while
+it is worked on, and the backward computes them again from the log-sum-exps, so memory is O(S). A block needs both
+rotary frames only where the diagonal crosses it: earlier keys are scored in the plus frame, later ones in the minus
+frame.
 
 The backward is written in differentiable torch as well, so second derivatives exist.
 """
@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-QUERY_BLOCK = 256
+from bico_ext.ops.arguments import check_offsets
+
 MOST_SCORES = 2**20  # 4 MiB in float32
+QUERY_BLOCKS = 16, 256  # the fewest and the most queries in a block, unless there are fewer
 
 
 def attention(
@@ -40,12 +43,13 @@ def attention(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        batch, heads, length, head_dim = q.shape
-        out = q.new_empty(batch, length, heads, head_dim).transpose(1, 2)
-        lse = q.new_empty(batch, heads, length, dtype=_wide(q))
+        out = q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)
+        lse = q.new_empty(q.shape[:3], dtype=_wide(q))
+        reach = _Reach.read(q, *rest[2:4])
         with _without_autocast(q):
             for queries, keys in _groups_of_heads(q, k):
-                _Heads(q[:, queries], k[:, keys], v[:, keys], *rest).forward(out[:, queries], lse[:, queries])
+                heads = _Heads(reach, q[:, queries], k[:, keys], v[:, keys], *rest)
+                heads.forward(out[:, queries], lse[:, queries])
         *tensors, scale, mirror, interleaved = rest
         ctx.settings = scale, mirror, interleaved
         ctx.save_for_backward(q, k, v, *tensors, out, lse)
@@ -55,9 +59,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *rest, out, lse = ctx.saved_tensors
         parts = []
+        reach = _Reach.read(q, *rest[2:4])
         with _without_autocast(q):
             for queries, keys in _groups_of_heads(q, k):
-                heads = _Heads(q[:, queries], k[:, keys], v[:, keys], *rest, *ctx.settings)
+                heads = _Heads(reach, q[:, queries], k[:, keys], v[:, keys], *rest, *ctx.settings)
                 parts.append(heads.backward(*(x[:, queries] for x in (out, lse, *grads))))
         grad_q, grad_k, grad_v = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         return grad_q, grad_k, grad_v, *[None] * 7
@@ -73,7 +78,7 @@ def _groups_of_heads(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
     batch, query_heads, length, _ = q.shape
     heads = k.shape[1]
     group = query_heads // heads
-    at_once = max(1, MOST_SCORES // max(1, batch * group * min(QUERY_BLOCK, length) * length))
+    at_once = max(1, MOST_SCORES // max(1, batch * group * min(QUERY_BLOCKS[1], length) * length))
     for first in range(0, heads, at_once):
         last = min(first + at_once, heads)
         yield slice(first * group, last * group), slice(first, last)
@@ -82,6 +87,34 @@ def _groups_of_heads(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
 def _wide(x: Tensor) -> torch.dtype:
     """The dtype of the softmax, of sums and of statistics."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """Which keys a block need not look at: those of other sequences, and, after its queries, those that are no context.
+
+    Attributes:
+        offsets: where sequences begin and end.
+        last_context: the last position that is context in some batch entry.
+    """
+
+    offsets: list[int]
+    last_context: int
+
+    @classmethod
+    def read(cls, q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None) -> "_Reach":
+        """Read them from the values, which a trace does not have: there, every key is looked at."""
+        length = q.shape[2]
+        offsets, last_context = [0, length], length - 1
+        if q.device.type == "meta" or torch.compiler.is_compiling() or isinstance(q, FakeTensor):
+            return cls(offsets, last_context)
+        if cu_seqlens is not None:
+            offsets = cu_seqlens.tolist()
+            check_offsets(offsets, length)
+        if span_ids is not None and length:
+            position = torch.arange(length, device=q.device)
+            last_context = int(torch.where((span_ids == 0).any(0), position, -1).max())
+        return cls(offsets, last_context)
 
 
 @dataclass(frozen=True)
@@ -111,6 +144,7 @@ class _Heads:
 
     def __init__(
         self,
+        reach: _Reach,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -122,7 +156,7 @@ class _Heads:
         mirror: bool,
         interleaved: bool,
     ) -> None:
-        self.heads, self.dtype, self.wide = k.shape[1], q.dtype, _wide(q)
+        self.reach, self.heads, self.dtype, self.wide = reach, k.shape[1], q.dtype, _wide(q)
         self.scale, self.mirror, self.interleaved = scale, mirror, interleaved
         self.signs = (1, -1) if mirror else (1,)  # the plus frame, for pairs with n <= m, and the minus frame
         self.cos, self.sin = (x.to(self.wide)[:, None, None] for x in (cos, sin))  # [1 or B, 1, 1, S, R]
@@ -145,31 +179,28 @@ class _Heads:
             first, second, pairs = slice(0, width // 2), slice(width // 2, width), slice(0, width // 2)
         cos, sin = self.cos[..., rows, pairs], self.sin[..., rows, pairs] * sign
         a, b = x[..., first], x[..., second]
-        turned = (a * cos - b * sin, b * cos + a * sin)
-        joined = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+        rotated = (a * cos - b * sin, b * cos + a * sin)
+        joined = torch.stack(rotated, -1).flatten(-2) if self.interleaved else torch.cat(rotated, -1)
         return torch.cat((joined, x[..., width:]), -1)
 
     def rotated_back(self, frames: list[Tensor], begin: int = 0) -> Tensor:
         """Return the sum over the frames of x rotated by the inverse."""
-        turned = [self.rotated(x, -sign, begin) for sign, x in zip(self.signs, frames, strict=True)]
-        return torch.stack(turned).sum(0)
+        rotated = [self.rotated(x, -sign, begin) for sign, x in zip(self.signs, frames, strict=True)]
+        return torch.stack(rotated).sum(0)
 
     def blocks(self) -> Iterator[_Block]:
-        batch, length, device = self.v.shape[0], self.v.shape[3], self.v.device
-        position = torch.arange(length, device=device)
-        # Which keys a block need not look at is read from the values, which a trace does not have.
-        has_values = device.type != "meta" and not torch.compiler.is_compiling()
-        sequence, offsets, last_context = None, [0, length], length - 1
+        batch, heads, group, length, _ = self.q[0].shape
+        position = torch.arange(length, device=self.v.device)
+        sequence = None
         if self.cu_seqlens is not None:
             sequence = torch.searchsorted(self.cu_seqlens.long(), position, right=True)
-            offsets = self.cu_seqlens.tolist() if has_values else offsets
-        if self.span_ids is not None and has_values and length:
-            last_context = int(torch.where((self.span_ids == 0).any(0), position, -1).max())
-        for begin in range(0, length, QUERY_BLOCK):
-            end = min(begin + QUERY_BLOCK, length)
-            first = max(offset for offset in offsets if offset <= begin)
-            last = min(offset for offset in offsets if offset >= end)
-            last = min(last, max(end, last_context + 1))  # of the keys behind a query, it sees context alone
+        fewest, most = QUERY_BLOCKS
+        rows = min(most, max(fewest, MOST_SCORES // max(1, batch * heads * group * length)))
+        for begin in range(0, length, rows):
+            end = min(begin + rows, length)
+            first = max(offset for offset in self.reach.offsets if offset <= begin)
+            last = min(offset for offset in self.reach.offsets if offset >= end)
+            last = min(last, max(end, self.reach.last_context + 1))  # after a query, only context is visible
             m, n = slice(begin, end), slice(first, last)
             later = position[None, m] > position[m, None]
             seen = None
@@ -220,7 +251,8 @@ class _Heads:
             largest.masked_fill_(largest == -torch.inf, 0)  # of a query that sees nothing
             weights = (scores - largest).exp_()  # in `wide`, as the scores are subtracted from what is
             total = weights.sum(-1, keepdim=True)
-            result = _times(weights.to(self.dtype), values[..., n, :]).to(self.wide) / total.masked_fill(total == 0, 1)
+            weights /= total.masked_fill(total == 0, 1)  # before the product, whose sums could overflow in float16
+            result = _times(weights.to(self.dtype), values[..., n, :])
             poisoned = _touches(block.seen, broken[:, :, 0, n], block.end - block.begin)
             result.masked_fill_(poisoned[:, :, None, :, None], torch.nan)
             out[:, :, m] = result.flatten(1, 2)
@@ -230,11 +262,13 @@ class _Heads:
         """Return the gradients of q, k and v of these heads."""
         # The gradient of a score is p (dp - delta), with delta = sum(out grad_out) - grad_lse.
         delta = (out.to(self.wide) * grad_out.to(self.wide)).sum(-1) - grad_lse
+        lse = lse.masked_fill(lse == -torch.inf, 0)  # of a query that sees nothing: its weights are exp(-inf)
         lse, delta = (self.grouped(x)[..., None] for x in (lse, delta))
         grads = self.grouped(grad_out)
         # A weight of 0 times NaN is NaN: what enters a sum over pairs that do not see each other is finite.
         clean_grads, broken_grads = _without_broken_rows(grads)
         clean_q, clean_k = ([_without_broken_rows(x)[0] for x in frames] for frames in (self.q, self.k))
+        scaled_k = [x * self.scale for x in clean_k]  # q is scaled already
 
         grad_q = torch.zeros_like(self.q[0], dtype=self.wide)
         grad_k = [torch.zeros_like(k, dtype=self.wide) for k in self.k]  # by frame
@@ -242,8 +276,11 @@ class _Heads:
         poisoned = torch.zeros_like(grad_v[..., 0], dtype=torch.bool)  # the rows of v that a broken query sees
         for block in self.blocks():
             m, n = slice(block.begin, block.end), slice(block.first, block.last)
-            weights = (self.scores(block) - lse[..., m, :]).exp_()
-            if block.hidden is not None:
+            scores = self.scores(block)
+            if block.hidden is not None:  # exp must not overflow there: 0 times its derivative would be NaN
+                scores = scores.masked_fill(block.hidden, -torch.inf)
+            weights = (scores - lse[..., m, :]).exp_()
+            if block.hidden is not None:  # they are NaN where lse is
                 weights = weights.masked_fill(block.hidden, 0)
             grad_v[..., n, :] += _sum_times(weights.to(self.dtype), clean_grads[..., m, :])
             seen_by = None if block.seen is None else block.seen.mT
@@ -254,9 +291,9 @@ class _Heads:
                 grad_scores = grad_scores.masked_fill(block.hidden, 0)
             back = [torch.zeros_like(grad_q[..., m, :]) for _ in self.signs]  # by frame
             for frame, keys, part in self.by_frame(block, grad_scores):
-                back[frame] = back[frame] + _times(part, clean_k[frame][..., keys, :])
+                back[frame] = back[frame] + _times(part, scaled_k[frame][..., keys, :])
                 grad_k[frame][..., keys, :] += _sum_times(part, clean_q[frame][..., m, :])
-            grad_q[..., m, :] = self.rotated_back(back, block.begin) * self.scale
+            grad_q[..., m, :] = self.rotated_back(back, block.begin)
         results = grad_q, self.rotated_back(grad_k), grad_v.masked_fill(poisoned[..., None], torch.nan)
         q, k, v = (x.flatten(1, 2).to(self.dtype) for x in results)
         return q, k, v

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from bico_ext.comparison.processes import cores, run_all
+from bico_ext.comparison.processes import run_all
+from bico_ext.environment import cores
 
 
 class Odd(Exception):

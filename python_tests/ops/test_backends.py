@@ -11,13 +11,19 @@ from problems import Case, make_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bico_ext import split_triangle_attention
-from bico_ext.ops import backends, reference
+from bico_ext.ops import backends, portable, reference
 
 
 @pytest.fixture
 def nothing_compiled(monkeypatch):
     monkeypatch.setattr(backends, "compiled", None)
+    monkeypatch.setattr(backends, "_WITHOUT", backends.NOT_COMPILED)
     monkeypatch.setattr(backends, "_LOGGED", set())
+
+
+@pytest.fixture(autouse=True)
+def _no_choice_by_the_environment(monkeypatch):
+    monkeypatch.delenv("BICO_BACKEND", raising=False)
 
 
 def run(**options):
@@ -33,6 +39,8 @@ def test_auto_is_the_compiled_op_where_it_has_kernels():
 
 @needs_compiled
 def test_the_environment_replaces_auto_and_no_explicit_choice(monkeypatch):
+    monkeypatch.setenv("BICO_BACKEND", "")
+    assert backends.choose("auto", "cpu") == "compiled"
     monkeypatch.setenv("BICO_BACKEND", "portable")
     assert backends.choose("auto", "cpu") == "portable"
     assert backends.choose("compiled", "cpu") == "compiled"
@@ -58,7 +66,7 @@ def test_a_fallback_is_logged_once(caplog):
     for _ in range(2):
         run()
     assert [record.getMessage() for record in caplog.records] == [
-        f"attention runs by the portable backend: {backends.NOT_COMPILED}"
+        f"attention runs on the portable backend: {backends.NOT_COMPILED}"
     ]
 
 
@@ -91,8 +99,9 @@ def test_the_description_gives_devices_or_reasons():
     assert shown["compiled"] == f"none: {backends.NOT_COMPILED}"
 
 
-def test_the_portable_op_never_holds_a_score_matrix():
-    """At S = 4096, none of its tensors has a quarter of the elements of a score matrix, forward or backward."""
+@pytest.mark.parametrize(("batch", "heads", "length"), [(1, (2, 2), 4096), (4, (8, 1), 512)])
+def test_the_portable_op_never_holds_a_score_matrix(batch, heads, length):
+    """None of its tensors has many more elements than a block may have scores, forward or backward."""
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -104,12 +113,32 @@ def test_the_portable_op_never_holds_a_score_matrix():
                     self.elements = max(self.elements, x.numel())
             return result
 
-    length = 4096
-    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, length, 16).unbind())
+    q, k, v = (torch.randn(batch, count, length, 16).requires_grad_() for count in (heads[0], heads[1], heads[1]))
     angle = torch.rand(1, length, 8).repeat(1, 1, 2)
     with Largest() as largest:
         split_triangle_attention(q, k, v, angle.cos(), angle.sin(), backend="portable").sum().backward()
-    assert 0 < largest.elements < length**2 / 4
+    assert 0 < largest.elements <= 1.1 * portable.MOST_SCORES
+
+
+def test_float16_sums_of_many_values_do_not_overflow():
+    """The weights are divided before the product: 2048 values of 40 add up to more than float16 holds."""
+    q = torch.zeros(1, 1, 2048, 8, dtype=torch.float16)
+    table = torch.ones(1, 2048, 0)
+    out = split_triangle_attention(q, q, torch.full_like(q, 40), table, table, backend="portable")
+    assert torch.equal(out, torch.full_like(q, 40))
+
+
+def test_scores_of_minus_infinity_have_no_weight_and_no_gradient():
+    k = torch.tensor([-torch.inf, 1.0]).view(1, 1, 2, 1)
+    q, v = torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1, requires_grad=True)
+    table, ids = torch.ones(1, 2, 0), torch.ones(1, 2, dtype=torch.int32)
+    split_triangle_attention(q, k, v, table, table, span_ids=ids, backend="portable").sum().backward()
+    assert torch.equal(v.grad.flatten(), torch.tensor([0.0, 1.0]))
+
+
+def test_wrong_offsets_are_named_wherever_they_are_read():
+    with pytest.raises(RuntimeError, match="cu_seqlens must end with S = 6, got 3"):
+        portable._Reach.read(torch.zeros(1, 1, 6, 4), None, torch.tensor([0, 3], dtype=torch.int32))
 
 
 @pytest.mark.parametrize("spans", ["none", "causal", "infill"])

@@ -50,8 +50,7 @@ Isa choose() {
       if (supported(isa)) return isa;
     }
     throw std::runtime_error(
-        "bico-ext needs a CPU with AVX2, FMA and F16C; this one lacks them. Use bico_ext.ops.reference, the dense "
-        "plain-torch definition, instead");
+        "the compiled kernels of bico-ext need a CPU with AVX2, FMA and F16C, which this one lacks");
   }
   for (const Isa isa : every_isa) {
     if (std::strcmp(name(isa), wanted) != 0) continue;
