@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import bico_ext.comparison.compare as compare_module
 import bico_ext.comparison.run as run_module
 import bico_ext.comparison.trainer as trainer_module
+from bico_ext import environment
 from bico_ext.comparison.callbacks import Curve
 from bico_ext.comparison.compare import compare
 from bico_ext.comparison.config import CompareConfig
@@ -143,7 +144,7 @@ def test_large_models_and_those_on_a_gpu_are_trained_one_after_the_other(given, 
     seen = []
     monkeypatch.setattr(compare_module, "count_parameters", lambda model: parameters)
     monkeypatch.setattr(compare_module, "trains_on_gpu", lambda: gpu)
-    monkeypatch.setattr(compare_module, "cores", lambda: 8)
+    monkeypatch.setattr(environment, "cores", lambda: 8)
     monkeypatch.setattr(compare_module, "check_disk", stop)
     with pytest.raises(Stop):
         compare(dataclasses.replace(given, jobs=None))
