@@ -1,6 +1,7 @@
 """Runs the op's tests once for each instruction set that this CPU has, and says which it lacks.
 
-Of a sanitized build it also runs those of the CUDA kernels under the emulator.
+Of a sanitized build it also runs those of the CUDA kernels under the emulator. Of any other it leaves out the best set,
+which `make test` has run.
 
 python python_tests/csrc/every_instruction_set.py                  # the installed build
 python python_tests/csrc/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE and BICO_EMULATOR
@@ -18,7 +19,10 @@ TESTS_FOLDER = Path(__file__).parents[1]  # not the root, where Python would imp
 TESTS = ["ops/test_attention.py", "ops/test_attention_contract.py"]
 EMULATED = ["ops/test_attention.py", "csrc/test_cuda_kernels.py", "emulator/test_emulator.py"]
 QUICK = "bfloat16 and not 257 or nan or offset or strided or test_emulator"  # of the emulated ones
-ASK = "import json, bico_ext._C as c; print(json.dumps([c.instruction_sets(), c.sanitized, c.__file__]))"
+ASK = """
+import json, bico_ext._C as c
+print(json.dumps([c.instruction_sets(), c.sanitized, c.__file__, c.chosen_instruction_set()]))
+"""
 
 
 def runtime(name: str) -> str:
@@ -51,12 +55,15 @@ def main() -> int:
     asked = subprocess.run(
         [*command, "-c", ASK], cwd=TESTS_FOLDER, env=environment, capture_output=True, text=True, check=True
     )
-    sets, sanitized, where = json.loads(asked.stdout)
+    sets, sanitized, where, chosen = json.loads(asked.stdout)
     if options.package and (not sanitized or options.package.resolve() not in Path(where).resolve().parents):
         parser.error(f"--package must hold a build with BICO_SANITIZE; imported {where}, sanitized: {sanitized}")
     if not any(sets.values()):
         parser.error("this CPU has none of the instruction sets that there are kernels for")
-    runs = [(f"BICO_ISA={isa}", {"BICO_ISA": isa}, ["--device", "cpu", *TESTS]) for isa in sets if sets[isa]]
+    here = [isa for isa, supported in sets.items() if supported]
+    if not sanitized:
+        here.remove(chosen)  # `make test` has run it
+    runs = [(f"BICO_ISA={isa}", {"BICO_ISA": isa}, ["--device", "cpu", *TESTS]) for isa in here]
     if sanitized:  # elsewhere `make test` has run them
         runs.append(("CUDA kernels, emulated", {}, ["--device", "emulated-cuda-random", *EMULATED, "-k", QUICK]))
 

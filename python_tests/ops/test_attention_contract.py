@@ -92,29 +92,6 @@ def test_second_derivative_of_the_compiled_op_raises():
         torch.autograd.grad(grad.sum(), q)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("gqa", S=5, Hq=4, Hkv=2, D=4),
-        Case("spans", S=6, D=4, spans="infill", B=1),
-        Case("blind", S=4, D=4, spans="blind"),
-        Case("padding", S=5, D=4, spans="causal-padded"),
-    ],
-    ids=str,
-)
-def test_second_derivatives_of_the_portable_op(case):
-    problem = make_problem(case)
-
-    def run(q, k, v):
-        out, lse = split_triangle_attention(
-            q, k, v, problem.cos, problem.sin, return_lse=True, backend="portable", **problem.options
-        )
-        return out, lse[lse.isfinite()]
-
-    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v)]
-    assert torch.autograd.gradgradcheck(run, inputs)
-
-
 @pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 2, 0, 4)], ids=["no-batch", "no-tokens"])
 def test_empty_problems(op, shape):
     q, k, v = (torch.zeros(shape, requires_grad=True) for _ in range(3))

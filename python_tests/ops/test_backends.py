@@ -149,3 +149,26 @@ def test_autograd_alone_gives_the_portable_gradients(spans):
     want = problem.run(reference.split_triangle_attention, torch.float64)
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gqa", S=5, Hq=4, Hkv=2, D=4),
+        Case("spans", S=6, D=4, spans="infill", B=1),
+        Case("blind", S=4, D=4, spans="blind"),
+        Case("padding", S=5, D=4, spans="causal-padded"),
+    ],
+    ids=str,
+)
+def test_second_derivatives_of_the_portable_op(case):
+    problem = make_problem(case)
+
+    def run(q, k, v):
+        out, lse = split_triangle_attention(
+            q, k, v, problem.cos, problem.sin, return_lse=True, backend="portable", **problem.options
+        )
+        return out, lse[lse.isfinite()]
+
+    inputs = [x.requires_grad_() for x in (problem.q, problem.k, problem.v)]
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
