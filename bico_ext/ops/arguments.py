@@ -41,6 +41,16 @@ def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def statistics_dtype(q: Tensor) -> torch.dtype:
+    """Return the dtype of lse, which is also that of the softmax and of sums."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def empty_heads(x: Tensor) -> Tensor:
+    """Return an empty tensor like x [B, H, S, D], laid out in memory as [B, S, H, D]."""
+    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
+
+
 def _expect(condition: bool, message: str) -> None:
     if not condition:
         raise RuntimeError(message)

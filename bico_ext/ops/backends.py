@@ -58,7 +58,7 @@ class Backend:
 
 
 def _compiled_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return compiled.attention(*arguments)
+    return torch.ops.bico.attention_forward(*arguments)
 
 
 def _compiled_refusal(device: str) -> str | None:

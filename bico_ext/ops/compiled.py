@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import bico_ext._C as _C
-from bico_ext.ops.arguments import autocast
+from bico_ext.ops.arguments import autocast, empty_heads, statistics_dtype
 
 torch.ops.load_library(str(pathlib.Path(_C.__file__).with_name("_ops.so")))
 
@@ -37,39 +37,14 @@ def cpu_refusal() -> str | None:
     return None
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    span_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scale: float,
-    mirror: bool,
-    interleaved: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return out and lse; the arguments are those of `bico_ext.split_triangle_attention`, which the op checks."""
-    return torch.ops.bico.attention_forward(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
-
-
-def _statistics_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _empty_heads(x: Tensor) -> Tensor:
-    batch, heads, length, head_dim = x.shape
-    return x.new_empty(batch, length, heads, head_dim).transpose(1, 2)
-
-
 @torch.library.register_fake("bico::attention_forward")
 def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_statistics_dtype(q))
+    return empty_heads(q), q.new_empty(q.shape[:3], dtype=statistics_dtype(q))
 
 
 @torch.library.register_fake("bico::attention_backward")
 def _(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+    return empty_heads(q), empty_heads(k), empty_heads(v)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -18,33 +18,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from bico_ext.ops.arguments import check_offsets
+from bico_ext.ops.arguments import check_offsets, empty_heads, statistics_dtype
 
 MOST_SCORES = 2**20  # 4 MiB in float32
 QUERY_BLOCKS = 16, 256  # the fewest and the most queries in a block, unless there are fewer
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    span_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    scale: float,
-    mirror: bool,
-    interleaved: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return out and lse; the arguments are those of `bico_ext.split_triangle_attention`, already checked."""
-    return _Attention.apply(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return out and lse; the arguments are those of `backends.Backend.attention`, already checked."""
+    return _Attention.apply(*arguments)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        out = q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)
-        lse = q.new_empty(q.shape[:3], dtype=_wide(q))
+        out = empty_heads(q)
+        lse = q.new_empty(q.shape[:3], dtype=statistics_dtype(q))
         reach = _Reach.read(q, *rest[2:4])
         with _without_autocast(q):
             for queries, keys in _groups_of_heads(q, k):
@@ -82,11 +71,6 @@ def _groups_of_heads(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
     for first in range(0, heads, at_once):
         last = min(first + at_once, heads)
         yield slice(first * group, last * group), slice(first, last)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of the softmax, of sums and of statistics."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -156,7 +140,7 @@ class _Heads:
         mirror: bool,
         interleaved: bool,
     ) -> None:
-        self.reach, self.heads, self.dtype, self.wide = reach, k.shape[1], q.dtype, _wide(q)
+        self.reach, self.heads, self.dtype, self.wide = reach, k.shape[1], q.dtype, statistics_dtype(q)
         self.scale, self.mirror, self.interleaved = scale, mirror, interleaved
         self.signs = (1, -1) if mirror else (1,)  # the plus frame, for pairs with n <= m, and the minus frame
         self.cos, self.sin = (x.to(self.wide)[:, None, None] for x in (cos, sin))  # [1 or B, 1, 1, S, R]
