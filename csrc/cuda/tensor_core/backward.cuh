@@ -45,6 +45,7 @@ struct QueryVisit {
   TileWindow window;
   int tile;
   TileView view;
+  bool nonfinite;  // some row of q or grad_out
 };
 
 // The tiles of queries that a block visits in one frame.
@@ -54,6 +55,7 @@ struct QuerySchedule {
   const Extent* extents;
   const Place& place;
   Frame frame;
+  NonfiniteRows nonfinite_queries;
 
   BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
@@ -69,7 +71,14 @@ struct QuerySchedule {
     return within_sequences(view, key_tile, visited);
   }
 
-  BICO_DEVICE QueryVisit first() const { return after({0, TileWindow::before(range()), 0, TileView::nothing}); }
+  // One bit for each query of a tile of a head of the group: its row of q or grad_out is not finite.
+  BICO_DEVICE uint64_t bad_queries(int head, int tile) const {
+    const int64_t index =
+        int64_t(load_shared(&place.batch)) * int(problem.query_heads) + load_shared(&place.head) + head;
+    return nonfinite_queries.of_tile<queries>(index, problem.length, tile * queries);
+  }
+
+  BICO_DEVICE QueryVisit first() const { return after({0, TileWindow::before(range()), 0, TileView::nothing, false}); }
 
   // Of the same head or the next one of the group: the queries of all heads see the same keys. All lanes of a warp
   // call.
@@ -77,18 +86,19 @@ struct QuerySchedule {
     while (visit.window.left == 0) {
       if (visit.window.is_last(range())) {
         if (visit.head + 1 == int(problem.query_heads / problem.kv_heads)) {
-          return {visit.head, visit.window, 0, TileView::nothing};
+          return {visit.head, visit.window, 0, TileView::nothing, false};
         }
         ++visit.head;
         visit.window = TileWindow::before(range());
       }
       visit.window = visit.window.next(range(), [&](int tile) {
         const TileView view = view_of(tile, block_tile());
-        return TileSight{view != TileView::nothing, view};
+        return TileSight{view != TileView::nothing, view, bad_queries(visit.head, tile) != 0};
       });
     }
     visit.tile = visit.window.take();
     visit.view = visit.window.view(visit.tile);
+    visit.nonfinite = visit.window.is_nonfinite(visit.tile);
     return visit;
   }
 
@@ -154,27 +164,45 @@ struct BackwardBlock {
     commit_copies();
   }
 
-  // Turns scores and dO V^T into weights and gradients of scores.
-  BICO_DEVICE void differentiate(Pairs& scores, Pairs& grads, const QueryVisit& visit) const {
+  // What differentiate needs of the rows of a lane: loaded before the products, which hide how long it takes.
+  struct RowTerms {
+    float lse[Pairs::M][2], delta[Pairs::M][2];
+  };
+
+  BICO_DEVICE RowTerms row_terms(const QueryVisit& visit) const {
     const Problem& p = w.problem;
-    const float factor = float(p.scale) * log2_e;
     const unsigned lane = lane_index();
     const int first_query = visit.tile * Tiles::queries + half() * half_rows;
     const float* lse = w.problem.lse.row<float>(0, 0, 0) + head_in_all(visit) * p.length;
     const float* delta = w.delta + head_in_all(visit) * p.length;
+    RowTerms terms;
 #pragma unroll
     for (int i = 0; i < Pairs::M; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int m = first_query + Pairs::row(i, 2 * h, lane);
         // Of queries beyond the end all weights are 0.
-        const float row_lse = m < p.length ? lse[m] * log2_e : INFINITY, row_delta = m < p.length ? delta[m] : 0.0f;
+        terms.lse[i][h] = m < p.length ? lse[m] : INFINITY;
+        terms.delta[i][h] = m < p.length ? delta[m] : 0.0f;
+      }
+    }
+    return terms;
+  }
+
+  // Turns scores and dO V^T into weights and gradients of scores.
+  BICO_DEVICE void differentiate(Pairs& scores, Pairs& grads, const RowTerms& terms) const {
+    const float factor = float(w.problem.scale) * log2_e;
+#pragma unroll
+    for (int i = 0; i < Pairs::M; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float row_lse = terms.lse[i][h] * log2_e;
 #pragma unroll
         for (int j = 0; j < Pairs::N; ++j) {
 #pragma unroll
           for (int r = 2 * h; r < 2 * h + 2; ++r) {
             scores.x[i][j][r] = exp2_approximate(scores.x[i][j][r] * factor - row_lse);
-            grads.x[i][j][r] = scores.x[i][j][r] * (grads.x[i][j][r] - row_delta);
+            grads.x[i][j][r] = scores.x[i][j][r] * (grads.x[i][j][r] - terms.delta[i][h]);
           }
         }
       }
@@ -252,7 +280,8 @@ struct BackwardBlock {
   // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
   BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
     const Problem& p = w.problem;
-    const QuerySchedule<Tiles::queries, Tiles::keys> schedule = {p, w.extents, shared.place, frame};
+    const QuerySchedule<Tiles::queries, Tiles::keys> schedule = {p, w.extents, shared.place, frame,
+                                                                 w.bad_queries[frame]};
     Gradient grad_k;
     grad_k.clear();
 
@@ -273,14 +302,13 @@ struct BackwardBlock {
     while (visit.view != TileView::nothing) {
       const QueryVisit now = visit;
       const bool masked = now.view != TileView::everything || bad_keys != 0;
-      const uint64_t bad_queries =
-          masked ? w.bad_queries[frame].of_tile<Tiles::queries>(head_in_all(now), p.length, now.tile * Tiles::queries)
-                 : 0;
+      const uint64_t bad_queries = masked && now.nonfinite ? schedule.bad_queries(now.head, now.tile) : 0;
       if (bad_queries != 0) {
         clear_rows<Tiles::threads>(shared.q[stage], bad_queries);
         clear_rows<Tiles::threads>(shared.grad_out, bad_queries);
         sync_threads();
       }
+      const RowTerms terms = row_terms(now);
       Pairs scores, grads;
       scores.clear();
       grads.clear();
@@ -288,7 +316,7 @@ struct BackwardBlock {
                                                                   right() * half_rows);
       multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
                                                                   right() * half_rows);
-      differentiate(scores, grads, now);
+      differentiate(scores, grads, terms);
       if (masked) hide(scores, grads, now, frame, bad_queries, bad_keys);
       store_accumulators(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);

@@ -37,7 +37,8 @@ struct KeyVisit {
   Frame frame;
   TileWindow window;
   int tile;
-  TileView view;  // of this warp's queries
+  TileView view;   // of this warp's queries
+  bool nonfinite;  // some value
 };
 
 template <typename T, int D>
@@ -58,6 +59,7 @@ struct KeySchedule {
   const Extent* extents;
   const Place& place;
   const TileRows* warp_rows;
+  NonfiniteRows nonfinite_values;
 
   BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
   // Loaded anew at each use, rather than kept in registers.
@@ -67,6 +69,12 @@ struct KeySchedule {
     return frame == Frame::plus ? earlier(block_tile(), keys) : later(block_tile(), keys);
   }
 
+  // One bit for each key of a tile: its value is not finite.
+  BICO_DEVICE uint64_t bad_values(int tile) const {
+    const int64_t head = int64_t(load_shared(&place.batch)) * int(problem.kv_heads) + load_shared(&place.kv_head);
+    return nonfinite_values.of_tile<keys>(head, problem.length, tile * keys);
+  }
+
   BICO_DEVICE TileSight sight(Frame frame, int tile) const {
     const BlockTile block = block_tile();
     const TileRows visited = tile_rows(spans(), problem.length, tile, keys),
@@ -74,18 +82,19 @@ struct KeySchedule {
     const auto view = [&](const TileRows& queries) {
       return within_sequences(tile_view_in(frame, queries, visited, visited.count == keys), block, visited);
     };
-    return {view(block.rows) != TileView::nothing, own.count <= 0 ? TileView::nothing : view(own)};
+    return {view(block.rows) != TileView::nothing, own.count <= 0 ? TileView::nothing : view(own),
+            bad_values(tile) != 0};
   }
 
   BICO_DEVICE KeyVisit first() const {
-    return after({Frame::plus, TileWindow::before(range(Frame::plus)), KeyVisit::none, TileView::nothing});
+    return after({Frame::plus, TileWindow::before(range(Frame::plus)), KeyVisit::none, TileView::nothing, false});
   }
 
   // All lanes of a warp call.
   BICO_DEVICE KeyVisit after(KeyVisit visit) const {
     while (visit.window.left == 0) {
       if (visit.window.is_last(range(visit.frame))) {
-        if (visit.frame == Frame::minus) return {visit.frame, visit.window, KeyVisit::none, TileView::nothing};
+        if (visit.frame == Frame::minus) return {visit.frame, visit.window, KeyVisit::none, TileView::nothing, false};
         visit.frame = Frame::minus;
         visit.window = TileWindow::before(range(visit.frame));
       }
@@ -93,6 +102,7 @@ struct KeySchedule {
     }
     visit.tile = visit.window.take();
     visit.view = visit.window.view(visit.tile);
+    visit.nonfinite = visit.window.is_nonfinite(visit.tile);
     return visit;
   }
 };
@@ -140,14 +150,9 @@ struct ForwardBlock {
     commit_copies();
   }
 
-  // One bit for each key of the tile: it is context; its value is not finite.
+  // One bit for each key of the tile: it is context.
   BICO_DEVICE uint64_t context(const KeyVisit& visit) const {
     return schedule.spans().template context<Tiles::keys>(visit.tile * Tiles::keys);
-  }
-
-  BICO_DEVICE uint64_t bad_values(const KeyVisit& visit) const {
-    const int64_t head = int64_t(place().batch) * int(w.problem.kv_heads) + place().kv_head;
-    return w.bad_values.of_tile<Tiles::keys>(head, w.problem.length, visit.tile * Tiles::keys);
   }
 
   // Rows within the tiles.
@@ -192,7 +197,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   constexpr int M = Block::M, N = Block::N;
   const Forward& p = w.problem;
   ForwardShared<T, D>& shared = *reinterpret_cast<ForwardShared<T, D>*>(shared_memory());
-  const KeySchedule<Tiles::keys> schedule = {p, w.extents, shared.place, shared.warp_rows};
+  const KeySchedule<Tiles::keys> schedule = {p, w.extents, shared.place, shared.warp_rows, w.bad_values};
   const Block block = {w, shared, schedule};
 
   {
@@ -230,7 +235,8 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   bool loaded = false;
   for (int stage = 0; visit.tile != KeyVisit::none; stage = 1 - stage) {
     const KeyVisit next = schedule.after(visit);
-    const uint64_t context = visit.view == TileView::by_key ? block.context(visit) : 0, bad = block.bad_values(visit);
+    const uint64_t context = visit.view == TileView::by_key ? block.context(visit) : 0;
+    const uint64_t bad = visit.nonfinite ? schedule.bad_values(visit.tile) : 0;
     wait_copies<0>();
     sync_threads();  // K and V are there; Q and the buffers of the tile before are free
     if (next.tile != KeyVisit::none) block.copy_tiles(next, 1 - stage);

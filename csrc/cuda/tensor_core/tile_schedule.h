@@ -66,11 +66,12 @@ BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int siz
   return spans.rows(tile * size, left < size ? left : size);
 }
 
-// What is seen of a tile: whether the block visits it, and the view of the rows that the asking warp has of the
-// block's.
+// What is seen of a tile: whether the block visits it, the view of the rows that the asking warp has of the block's,
+// and whether some row of the tile is not finite.
 struct TileSight {
   bool visited;
   TileView view;
+  bool nonfinite;
 };
 
 // Tiles [begin, begin + 32), which the lanes of a warp look at all at once: one after the other, each tile would cost a
@@ -81,17 +82,19 @@ struct TileWindow {
   int begin;                     // a multiple of the size
   uint32_t left;                 // a bit for each tile that is still to be visited
   uint32_t low_view, high_view;  // the two bits of the tiles' views
+  uint32_t nonfinite;
 
   // Before all tiles of a range.
-  static BICO_DEVICE TileWindow before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0}; }
+  static BICO_DEVICE TileWindow before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0, 0}; }
 
   // The window after this one.
   template <class SightOf>
   BICO_DEVICE TileWindow next(const Range& range, const SightOf& sight_of) const {
     const int tile = begin + size + thread_index() % 32;
-    TileSight sight = {false, TileView::nothing};
+    TileSight sight = {false, TileView::nothing, false};
     if (range.begin <= tile && tile < range.end) sight = sight_of(tile);
-    return {begin + size, ballot(sight.visited), ballot(int(sight.view) & 1), ballot(int(sight.view) & 2)};
+    return {begin + size, ballot(sight.visited), ballot(int(sight.view) & 1), ballot(int(sight.view) & 2),
+            ballot(sight.nonfinite)};
   }
 
   BICO_DEVICE bool is_last(const Range& range) const { return begin + size >= range.end; }
@@ -99,6 +102,8 @@ struct TileWindow {
   BICO_DEVICE TileView view(int tile) const {
     return TileView((low_view >> (tile - begin) & 1) | (high_view >> (tile - begin) & 1) << 1);
   }
+
+  BICO_DEVICE bool is_nonfinite(int tile) const { return nonfinite >> (tile - begin) & 1; }
 
   // The next tile to visit; there must be one.
   BICO_DEVICE int take() {
