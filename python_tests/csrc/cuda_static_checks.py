@@ -88,21 +88,30 @@ def faults(kernels: list[Kernel], machine_code: dict[str, set[str]]) -> list[str
     return wrong
 
 
-def check(source: str, architecture: int) -> tuple[str, list[str]]:
-    """A line about the kernels of a source on an architecture, and what is wrong."""
+def compile_kernels(source: Path, architecture: int, *options: str) -> tuple[str, str | None]:
+    """What the compiler says, and the machine code of `source` as cuobjdump lists it; None if it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder) / "kernels.cubin")
-        command = [tool("nvcc"), *FLAGS, f"-arch=sm_{architecture}", "-cubin", str(CUDA / source), "-o", cubin]
+        command = [tool("nvcc"), *FLAGS, *options, f"-arch=sm_{architecture}", "-cubin", str(source), "-o", cubin]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
-        title = f"sm_{architecture} {source}"
+        report = built.stdout + built.stderr
         if built.returncode != 0:
-            return title, [built.stdout + built.stderr]
+            return report, None
         path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])  # cuobjdump starts nvdisasm
         dump = [tool("cuobjdump"), "-sass", cubin]
         listing = subprocess.run(dump, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
-    kernels = parse_usage(built.stdout + built.stderr)
+        return report, listing.stdout
+
+
+def check(source: str, architecture: int) -> tuple[str, list[str]]:
+    """A line about the kernels of a source on an architecture, and what is wrong."""
+    title = f"sm_{architecture} {source}"
+    report, listing = compile_kernels(CUDA / source, architecture)
+    if listing is None:
+        return title, [report]
+    kernels = parse_usage(report)
     most = max((kernel.registers for kernel in kernels), default=0)
-    found = [f"{title}: {fault}" for fault in faults(kernels, parse_machine_code(listing.stdout))]
+    found = [f"{title}: {fault}" for fault in faults(kernels, parse_machine_code(listing))]
     return f"{title}: {len(kernels)} kernels, up to {most} registers", found
 
 

@@ -1,0 +1,84 @@
+// The tiles of queries that a block of the backward visits.
+#pragma once
+
+#include "../nonfinite.h"
+#include "tile_schedule.h"
+
+namespace bico::cuda {
+
+// A tile of queries to visit, of one of the heads of the group; at the end of the schedule, it sees nothing.
+struct QueryVisit {
+  int head;  // within the group
+  TileWindow window;
+  int tile;
+  TileView view;
+  bool nonfinite;  // some row of q or grad_out
+};
+
+// The tiles of queries that a block visits in one frame.
+template <int queries, int keys>
+struct QuerySchedule {
+  const Problem& problem;
+  const Extent* extents;
+  const Place& place;
+  Frame frame;
+  NonfiniteRows nonfinite_queries;
+
+  BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
+  BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
+
+  BICO_DEVICE Range range() const {
+    return frame == Frame::plus ? later(block_tile(), queries) : earlier(block_tile(), queries);
+  }
+
+  // What a tile of queries sees of a tile of keys.
+  BICO_DEVICE TileView view_of(int tile, const BlockTile& key_tile) const {
+    const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
+    const TileView view = tile_view_in(frame, visited, key_tile.rows, key_tile.rows.count == keys);
+    return within_sequences(view, key_tile, visited);
+  }
+
+  // One bit for each query of a tile of a head of the group: its row of q or grad_out is not finite.
+  BICO_DEVICE uint64_t bad_queries(int head, int tile) const {
+    const int64_t index =
+        int64_t(load_shared(&place.batch)) * int(problem.query_heads) + load_shared(&place.head) + head;
+    return nonfinite_queries.of_tile<queries>(index, problem.length, tile * queries);
+  }
+
+  BICO_DEVICE QueryVisit first() const { return after({0, TileWindow::before(range()), 0, TileView::nothing, false}); }
+
+  // Of the same head or the next one of the group: the queries of all heads see the same keys. All lanes of a warp
+  // call.
+  BICO_DEVICE QueryVisit after(QueryVisit visit) const {
+    while (visit.window.left == 0) {
+      if (visit.window.is_last(range())) {
+        if (visit.head + 1 == int(problem.query_heads / problem.kv_heads)) {
+          return {visit.head, visit.window, 0, TileView::nothing, false};
+        }
+        ++visit.head;
+        visit.window = TileWindow::before(range());
+      }
+      visit.window = visit.window.next(range(), [&](int tile) {
+        const TileView view = view_of(tile, block_tile());
+        return TileSight{view != TileView::nothing, view, bad_queries(visit.head, tile) != 0};
+      });
+    }
+    visit.tile = visit.window.take();
+    visit.view = visit.window.view(visit.tile);
+    visit.nonfinite = visit.window.is_nonfinite(visit.tile);
+    return visit;
+  }
+
+  // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
+  BICO_DEVICE int semaphore_before(int query_tile, int key_tile) const {
+    const int begin = query_tile * queries;
+    const int first = frame == Frame::minus ? begin / keys : sequence_of(problem, begin).begin / keys;
+    for (int tile = key_tile - 1; tile >= first; --tile) {
+      const BlockTile before = bico::cuda::block_tile(problem, spans(), tile * keys, keys);
+      if (view_of(query_tile, before) != TileView::nothing) return tile + 1;
+    }
+    return 0;
+  }
+};
+
+}  // namespace bico::cuda
