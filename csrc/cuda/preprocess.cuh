@@ -66,6 +66,7 @@ struct Source {
   Heads heads;
   int64_t count;  // of heads
   bool aligned;
+  bool negated = false;  // the sign changes
 };
 
 // A chunk of a row of q or k, rotated into one frame.
@@ -149,8 +150,10 @@ void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFra
   const T* from = source.heads.template row<T>(batch, index % source.count, position);
   if constexpr (rotate) {
     const auto rotate_into = [&](Frame frame) {
-      to[frame].take(rotated_chunk(frame, p, from, source.aligned, batch, position, begin), index, p.length, position,
-                     columns, begin);
+      Chunk<Compute<T>> chunk = rotated_chunk(frame, p, from, source.aligned, batch, position, begin);
+#pragma unroll
+      for (Compute<T>& x : chunk.x) x = source.negated ? -x : x;
+      to[frame].take(chunk, index, p.length, position, columns, begin);
     };
     rotate_into(Frame::plus);
     if (p.mirror) rotate_into(Frame::minus);
@@ -221,9 +224,9 @@ struct RotatedHeads {
   }
 
   void launch_rotate(const Problem& p, const Heads& heads, int64_t count, int64_t columns, Stream stream,
-                     const PerFrame<NonfiniteRows>& nonfinite = {}) const {
-    const Source source = {heads, count,
-                           aligned_rows(heads, sizeof(T)) && aligned_rotation(p.rotary, sizeof(Compute<T>))};
+                     const PerFrame<NonfiniteRows>& nonfinite = {}, bool negated = false) const {
+    const bool aligned = aligned_rows(heads, sizeof(T)) && aligned_rotation(p.rotary, sizeof(Compute<T>));
+    const Source source = {heads, count, aligned, negated};
     launch_rotate_heads<T, true>("rotate_heads", p, source, columns,
                                  {{frames.plus, nonfinite.plus}, {frames.minus, nonfinite.minus}}, stream);
   }

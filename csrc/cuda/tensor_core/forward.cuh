@@ -1,6 +1,5 @@
 // Forward on tensor cores. A block takes one tile of queries of one head through the keys that it sees, in two sweeps
-// (tile_schedule.h) with one running softmax. Queries are rotated as they are loaded, once in each sweep; keys were
-// rotated before (preprocess.cuh).
+// (tile_schedule.h) with one running softmax. Queries and keys were rotated before (preprocess.cuh).
 //
 // K and V have two buffers each: while one tile is computed, the next one arrives.
 #pragma once
@@ -18,16 +17,17 @@ struct ForwardTiles {
   static constexpr int warps = 4, threads = 32 * warps;
   static constexpr int warp_queries = D <= 128 ? 32 : 16;  // 32 x 256 accumulators would not fit the registers
   static constexpr int queries = warps * warp_queries;
-  static constexpr int keys = D >= 128 ? 32 : 64;  // 64 spilled beside the accumulators of 128 or more columns
+  static constexpr int keys = D > 128 ? 32 : 64;  // 64 spilled beside the accumulators of 256 columns
 };
 
 struct ForwardWork {
   Forward problem;
-  PerFrame<const void*> k;  // [B, Hkv, S, columns], rotated
-  Heads v;                  // of the problem, or a copy whose rows can be copied by 16 bytes
+  PerFrame<const void*> q, k;  // [B, H, S, columns], rotated; q with the sign of the scale
+  Heads v;                     // of the problem, or a copy whose rows can be copied by 16 bytes
   NonfiniteRows bad_values;
   const Extent* extents;
-  bool q_aligned, out_aligned;
+  bool out_aligned;
+  float factor;  // > 0: scores times it are exponents of 2
 };
 
 // A tile of keys to visit, none at the end of the schedule.
@@ -107,26 +107,6 @@ struct KeySchedule {
   }
 };
 
-// Rotates queries [begin, ...) into shared memory, with the sign of the scale, so that scores times |scale| remain.
-template <int threads, typename T, int rows, int columns>
-BICO_DEVICE void load_queries(Frame frame, SharedTile<T, rows, columns>& tile, const Problem& p, bool aligned,
-                              int64_t batch, int64_t head, int begin) {
-  const float sign = p.scale < 0 ? -1.0f : 1.0f;
-  constexpr int chunks = columns / vector_elements;
-#pragma unroll 1  // once in each sweep; registers matter more
-  for (int i = thread_index(); i < rows * chunks; i += threads) {
-    const int row = i / chunks, c = i % chunks;
-    Vector v = {};
-    if (begin + row < p.length) {
-      const T* from = p.q.row<T>(batch, head, begin + row);
-      const Chunk<float> x = rotated_chunk(frame, p, from, aligned, batch, begin + row, c * vector_elements);
-#pragma unroll
-      for (int e = 0; e < vector_elements; e += 2) v.word[e / 2] = pack<T>(sign * x.x[e], sign * x.x[e + 1]);
-    }
-    store_shared(reinterpret_cast<Vector*>(tile.chunk(row, c)), v);
-  }
-}
-
 template <typename T, int D>
 struct ForwardBlock {
   using Tiles = ForwardTiles<D>;
@@ -138,6 +118,15 @@ struct ForwardBlock {
 
   BICO_DEVICE Place place() const { return load_shared(&shared.place); }
   BICO_DEVICE int begin() const { return load_shared(&shared.place.tile.rows.begin); }
+
+  // Begins to copy Q.
+  BICO_DEVICE void copy_queries(Frame frame) const {
+    const Problem& p = w.problem;
+    const int64_t head = place().batch * p.query_heads + place().head;
+    const T* q = static_cast<const T*>(w.q[frame]) + (head * p.length + begin()) * D;
+    copy_rows<Tiles::threads>(shared.q, q, D, int(p.length) - begin(), D);
+    commit_copies();
+  }
 
   // Begins to copy K and V.
   BICO_DEVICE void copy_tiles(const KeyVisit& visit, int stage) const {
@@ -222,8 +211,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     sync_threads();
   }
 
-  const int in_tile = warp_index() * Tiles::warp_queries;              // this warp's first query
-  const float factor = fmaxf(fabsf(float(p.scale)) * log2_e, 1e-30f);  // a scale of 0 must not meet infinity
+  const int in_tile = warp_index() * Tiles::warp_queries;  // this warp's first query
   Accumulators<M, D / 8> out;
   out.clear();
   Softmax<M> softmax;
@@ -231,32 +219,33 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   uint32_t poisoned = 0;
 
   KeyVisit visit = schedule.first();
-  if (visit.tile != KeyVisit::none) block.copy_tiles(visit, 0);
-  bool loaded = false;
+  Frame frame = visit.frame;  // of the queries in shared memory
+  if (visit.tile != KeyVisit::none) {
+    block.copy_queries(frame);
+    block.copy_tiles(visit, 0);
+  }
   for (int stage = 0; visit.tile != KeyVisit::none; stage = 1 - stage) {
     const KeyVisit next = schedule.after(visit);
     const uint64_t context = visit.view == TileView::by_key ? block.context(visit) : 0;
     const uint64_t bad = visit.nonfinite ? schedule.bad_values(visit.tile) : 0;
     wait_copies<0>();
     sync_threads();  // K and V are there; Q and the buffers of the tile before are free
-    if (next.tile != KeyVisit::none) block.copy_tiles(next, 1 - stage);
-    if (!loaded || bad != 0) {
-      if (!loaded) {
-        const Frame frame = p.mirror ? visit.frame : Frame::plus;
-        load_queries<Tiles::threads>(frame, shared.q, p, w.q_aligned, block.place().batch, block.place().head,
-                                     block.begin());
-      }
-      if (bad != 0) clear_rows<Tiles::threads>(shared.v[stage], bad);
-      sync_threads();
+    const bool other_frame = visit.frame != frame;
+    if (other_frame) {
+      frame = visit.frame;
+      block.copy_queries(frame);
+      wait_copies<0>();
     }
-    loaded = next.frame == visit.frame;
+    if (next.tile != KeyVisit::none) block.copy_tiles(next, 1 - stage);
+    if (bad != 0) clear_rows<Tiles::threads>(shared.v[stage], bad);
+    if (other_frame || bad != 0) sync_threads();
     if (visit.view != TileView::nothing) {
       Accumulators<M, N> scores;
       scores.clear();
       multiply<D, D / 16, Stored::k_major, Stored::k_major>(scores, shared.q, in_tile, shared.k[stage], 0);
       if (visit.view != TileView::everything) block.hide(scores, visit, context, in_tile);
       if (bad != 0) poisoned |= block.poisoned(visit, bad, in_tile);
-      softmax.update(scores, out, factor);
+      softmax.update(scores, out, w.factor);
       multiply_weights(out, scores, shared.v[stage]);
     }
     visit = next;
@@ -274,7 +263,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int m = begin + in_tile + Accumulators<M, N>::row(i, 2 * h, lane);
-        if (m < p.length) *p.lse.row<float>(place.batch, place.head, m) = softmax.lse(i, h, factor);
+        if (m < p.length) *p.lse.row<float>(place.batch, place.head, m) = softmax.lse(i, h, w.factor);
       }
     }
   }

@@ -1,6 +1,9 @@
 // The op in a 16-bit type: which kernels run, on what memory.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "../dispatch.h"
 #include "../postprocess.cuh"
 #include "../preprocess.cuh"
@@ -25,19 +28,26 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
     constexpr int D = width;
     const NonfiniteRows bad_values = take_nonfinite(arena, p, p.kv_heads);
     const int64_t zeros = arena.bytes();
-    const RotatedHeads<T> k(arena, p, p.kv_heads, D);
+    const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
     const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D);
     Extent* extents = take_extents(arena, p);
     if (arena.counts_only()) return;
 
     fill_with_zeros(workspace, zeros, stream);
     launch_summarise_spans(extents, p, stream);
+    q.launch_rotate(p, p.q, p.query_heads, D, stream, {}, p.scale < 0);
     k.launch_rotate(p, p.k, p.kv_heads, D, stream);
     v.launch_copy(p, p.v, p.kv_heads, D, stream, bad_values);
-    const bool q_aligned = aligned_rows(p.q, sizeof(T)) && aligned_rotation(p.rotary, sizeof(float));
-    launch_forward<T, D>(
-        {p, {k.frames.plus, k.frames.minus}, v.heads, bad_values, extents, q_aligned, aligned_rows(p.out, sizeof(T))},
-        stream);
+    const float factor = std::max(std::abs(float(p.scale)) * log2_e, 1e-30f);  // a scale of 0 must not meet infinity
+    launch_forward<T, D>({p,
+                          {q.frames.plus, q.frames.minus},
+                          {k.frames.plus, k.frames.minus},
+                          v.heads,
+                          bad_values,
+                          extents,
+                          aligned_rows(p.out, sizeof(T)),
+                          factor},
+                         stream);
   });
   return arena.bytes();
 }

@@ -47,10 +47,16 @@ BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, in
   const unsigned thread = thread_index_here();
   const int c = thread % Tile::chunks, first = thread / Tile::chunks;
   if (threads % Tile::chunks != 0 && first >= step) return;
+  const T* source = from + first * row_stride + c * vector_elements;
+  if (rows % step == 0 && valid_rows >= rows && valid_columns == columns) {
+    // All tiles but those at the end of a sequence: no branches and no zeros.
+#pragma unroll
+    for (int row = 0; row < rows; row += step) copy_async(tile.chunk(first + row, c), source + row * row_stride, 16);
+    return;
+  }
   const int left = valid_columns - c * vector_elements;
   const int bytes = (left < 0 ? 0 : left < vector_elements ? left : vector_elements) * int(sizeof(T));
-  const T* source = from + first * row_stride + c * vector_elements;
-#pragma unroll
+#pragma unroll 1
   for (int row = first; row < rows; row += step) {
     const bool exists = bytes > 0 && row < valid_rows;
     copy_async(tile.chunk(row, c), exists ? source : from, exists ? bytes : 0);
