@@ -168,7 +168,7 @@ template <typename T, int rows, int columns, int M, int N, int W>
 BICO_DEVICE void multiply_weights(Accumulators<M, N>& c, const Accumulators<M, W>& weights,
                                   SharedTile<T, rows, columns>& right) {
   static_assert(8 * W == rows && 8 * N == columns, "a weight for each row");
-  const unsigned lane = unsigned(thread_index()) % 32;  // kept: anew, at the peak of the registers, it spilled
+  const unsigned lane = lane_index();
 #pragma unroll
   for (int k = 0; k < W; k += 2) {
     uint32_t a[M][4];
