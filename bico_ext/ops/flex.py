@@ -208,14 +208,17 @@ def _on(device: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+    return torch.compile(function, dynamic=True, fullgraph=function is attend)
 
 
 def _many_graphs() -> AbstractContextManager[Any]:
-    """Let torch compile as many graphs as the backend needs, and each for its own scale."""
+    """Let torch compile as many graphs as the backend needs, and each for its own scale.
+
+    Sizes that happen to be equal in the first call, such as the batch and the number of heads, are not tied together.
+    """
     if torch.compiler.is_compiling():
         return nullcontext()
     stack = ExitStack()
     stack.enter_context(torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS, specialize_float=True))
-    stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))
+    stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))  # type: ignore[attr-defined]
     return stack
