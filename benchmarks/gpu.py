@@ -3,11 +3,12 @@
     python benchmarks/gpu.py
 
 All calls use bfloat16, head dim 64 or 128 and S = 512 to 32768, with 16384 tokens of 2048 features per call, so that
-the inputs outgrow the L2 cache. The calls are interleaved in one run. SDPA's FlashAttention and cuDNN backends and
-FlexAttention compute plain full attention, without rotation and split triangle: FlexAttention cannot express a rotation
-that differs between the plus and the minus frame. Two causal flash calls merged by log-sum-exp, and the paper's two
-dense score matrices, compute the same function as ours. Causal attention (span ids 1) is compared with causal SDPA, and
-15 % placeholders with SDPA without and with a mask.
+the inputs outgrow the L2 cache. The calls are interleaved in one run. "ours" is the backend `compiled` of the op, and
+"flex" its backend `flex`: two calls of FlexAttention, whose block masks are built before the timed calls. SDPA's
+FlashAttention and cuDNN backends and a single call of FlexAttention compute plain full attention, without rotation and
+split triangle: one call cannot express a rotation that differs between the plus and the minus frame. Two causal flash
+calls merged by log-sum-exp, and the paper's two dense score matrices, compute the same function as ours. Causal
+attention (span ids 1) is compared with causal SDPA, and 15 % placeholders with SDPA without and with a mask.
 
 Each call runs forward and then backward, both recorded for autograd as in training. CUDA events before, between and
 after them give the two times. The GPU waits while a call is queued, so that launch times do not count.

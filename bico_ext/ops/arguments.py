@@ -31,13 +31,18 @@ def check_arguments(
         _check_cu_seqlens(cu_seqlens, q)
 
 
+def dtype_under_autocast(x: Tensor) -> torch.dtype:
+    """Return the dtype that autocast gives to x: its own if autocast is off, or if x is float64 or no float."""
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return x.dtype
+    kept = x.dtype == torch.float64 or not x.dtype.is_floating_point
+    return x.dtype if kept else torch.get_autocast_dtype(device)
+
+
 def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return q, k and v in the dtype of autocast if it is on; float64 stays, and so do cos and sin of the caller."""
-    device = q.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(device)
-    q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
+    q, k, v = (x.to(dtype_under_autocast(x)) for x in (q, k, v))
     return q, k, v
 
 

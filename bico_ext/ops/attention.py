@@ -44,9 +44,10 @@ def split_triangle_attention(
             control. Default: True.
         interleaved: Rotary pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R / 2), as in Llama (the default).
         return_lse: Also return the log-sum-exp of each query's scores.
-        backend: "compiled" (C++ and CUDA kernels), "portable" (plain torch, on every device) or "auto": compiled where
-            this build has kernels for the device of q, otherwise portable. The environment variable BICO_BACKEND takes
-            the place of "auto".
+        backend: "compiled" (C++ and CUDA kernels), "flex" (FlexAttention on CUDA, in bfloat16 or float16, D from 16
+            on), "portable" (plain torch, on every device) or "auto": compiled where this build has kernels for the
+            device of q, but flex for long sequences on GPUs from Hopper on; without kernels flex if it can take q,
+            otherwise portable. The environment variable BICO_BACKEND takes the place of "auto".
 
     Returns:
         out: [B, Hq, S, D] in the dtype of q, laid out in memory as [B, S, Hq, D]; 0 where a query sees no key.
@@ -55,13 +56,14 @@ def split_triangle_attention(
 
     Raises:
         RuntimeError: an argument has the wrong dtype, shape, device or strides, or the backend does not run on the
-            device of q. The message names the argument and the remedy.
+            device of q or does not take q. The message names the argument and the remedy.
         ValueError: there is no such backend.
 
     The backward is deterministic, except on CUDA in bfloat16 and float16: there the order in which the compiled kernels
     sum gradients of q is fixed only under `torch.use_deterministic_algorithms`. Second derivatives exist with the
-    portable backend; the compiled one raises RuntimeError. NaN in a row of q, k or v reaches the outputs that see that
-    row, and no others. So does infinity, except that a score of -inf gets weight 0.
+    portable backend; the others raise RuntimeError. NaN in a row of q, k or v reaches the outputs that see that row,
+    and no others, except with the flex backend, where it may reach others, too. So does infinity, except that a score
+    of -inf gets weight 0.
 
     Example:
         >>> import torch
@@ -85,6 +87,6 @@ def split_triangle_attention(
             )
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
-    attention = backends.attention(backend, q.device.type)
+    attention = backends.attention(backend, q)
     out, lse = attention(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
     return (out, lse) if return_lse else out

@@ -3,10 +3,12 @@
 | backend    | computes with                                   | needs                                                 |
 | ---------- | ----------------------------------------------- | ----------------------------------------------------- |
 | `compiled` | C++ and CUDA kernels (csrc/), a torch custom op | a compiled build; x86-64 with AVX2, or an NVIDIA GPU  |
+| `flex`     | two calls of FlexAttention, compiled by Triton  | an NVIDIA GPU; bfloat16 or float16; D of 16 or more   |
 | `portable` | plain torch, in blocks of queries               | any device that torch has                             |
 
-"auto" takes the first of them that can take q. To add a backend, write a module with a function `attention` like the
-others' and add it to `BACKENDS`.
+"auto" takes the first of them that can take q, but `flex` before `compiled` for long sequences on newer GPUs
+(`FLEX_LENGTH`, `FLEX_CAPABILITY`). To add a backend, write a module with a function `attention` like the others' and
+add it to `BACKENDS`.
 """
 
 import logging
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from bico_ext.ops import portable
-from bico_ext.ops.arguments import autocast, check_arguments
+from bico_ext.ops import flex, portable
+from bico_ext.ops.arguments import autocast, check_arguments, dtype_under_autocast
 
+FLEX_LENGTH = 2048  # TODO(flex timed on a GPU): from how many tokens on "auto" prefers `flex` to `compiled`
+FLEX_CAPABILITY = 9, 0  # on which GPUs it does: `compiled` has no instructions of Hopper's own
 VARIABLE = "BICO_BACKEND"  # the environment variable that replaces "auto" in a process
 NOT_COMPILED = (
     f"the bico_ext in {Path(__file__).parents[1]} has no compiled part; `BICO_BUILD=ON pip install -v "
@@ -51,10 +55,13 @@ class Backend:
             out and lse, as documented at `bico_ext.split_triangle_attention`.
         refusal: takes the type of a device ("cpu", "cuda", ...) and returns why the backend cannot run there, or None
             if it can.
+        argument_refusal: takes the dtype that q has under autocast and the head dim, and returns why the backend cannot
+            take such a q, or None if it can.
     """
 
     attention: Attention
     refusal: Callable[[str], str | None]
+    argument_refusal: Callable[[torch.dtype, int], str | None] = lambda dtype, head_dim: None
 
 
 def _compiled_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -69,15 +76,21 @@ def _compiled_refusal(device: str) -> str | None:
     return compiled.cpu_refusal() if device == "cpu" else None
 
 
-def _portable_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    q, k, v = autocast(q, k, v)
-    check_arguments(q, k, v, *rest[:4])
-    return portable.attention(q, k, v, *rest)
+def _checked(attention: Attention) -> Attention:
+    """Return a function of torch with the checks and the autocast of the op."""
+
+    def checked(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        q, k, v = autocast(q, k, v)
+        check_arguments(q, k, v, *rest[:4])
+        return attention(q, k, v, *rest)
+
+    return checked
 
 
 BACKENDS = {
     "compiled": Backend(_compiled_attention, _compiled_refusal),
-    "portable": Backend(_portable_attention, lambda device: None),
+    "flex": Backend(_checked(flex.attention), flex.refusal, flex.argument_refusal),
+    "portable": Backend(_checked(portable.attention), lambda device: None),
 }
 
 
@@ -87,45 +100,73 @@ def refusal(backend: str, device: str) -> str | None:
     return BACKENDS[backend].refusal(device)
 
 
-def choose(backend: str, device: str) -> str:
-    """Return the backend that runs on a type of device.
+def choose(backend: str, q: Tensor) -> str:
+    """Return the backend that computes the op for q, of which the device, the dtype and the shape count.
 
     Args:
         backend: a key of `BACKENDS`, or "auto", for which the environment variable BICO_BACKEND may name one. Without
-            it, "auto" is the first backend that runs on the device.
-        device: the type of the device, such as "cpu" or "cuda".
+            it, "auto" is `flex` for long sequences on newer GPUs, and otherwise the first backend that takes q.
+        q: [B, Hq, S, D].
 
     Raises:
         ValueError: there is no such backend.
-        RuntimeError: the backend does not run on the device.
+        RuntimeError: the backend does not run on the device of q, or does not take its dtype or head dim.
 
     Example:
-        >>> choose("portable", "cpu")
+        >>> choose("portable", torch.zeros(1, 2, 5, 8))
         'portable'
     """
     source = "backend"
     if backend == "auto" and os.environ.get(VARIABLE):
         source, backend = VARIABLE, os.environ[VARIABLE]
     if backend == "auto":
-        return _first_that_runs(device)
+        return _automatic(q)
     if backend not in BACKENDS:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"{source} must be one of {names}, got {backend!r}")
+    device = q.device.type
     reason = refusal(backend, device)
     if reason is not None:
         raise RuntimeError(f"{source} {backend!r} cannot run on {device}: {reason}; use 'auto'")
+    reason = _argument_refusal(backend, q)
+    if reason is not None:
+        raise RuntimeError(f"{source} {backend!r} cannot take these arguments: {reason}; use 'auto'")
     return backend
 
 
-_LOGGED: set[str] = set()  # the types of devices whose fallback was logged
+def _argument_refusal(backend: str, q: Tensor) -> str | None:
+    return BACKENDS[backend].argument_refusal(dtype_under_autocast(q), q.shape[-1])
+
+
+def _automatic(q: Tensor) -> str:
+    device = q.device.type
+    takes = tuple(name for name in BACKENDS if _argument_refusal(name, q) is None)
+    if (
+        device == "cuda"
+        and "flex" in takes
+        and q.dim() == 4
+        and q.shape[2] >= FLEX_LENGTH
+        and _capability(q.device.index) >= FLEX_CAPABILITY
+        and refusal("flex", device) is None
+    ):
+        return "flex"
+    return _first_that_runs(device, takes)
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+_LOGGED: set[tuple[str, str]] = set()  # the types of devices and the backends whose fallback was logged
 
 
 @torch.compiler.assume_constant_result  # a line for the log cannot be traced
-def _first_that_runs(device: str) -> str:
-    reasons = {name: refusal(name, device) for name in BACKENDS}
+def _first_that_runs(device: str, names: tuple[str, ...]) -> str:
+    reasons = {name: refusal(name, device) for name in names}
     chosen = next(name for name, reason in reasons.items() if reason is None)
-    if chosen != "compiled" and device not in _LOGGED:
-        _LOGGED.add(device)
+    if chosen != "compiled" and (device, chosen) not in _LOGGED:
+        _LOGGED.add((device, chosen))
         logging.getLogger(__name__).warning("attention runs on the %s backend: %s", chosen, reasons["compiled"])
     return chosen
 
@@ -160,9 +201,9 @@ class Interception:
 _ENTERED: list[Interception] = []
 
 
-def attention(backend: str, device: str) -> Attention:
+def attention(backend: str, q: Tensor) -> Attention:
     """Return the function that computes the op; the arguments and the errors are those of `choose`."""
-    compute = BACKENDS[choose(backend, device)].attention
+    compute = BACKENDS[choose(backend, q)].attention
     return partial(_ENTERED[-1].attention, compute) if _ENTERED else compute
 
 

@@ -35,7 +35,7 @@ class _Attention(torch.autograd.Function):
         out = empty_heads(q)
         lse = q.new_empty(q.shape[:3], dtype=statistics_dtype(q))
         reach = _Reach.read(q, *rest[2:4])
-        with _without_autocast(q):
+        with without_autocast(q):
             for queries, keys in _groups_of_heads(q, k):
                 heads = _Heads(reach, q[:, queries], k[:, keys], v[:, keys], *rest)
                 heads.forward(out[:, queries], lse[:, queries])
@@ -49,7 +49,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, *rest, out, lse = ctx.saved_tensors
         parts = []
         reach = _Reach.read(q, *rest[2:4])
-        with _without_autocast(q):
+        with without_autocast(q):
             for queries, keys in _groups_of_heads(q, k):
                 heads = _Heads(reach, q[:, queries], k[:, keys], v[:, keys], *rest, *ctx.settings)
                 parts.append(heads.backward(*(x[:, queries] for x in (out, lse, *grads))))
@@ -57,7 +57,7 @@ class _Attention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, *[None] * 7
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 

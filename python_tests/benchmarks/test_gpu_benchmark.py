@@ -12,7 +12,7 @@ import gpu_cases
 import gpu_measure
 import pytest
 import torch
-from gpu_cases import CUDNN, EAGER, FLASH, FLEX, MASKED, OURS, TWO_CALLS, UNMASKED, GpuCase
+from gpu_cases import CUDNN, EAGER, FLASH, FLEX, MASKED, OURS, OURS_FLEX, TWO_CALLS, UNMASKED, GpuCase
 from gpu_measure import PRODUCT
 
 FULL, CAUSAL, PLACEHOLDERS = SMALL = [
@@ -61,7 +61,7 @@ def test_a_case_records_every_way_that_runs_and_why_others_do_not():
     for samples in result["milliseconds"].values():
         assert list(samples) == [OURS, FLASH, TWO_CALLS, EAGER]
         assert all(len(ms) == 2 and min(ms) > 0 for ms in samples.values())
-    assert result["left_out"].keys() == {CUDNN, FLEX}
+    assert result["left_out"].keys() == {OURS_FLEX, CUDNN, FLEX}
     assert result["left_out"][CUDNN].startswith("RuntimeError: ")
     assert result["extra_bytes"] == {way: CpuMeter.extra for way in (OURS, FLASH, TWO_CALLS, EAGER)}
     assert result["off_ours"].keys() == {TWO_CALLS, EAGER}

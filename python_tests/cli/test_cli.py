@@ -39,6 +39,7 @@ def test_info_is_json(capsys):
     assert {"torch", "built_with_torch", "kernels", "instruction_sets", "threads", "cuda"} <= set(info)
     compiles_nothing = info["kernels"].startswith("none")
     assert ("avx2" in info["instruction_sets"]) != compiles_nothing
+    assert list(info["backends"]) == ["compiled", "flex", "portable"]
     assert info["backends"]["portable"].startswith("cpu")
     assert info["backends"]["compiled"].startswith("none" if compiles_nothing else "cpu")
 

@@ -3,6 +3,7 @@
 import logging
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,19 +32,23 @@ def run(**options):
     return split_triangle_attention(q, k, v, cos[0], sin[0], **options)
 
 
+Q = torch.zeros(1, 1, 3, 4)
+
+
 @needs_compiled
 def test_auto_is_the_compiled_op_where_it_has_kernels():
-    assert backends.choose("auto", "cpu") == "compiled"
-    assert backends.choose("auto", "xpu") == "portable"
+    assert backends.choose("auto", Q) == "compiled"
+    elsewhere = SimpleNamespace(device=SimpleNamespace(type="xpu"), dtype=Q.dtype, shape=Q.shape)
+    assert backends.choose("auto", elsewhere) == "portable"
 
 
 @needs_compiled
 def test_the_environment_replaces_auto_and_no_explicit_choice(monkeypatch):
     monkeypatch.setenv("BICO_BACKEND", "")
-    assert backends.choose("auto", "cpu") == "compiled"
+    assert backends.choose("auto", Q) == "compiled"
     monkeypatch.setenv("BICO_BACKEND", "portable")
-    assert backends.choose("auto", "cpu") == "portable"
-    assert backends.choose("compiled", "cpu") == "compiled"
+    assert backends.choose("auto", Q) == "portable"
+    assert backends.choose("compiled", Q) == "compiled"
 
 
 @pytest.mark.parametrize("backend", backends.BACKENDS)
@@ -84,7 +89,7 @@ def test_a_fallback_can_be_compiled_as_one_graph():
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):
-    names = "'auto', 'compiled', 'portable'"
+    names = "'auto', 'compiled', 'flex', 'portable'"
     with pytest.raises(ValueError, match=re.escape(f"backend must be one of {names}, got 'cuda'")):
         run(backend="cuda")
     monkeypatch.setenv("BICO_BACKEND", "fast")
@@ -97,6 +102,7 @@ def test_the_description_gives_devices_or_reasons():
     shown = backends.describe()
     assert shown["portable"].startswith("cpu")
     assert shown["compiled"] == f"none: {backends.NOT_COMPILED}"
+    assert shown["flex"] == "cuda" if torch.cuda.is_available() else shown["flex"].startswith("none: ")
 
 
 @pytest.mark.parametrize(("batch", "heads", "length"), [(1, (2, 2), 4096), (4, (8, 1), 512)])
