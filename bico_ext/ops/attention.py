@@ -44,10 +44,9 @@ def split_triangle_attention(
             control. Default: True.
         interleaved: Rotary pairs are (2i, 2i + 1), as in GLM, instead of (i, i + R / 2), as in Llama (the default).
         return_lse: Also return the log-sum-exp of each query's scores.
-        backend: "compiled" (C++ and CUDA kernels), "flex" (FlexAttention on CUDA, in bfloat16 or float16, D from 16
-            on), "portable" (plain torch, on every device) or "auto": compiled where this build has kernels for the
-            device of q, but flex for long sequences on GPUs from Hopper on; without kernels flex if it can take q,
-            otherwise portable. The environment variable BICO_BACKEND takes the place of "auto".
+        backend: "compiled" (C++ and CUDA kernels), "portable" (plain torch, on every device), "flex" (FlexAttention on
+            CUDA, in bfloat16 or float16, D from 16 on) or "auto": compiled where this build has kernels for the device
+            of q, otherwise portable. The environment variable BICO_BACKEND takes the place of "auto".
 
     Returns:
         out: [B, Hq, S, D] in the dtype of q, laid out in memory as [B, S, Hq, D]; 0 where a query sees no key.

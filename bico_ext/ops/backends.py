@@ -6,9 +6,9 @@
 | `flex`     | two calls of FlexAttention, compiled by Triton  | an NVIDIA GPU; bfloat16 or float16; D of 16 or more   |
 | `portable` | plain torch, in blocks of queries               | any device that torch has                             |
 
-"auto" takes the first of them that can take q, but `flex` before `compiled` for long sequences on newer GPUs
-(`FLEX_LENGTH`, `FLEX_CAPABILITY`). To add a backend, write a module with a function `attention` like the others' and
-add it to `BACKENDS`.
+"auto" takes the first of `AUTOMATIC` that runs on the device. `flex` is not among them: its results and gradients were
+right on an H200, but its speed is not measured yet, and its first call compiled for 46 seconds there. To add a backend,
+write a module with a function `attention` like the others' and add it to `BACKENDS`.
 """
 
 import logging
@@ -26,8 +26,7 @@ from typing_extensions import Self
 from bico_ext.ops import flex, portable
 from bico_ext.ops.arguments import autocast, check_arguments, dtype_under_autocast
 
-FLEX_LENGTH = 2048  # TODO(flex timed on a GPU): from how many tokens on "auto" prefers `flex` to `compiled`
-FLEX_CAPABILITY = 9, 0  # on which GPUs it does: `compiled` has no instructions of Hopper's own
+AUTOMATIC = "compiled", "portable"  # the backends of "auto", in this order
 VARIABLE = "BICO_BACKEND"  # the environment variable that replaces "auto" in a process
 NOT_COMPILED = (
     f"the bico_ext in {Path(__file__).parents[1]} has no compiled part; `BICO_BUILD=ON pip install -v "
@@ -105,7 +104,7 @@ def choose(backend: str, q: Tensor) -> str:
 
     Args:
         backend: a key of `BACKENDS`, or "auto", for which the environment variable BICO_BACKEND may name one. Without
-            it, "auto" is `flex` for long sequences on newer GPUs, and otherwise the first backend that takes q.
+            it, "auto" is the first of `AUTOMATIC` that runs on the device of q.
         q: [B, Hq, S, D].
 
     Raises:
@@ -120,7 +119,7 @@ def choose(backend: str, q: Tensor) -> str:
     if backend == "auto" and os.environ.get(VARIABLE):
         source, backend = VARIABLE, os.environ[VARIABLE]
     if backend == "auto":
-        return _automatic(q)
+        return _first_that_runs(q.device.type)
     if backend not in BACKENDS:
         names = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ValueError(f"{source} must be one of {names}, got {backend!r}")
@@ -128,45 +127,21 @@ def choose(backend: str, q: Tensor) -> str:
     reason = refusal(backend, device)
     if reason is not None:
         raise RuntimeError(f"{source} {backend!r} cannot run on {device}: {reason}; use 'auto'")
-    reason = _argument_refusal(backend, q)
+    reason = BACKENDS[backend].argument_refusal(dtype_under_autocast(q), q.shape[-1])
     if reason is not None:
         raise RuntimeError(f"{source} {backend!r} cannot take these arguments: {reason}; use 'auto'")
     return backend
 
 
-def _argument_refusal(backend: str, q: Tensor) -> str | None:
-    return BACKENDS[backend].argument_refusal(dtype_under_autocast(q), q.shape[-1])
-
-
-def _automatic(q: Tensor) -> str:
-    device = q.device.type
-    takes = tuple(name for name in BACKENDS if _argument_refusal(name, q) is None)
-    if (
-        device == "cuda"
-        and "flex" in takes
-        and q.dim() == 4
-        and q.shape[2] >= FLEX_LENGTH
-        and _capability(q.device.index) >= FLEX_CAPABILITY
-        and refusal("flex", device) is None
-    ):
-        return "flex"
-    return _first_that_runs(device, takes)
-
-
-@torch.compiler.assume_constant_result
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
-
-
-_LOGGED: set[tuple[str, str]] = set()  # the types of devices and the backends whose fallback was logged
+_LOGGED: set[str] = set()  # the types of devices whose fallback was logged
 
 
 @torch.compiler.assume_constant_result  # a line for the log cannot be traced
-def _first_that_runs(device: str, names: tuple[str, ...]) -> str:
-    reasons = {name: refusal(name, device) for name in names}
+def _first_that_runs(device: str) -> str:
+    reasons = {name: refusal(name, device) for name in AUTOMATIC}
     chosen = next(name for name, reason in reasons.items() if reason is None)
-    if chosen != "compiled" and (device, chosen) not in _LOGGED:
-        _LOGGED.add((device, chosen))
+    if chosen != "compiled" and device not in _LOGGED:
+        _LOGGED.add(device)
         logging.getLogger(__name__).warning("attention runs on the %s backend: %s", chosen, reasons["compiled"])
     return chosen
 
