@@ -88,7 +88,8 @@ struct BackwardBlock {
     commit_copies();
   }
 
-  // What differentiate needs of the rows of a lane: loaded before the products, which hide how long it takes.
+  // What differentiate needs of the rows of a lane. Loaded before the second product, which hides how long it takes;
+  // before the first one, they spilled at D = 128 on sm_120.
   struct RowTerms {
     float lse[Pairs::M][2], delta[Pairs::M][2];
   };
@@ -232,12 +233,12 @@ struct BackwardBlock {
         clear_rows<Tiles::threads>(shared.grad_out, bad_queries);
         sync_threads();
       }
-      const RowTerms terms = row_terms(now);
       Pairs scores, grads;
       scores.clear();
       grads.clear();
       multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(scores, shared.q[stage], half() * half_rows, shared.k,
                                                                   right() * half_rows);
+      const RowTerms terms = row_terms(now);
       multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
                                                                   right() * half_rows);
       differentiate(scores, grads, terms);
