@@ -2,13 +2,17 @@
 
 import ast
 import importlib
+import json
 import pkgutil
 import re
 import runpy
 from pathlib import Path
+from statistics import mean, stdev
 
 import matplotlib
 import pytest
+import real_llama
+import real_llama_matrix
 import torch
 import yaml
 from matplotlib.image import imread
@@ -100,13 +104,28 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     assert LlamaForCausalLM.from_pretrained("out").config.hidden_size == 32
 
 
-def test_the_readme_table_is_that_of_the_results():
-    results = (ROOT / "docs" / "results" / "berglund" / "table.md").read_text()
-    contains = rows(results.split("**contains**")[1].split("\n**")[0])
+def test_the_readme_table_is_that_of_the_cells():
+    lines = (ROOT / "docs" / "results" / "real_llama" / "cells.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "run" in record]
     shown = rows(README.read_text())
-    assert list(shown) == ["system", "ntp", "bico", "infill", "permute", "(ceiling)"]
-    assert shown.pop("system") == list(bico_ext.load_facts("synthetic").tasks)
-    assert shown == {system: contains[system] for system in shown}
+    tasks = shown.pop("system")
+    assert tasks == list(bico_ext.load_facts("synthetic").tasks)
+    assert shown.pop("(ceiling)") == [f"{records[0]['data']['tasks'][task]['reachable']:.2f}" for task in tasks]
+    assert [label.removesuffix(" †") for label in shown] == ["ntp", "bico", "infill", "permute"]
+    scores = real_llama.scores_of(real_llama.by_name(records))
+    chosen = {row.name: row.chosen for row in real_llama_matrix.rows(scores)}
+    for label, cells in shown.items():
+        system = label.removesuffix(" †")
+        seeds = (2, 3, 4) if system == label else (0, 1)
+        names = [f"full/{system}/{chosen[system]:g}/seed{seed}" for seed in seeds]
+        runs = [record["run"]["tasks"] for name in names for record in records if name_of(record) == name]
+        assert len(runs) == len(seeds)
+        values = [[run[task]["contains"] for run in runs] for task in tasks]
+        assert cells == [f"{mean(value):.2f} ± {stdev(value):.2f}" for value in values]
+
+
+def name_of(record: dict) -> str:
+    return real_llama.cell_of(record).name
 
 
 def rows(text: str) -> dict[str, list[str]]:
