@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import gpu_cases
 import torch
-from gpu_cases import DTYPE, OURS, PASS_FLOPS, SAME_FUNCTION, WAYS, GpuCase
+from gpu_cases import DTYPE, OURS, OURS_FLEX, PASS_FLOPS, SAME_FUNCTION, WAYS, GpuCase
 from torch import Tensor
 
 PRODUCT, PRODUCT_SIZE = "torch.matmul", 8192
@@ -71,8 +71,12 @@ class CudaMeter:
         torch.cuda.empty_cache()
 
 
-def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> dict[str, Any]:
-    """Return all samples of the ways that run, and why the others do not, ready for JSON."""
+def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float, flex: bool = False) -> dict[str, Any]:
+    """Return all samples of the ways that run, and why the others do not, ready for JSON.
+
+    Args:
+        flex: whether the backend `flex` is one of the ways.
+    """
     result: dict[str, Any] = {
         "case": {"name": case.name, **asdict(case)},
         "forward_flops": gpu_cases.forward_flops(case),
@@ -84,7 +88,7 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> 
     }
     try:
         meter.release()
-        works = {PRODUCT: matrix_product(meter.device), **first_calls(case, meter, result)}
+        works = {PRODUCT: matrix_product(meter.device), **first_calls(case, meter, result, flex)}
         laps, failures = alternate(works, meter, repetitions, most)
     except Exception as error:  # after a fault in a kernel nothing else works; what is already recorded is kept
         result["left_out"]["the whole case"] = sentence(error)
@@ -96,7 +100,7 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float) -> 
     return result
 
 
-def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any]) -> dict[str, Work]:
+def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any], flex: bool) -> dict[str, Work]:
     """Call each way twice and return those that run.
 
     The peaks, the differences from ours and the reasons why the other ways do not run are stored in the result.
@@ -104,7 +108,7 @@ def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any]) -> dict[str
     operands, grad_out = gpu_cases.inputs(case, meter.device)
     works: dict[str, Work] = {}
     ours: list[Tensor] = []
-    for way in WAYS[case.mask]:
+    for way in (way for way in WAYS[case.mask] if flex or way != OURS_FLEX):
         if excuse := gpu_cases.left_out(case, way, meter.free_bytes):
             result["left_out"][way] = excuse
             continue
