@@ -1,7 +1,7 @@
 """The backend `flex`: split-triangle attention from PyTorch's FlexAttention, two calls merged by log-sum-exp.
 
 A `score_mod` of FlexAttention sees one score, so it cannot choose between two rotations. The keys up to a query and the
-later keys therefore take a call each, in the plus and in the minus frame, and the results are merged under one softmax.
+later keys therefore each take one call, in the plus and in the minus frame, and the results are merged under one softmax.
 On CUDA, `torch.compile` fuses the rotation, the calls and the merge. On the CPU the same code runs eagerly and
 materialises the scores; it has no backward there, so it serves tests only.
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.fx.experimental._config
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from bico_ext.ops import portable
@@ -139,12 +140,14 @@ _MASKS: dict[tuple, tuple[list[weakref.ref], list[int], tuple[BlockMask, ...]]] 
 def block_masks(q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None, mirror: bool) -> tuple[BlockMask, ...]:
     """Return the masks of the two calls, or of the only one; all layers of a model share them.
 
-    They are built once for each `span_ids` and `cu_seqlens`, and again if those were changed in place. They neither
-    keep these tensors alive nor outlive them.
+    They are built once for each `span_ids` and `cu_seqlens`, and again if those were changed in place (not through
+    `.data`). They neither keep these tensors alive nor outlive them. Within the graph of a compiled caller, and for
+    ids made in inference mode, each call builds its own.
     """
     length, device = q.shape[2], q.device
     sources = [x for x in (span_ids, cu_seqlens) if x is not None]
-    if torch.compiler.is_compiling() or any(x.is_inference() for x in sources):  # which have no versions
+    fake = any(isinstance(x, FakeTensor) for x in (q, *sources))
+    if fake or torch.compiler.is_compiling() or any(x.is_inference() for x in sources):  # which have no versions
         return _built(span_ids, cu_seqlens, length, device, mirror)
     key = (*(None if x is None else id(x) for x in (span_ids, cu_seqlens)), length, device, mirror)
     versions = [x._version for x in sources]
@@ -154,7 +157,7 @@ def block_masks(q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None, m
     masks = _built(span_ids, cu_seqlens, length, device, mirror)
     _MASKS.pop(key, None)
     while len(_MASKS) >= MOST_MASKS:
-        del _MASKS[next(iter(_MASKS))]
+        _MASKS.pop(next(iter(_MASKS)), None)
     references = [weakref.ref(x, lambda _: _MASKS.pop(key, None)) for x in sources]
     _MASKS[key] = references, versions, masks
     return masks

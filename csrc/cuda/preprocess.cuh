@@ -66,7 +66,7 @@ struct Source {
   Heads heads;
   int64_t count;  // of heads
   bool aligned;
-  bool negated = false;  // the sign changes
+  bool negated = false;  // the heads are multiplied by -1
 };
 
 // A chunk of a row of q or k, rotated into one frame.

@@ -82,6 +82,8 @@ def tile_costs(flow: Flow, products: int, selects: int) -> tuple[int, int]:
 
     counted = sum(flow.names[block].count("HMMA") for block in stops)
     in_loops = sum(flow.names[block].count("HMMA") for block in loops)
+    if counted > products or counted < products and not loops:
+        sys.exit(f"{counted} products on the path, {in_loops} of them in loops, do not make the {products} of a tile")
     again = (products - counted) / in_loops if loops else 0
     repeated = round(again * sum(len(flow.names[block]) for block in loops))
     hiding = [block for block in in_loop if flow.names[block].count("FSEL") >= selects]
@@ -97,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     print("kernel, head dim: instructions of a full tile, of a denoising tile, products among them")
     for head_dim in options.head_dims:
-        keys = 64 if head_dim < 128 else 32  # of a tile of the forward
+        keys = 64 if head_dim <= 128 else 32  # of a tile of the forward
         for name, products, selects in (
             ("forward", 2 * 32 * keys * head_dim // 2048, keys),
             ("backward", 5 * 32 * 32 * head_dim // 2048, 64),

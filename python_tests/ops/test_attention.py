@@ -1,5 +1,6 @@
 """The op's numbers: against the dense fp64 definition, by gradcheck, and under every feature of the contract."""
 
+import math
 import os
 import subprocess
 import sys
@@ -254,6 +255,19 @@ def test_nan_stays_where_later_keys_outweigh_it(attention, dtype, score):
     v[0, 0, 0] = float("nan")
     cos = torch.ones(1, 70, 0, dtype=torch.float64)
     assert attention(q, k, v, cos, cos, scale=1.0).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rise", [3, 10])
+def test_scores_that_rise_and_fall_from_tile_to_tile(attention, rise, dtype):
+    """An online softmax must change what its weights are relative to, for each row by itself, before they overflow."""
+    ids = torch.zeros(2, 260, dtype=torch.int32)
+    ids[1, :70] = -1  # the second sequence sees nothing in its first tile
+    problem = make_problem(Case("rising", S=260, Hq=1, Hkv=1, D=16, R=0, scale=-math.log(2) / 4), dtype, ids=ids)
+    # In exponents of 2, every 32 keys raise the scores of a third of the rows by `rise` and lower those of another.
+    problem.k[..., 0] = torch.arange(260) // 32 * rise
+    problem.q[..., 0] = torch.tensor([-4, 4, 0]).repeat(87)[:260]
+    assert_as_good_as_torch(attention, problem, dtype)
 
 
 @pytest.mark.parametrize("bad", ["key", "neighbour", "table"])

@@ -230,7 +230,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     const uint64_t bad = visit.nonfinite ? schedule.bad_values(visit.tile) : 0;
     wait_copies<0>();
     sync_threads();  // K and V are there; Q and the buffers of the tile before are free
-    const bool other_frame = visit.frame != frame;
+    const bool other_frame = p.mirror && visit.frame != frame;
     if (other_frame) {
       frame = visit.frame;
       block.copy_queries(frame);
@@ -276,7 +276,7 @@ template <typename T, int D>
 void launch_forward(const ForwardWork& work, Stream stream) {
   using Tiles = ForwardTiles<D>;
   constexpr int shared_bytes = sizeof(ForwardShared<T, D>);
-  static_assert(shared_bytes <= shared_limit, "a tile of queries, one of keys and one of values must fit");
+  static_assert(shared_bytes <= shared_limit, "a tile of queries, two of keys and two of values must fit");
   const Forward& p = work.problem;
   const int64_t tiles = divide_up(p.length, Tiles::queries);
   launch("forward", forward_kernel<T, D>, tiles * p.query_heads * p.batch, Tiles::threads, shared_bytes, stream, work);

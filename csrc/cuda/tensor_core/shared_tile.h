@@ -49,7 +49,7 @@ BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, in
   if (threads % Tile::chunks != 0 && first >= step) return;
   const T* source = from + first * row_stride + c * vector_elements;
   if (rows % step == 0 && valid_rows >= rows && valid_columns == columns) {
-    // All tiles but those at the end of a sequence: no branches and no zeros.
+    // Tiles with nothing to fill up, which are nearly all: no branches and no zeros.
 #pragma unroll
     for (int row = 0; row < rows; row += step) copy_async(tile.chunk(first + row, c), source + row * row_stride, 16);
     return;

@@ -6,8 +6,9 @@
 namespace bico::cuda {
 
 // The running softmax of the rows of a warp's accumulators: scores become weights relative to the row's `base`, the
-// largest score at some time. Weights up to 2^most_rise leave it as it is: a new one costs a product for every element of
-// the output, and in random data some row of a warp has a new largest score in three of four tiles.
+// largest score at some time. Weights up to 2^most_rise leave it as it is, because a new one costs a product for every
+// element of the output: with independent random scores, some of the 32 rows of a warp have a new largest score in two
+// of three tiles (S = 4096, 64 keys in a tile).
 template <int M>
 struct Softmax {
   static constexpr float most_rise = 8;  // in exponents of 2: weights up to 256 fit every type
@@ -38,7 +39,7 @@ struct Softmax {
         for (int j = 0; j < N; ++j) x = fmaxf(x, fmaxf(scores.x[i][j][2 * h], scores.x[i][j][2 * h + 1]));
         x = fmaxf(x, shuffle_xor(x, 1));
         x = fmaxf(x, shuffle_xor(x, 2));
-        rose |= (x - base[i][h]) * factor > most_rise;  // no: inf - inf
+        rose |= (x - base[i][h]) * factor > most_rise;  // false for inf - inf
       }
     }
     if (ballot(rose) != 0) rebase(largest, out, factor);
