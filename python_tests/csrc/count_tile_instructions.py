@@ -82,7 +82,7 @@ def tile_costs(flow: Flow, products: int, selects: int) -> tuple[int, int]:
 
     counted = sum(flow.names[block].count("HMMA") for block in stops)
     in_loops = sum(flow.names[block].count("HMMA") for block in loops)
-    if counted > products or counted < products and not loops:
+    if counted > products or (counted < products and not loops):
         sys.exit(f"{counted} products on the path, {in_loops} of them in loops, do not make the {products} of a tile")
     again = (products - counted) / in_loops if loops else 0
     repeated = round(again * sum(len(flow.names[block]) for block in loops))

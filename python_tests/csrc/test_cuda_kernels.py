@@ -56,7 +56,7 @@ def test_tokens_beyond_the_last_offset_see_nothing_and_are_not_seen(dtype):
 
 def test_lse_does_not_drift_with_the_number_of_tiles():
     """With an unchanged largest score every tile must leave the sums as they are, exactly."""
-    length = 8192
+    length = 4096
     q, k, v = (torch.zeros(1, 1, length, 128, dtype=torch.bfloat16) for _ in range(3))
     q[0, 0, ::512, 0] = 8.8125
     k[..., 0] = 8.8125

@@ -11,6 +11,9 @@ import made_up
 import pytest
 from paths import ROOT
 
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
+
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
@@ -57,20 +60,10 @@ for _ in range(2):
 
 
 def test_a_comparison_trains_and_evaluates(sources, tmp_path):
-    options = [
-        "--systems",
-        "ntp",
-        "bico",
-        "--steps",
-        "2",
-        "--curve-points",
-        "0",
-        "--max-new-tokens",
-        "2",
-        "--jobs",
-        "1",
-    ]
-    result = run(sources, "-m", "bico_ext.cli", "compare", *options, "--output-dir", str(tmp_path / "out"))
+    write_facts(generate(names_first=2, descriptions_first=2, both=1, pretraining=0), tmp_path / "facts")
+    options = "--systems ntp bico --steps 2 --curve-points 0 --max-new-tokens 2 --jobs 1 --layers 1 --hidden-size 32"
+    folders = ["--data", str(tmp_path / "facts"), "--output-dir", str(tmp_path / "out")]
+    result = run(sources, "-m", "bico_ext.cli", "compare", *options.split(), *folders)
     assert result.returncode == 0, result.stderr
     assert {run["system"] for run in json.loads((tmp_path / "out" / "results.json").read_text())["runs"]} == {
         "ntp",
