@@ -5,6 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from bico_ext.ops.reference import CAUSAL_CONTEXT
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -55,6 +57,12 @@ def span_ids(case: Case, generator: torch.Generator) -> Tensor | None:
     elif case.spans == "infill":
         ids[:, case.S // 3 : case.S // 3 + case.S // 2] = 1
         ids[:, -1:] = 2
+    elif case.spans == "causal-context":
+        ids[:1] = CAUSAL_CONTEXT  # a span inside, after context that sees everything; the other entries end in context
+        ids[:1, case.S // 2 : case.S // 2 + case.S // 4] = 1
+        ids[:1, case.S // 2 - 1] = 0
+        ids[:, -1:] = -1
+        ids[1:, case.S // 4 : -(case.S // 4)] = CAUSAL_CONTEXT
     elif case.spans == "prefix":
         ids[:, case.S // 3 :] = 1
     elif case.spans == "random":

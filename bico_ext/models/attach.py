@@ -38,7 +38,8 @@ def attach(model: Model) -> Model:
 
     A call with `span_ids` returns the stock output class with `past_key_values=None`: no KV cache is built, whatever
     `use_cache` says. `span_ids` are int32 [B, S]: -1 for a token that is never a key (padding or placeholder), 0 for
-    context, s > 0 for a span that is written autoregressively. Mark padding with -1 and leave `attention_mask` out.
+    context, s > 0 for a span that is written autoregressively, and 2**31 - 1 (`bico_ext.ops.reference.CAUSAL_CONTEXT`)
+    for context that is read causally. Mark padding with -1 and leave `attention_mask` out.
     Packed sequences (B = 1) need `cu_seq_lens_q`, int32 [N + 1], as `DataCollatorWithFlattening` makes them with
     `return_flash_attn_kwargs=True`. Restarting `position_ids` alone does not separate the sequences.
 

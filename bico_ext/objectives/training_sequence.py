@@ -2,7 +2,8 @@
 
 Labels are not shifted: a transformers causal LM shifts them itself, so that output i predicts labels[i + 1]. Span ids
 determine which keys a query sees. A token with span id -1 is never a key, 0 is context that every token sees, and a
-token with s > 0 sees the context and the past of its own span. `bico_ext.ops.reference.visible` states this rule.
+token with s > 0 sees the context and the past of its own span. `CAUSAL_CONTEXT` is context that itself sees no later
+token. `bico_ext.ops.reference.visible` states this rule.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -36,8 +36,9 @@ def split_triangle_attention(
             have equal values. Elements from R on are not rotated. Used in float32 (float64 if q is float64).
         span_ids: int32 [B, S]. Key n is visible to query m if and only if it is context (`span_ids[n] == 0`), or it is
             in m's own span and not after m (`span_ids[n] == span_ids[m] > 0 and n <= m`). A token with a negative id
-            (placeholder or padding) is never a key. All ones is causal attention. Default: all 0, so that everything
-            is visible.
+            (placeholder or padding) is never a key. The id 2**31 - 1 (`bico_ext.ops.reference.CAUSAL_CONTEXT`) is
+            reserved for context that is read causally: its token is context as a key, but as a query it sees no key
+            after itself. All ones is causal attention. Default: all 0, so that everything is visible.
         cu_seqlens: int32 [sequences + 1], ascending from 0 to S: offsets of sequences packed along S (B = 1).
         scale: Factor of the scores. Default: 1 / sqrt(D).
         mirror: False scores later keys in the plus frame, too. This is plain bidirectional RoPE attention, the paper's

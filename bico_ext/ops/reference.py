@@ -9,13 +9,15 @@ import math
 import torch
 from torch import Tensor
 
+CAUSAL_CONTEXT = 2**31 - 1  # the span id of context that is read causally; csrc/visibility.h has the same number
+
 
 def visible(span_ids: Tensor) -> Tensor:
     """Return which keys each query sees.
 
-    Key n is visible to query m if it is context (`span_ids[n] == 0`), or if it is in the query's own span and not after
-    the query (`span_ids[n] == span_ids[m] > 0` and n <= m). A key with span id -1 (placeholder or padding) is visible
-    to no query.
+    Key n is visible to query m if it is context (`span_ids[n]` is 0 or `CAUSAL_CONTEXT`), or if it is in the query's
+    own span and not after the query (`span_ids[n] == span_ids[m] > 0` and n <= m). A query whose own span id is
+    `CAUSAL_CONTEXT` sees no key after itself. A key with span id -1 (placeholder or padding) is visible to no query.
 
     Args:
         span_ids: int [B, S].
@@ -26,7 +28,8 @@ def visible(span_ids: Tensor) -> Tensor:
     m_span, n_span = span_ids[:, :, None], span_ids[:, None, :]
     position = torch.arange(span_ids.shape[1], device=span_ids.device)
     past = position[None, :] <= position[:, None]  # [m, n]
-    return (n_span == 0) | ((n_span > 0) & (n_span == m_span) & past)
+    context = (n_span == 0) | (n_span == CAUSAL_CONTEXT)
+    return (context & (past | (m_span != CAUSAL_CONTEXT))) | ((n_span > 0) & (n_span == m_span) & past)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -274,7 +274,8 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
   // with the strip that the keys cross, and the minus frame ends with it.
   const Block whole(p, queries, keys, 0);
   const bool on_diagonal = side(queries, keys) == Side::on_diagonal;
-  const bool split = on_diagonal && p.mirror && has_context(keys), causal = on_diagonal && !has_context(keys);
+  const bool ahead = sees_later(queries, keys);
+  const bool split = on_diagonal && p.mirror && ahead, causal = on_diagonal && !ahead;
   const int64_t step = split || causal ? strip_rows : keys.count;
   for (int64_t begin = 0; begin < keys.count; begin += step) {
     const int64_t columns = std::min(step, keys.count - begin);

@@ -23,12 +23,12 @@ struct Block {
     queries.begin += strip;
     queries.count = std::min(strip_rows, query_tile.count - strip);
     const Side side = bico::side(query_tile, key_tile);
-    const bool context = has_context(key_tile);
+    const bool ahead = sees_later(query_tile, key_tile);
     const int64_t diagonal_end = std::min(keys.count, strip + queries.count);
     plus_end = minus_begin = end = keys.count;
     if (side == Side::above && p.mirror) plus_end = minus_begin = 0;
-    if (side == Side::on_diagonal && !context) plus_end = minus_begin = end = diagonal_end;
-    if (side == Side::on_diagonal && context && p.mirror) plus_end = diagonal_end, minus_begin = strip;
+    if (side == Side::on_diagonal && !ahead) plus_end = minus_begin = end = diagonal_end;
+    if (side == Side::on_diagonal && ahead && p.mirror) plus_end = diagonal_end, minus_begin = strip;
   }
 
   // In which frame the strip's query r sees key c.

@@ -40,6 +40,10 @@ CASES = [
     Case("table-per-batch-entry", S=65, B=3, tables=3, spans="infill"),
     Case("scale", S=65, scale=0.03),
     Case("packed", S=200, B=1, packed=(1, 0, 63, 64, 65, 7, 0), Hq=4, Hkv=2),
+    Case("causal-context-37", S=37, Hq=4, Hkv=2, D=24, spans="causal-context"),
+    Case("causal-context-130", S=130, Hq=1, Hkv=1, spans="causal-context", mirror=False),
+    Case("causal-context-200", S=200, Hkv=1, D=64, spans="causal-context"),
+    Case("packed-causal-context", S=150, B=1, packed=(1, 80, 69), spans="causal-context"),
     Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),
 ]
 # Some results torch gets exactly (S = 1), where the kernels' order of additions shows: a few epsilons of the precision
@@ -82,7 +86,11 @@ def test_error_is_at_most_twice_that_of_torch(attention, case, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    ids=st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 70)), min_size=1, max_size=8),
+    ids=st.lists(
+        st.tuples(st.sampled_from([-1, 0, 1, 2, 3, reference.CAUSAL_CONTEXT]), st.integers(1, 70)),
+        min_size=1,
+        max_size=8,
+    ),
     mirror=st.booleans(),
     heads=st.sampled_from([(1, 1), (2, 1), (3, 3)]),
 )

@@ -1,12 +1,22 @@
 """The reference against the paper's formula, written out pair by pair with complex numbers."""
 
 import cmath
+import itertools
 import math
 
 import pytest
 import torch
 
 from bico_ext.ops import reference
+from bico_ext.ops.reference import CAUSAL_CONTEXT
+
+
+def sees(span_m, span_n, m, n):
+    """Query m sees key n: the rules as sentences."""
+    if span_n in (0, CAUSAL_CONTEXT):
+        looks_ahead = span_m != CAUSAL_CONTEXT
+        return n <= m or looks_ahead
+    return span_n > 0 and span_n == span_m and n <= m
 
 
 def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
@@ -18,7 +28,7 @@ def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
         scores = {}
         for n in range(length):
             s_m, s_n = span_ids[m], span_ids[n]
-            if not (s_n == 0 or (s_n > 0 and s_n == s_m and n <= m)):
+            if not sees(s_m, s_n, m, n):
                 continue
             distance = -abs(m - n) if mirror else n - m
             score = sum(q[m][i] * k[n][i] for i in range(2 * half, head_dim))
@@ -35,7 +45,17 @@ def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
 
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("spans", [[0] * 7, [1] * 7, [0, 0, 1, 1, -1, 0, 2], [-1] * 7, [2, 1, 1, 2, 2, 0, -1]])
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [0] * 7,
+        [1] * 7,
+        [0, 0, 1, 1, -1, 0, 2],
+        [-1] * 7,
+        [2, 1, 1, 2, 2, 0, -1],
+        [CAUSAL_CONTEXT, 0, 1, 1, CAUSAL_CONTEXT, 0, -1],
+    ],
+)
 def test_split_triangle_is_rotation_by_minus_the_distance(mirror, interleaved, spans):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 7, 6, dtype=torch.float64)
@@ -55,6 +75,14 @@ def test_split_triangle_is_rotation_by_minus_the_distance(mirror, interleaved, s
     want, want_lse = explicit(q.tolist(), k.tolist(), v.tolist(), frequencies, spans, mirror, interleaved, 0.7)
     torch.testing.assert_close(got[0, 0], want, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(got_lse[0, 0], want_lse, rtol=1e-12, atol=1e-12)
+
+
+def test_visible_pair_by_pair():
+    assert torch.iinfo(torch.int32).max == CAUSAL_CONTEXT
+    rows = list(itertools.product((-1, 0, 1, 2, CAUSAL_CONTEXT), repeat=4))
+    seen = reference.visible(torch.tensor(rows, dtype=torch.int32))
+    want = [[[sees(row[m], row[n], m, n) for n in range(4)] for m in range(4)] for row in rows]
+    assert seen.tolist() == want
 
 
 def test_packed_sequences_are_separate():
