@@ -48,7 +48,7 @@ class Part:
 MATRIX = (
     Part("full", ("ntp", "bico", "permute", "infill", "naive"), (1e-4, 3e-4, 6e-4)),
     # Between infill and permute: what makes the difference?
-    Part("full", ("infill-end", "infill-end-causal", "infill-naive"), (STAND_IN,)),
+    Part("full", ("infill-end", "infill-end-causal", "infill-naive", "infill-causal"), (STAND_IN,)),
     Part("full", ("reverse-segments", "both-orders"), (1e-4, 3e-4, 6e-4)),
     Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3)),
 )

@@ -51,6 +51,7 @@ SYSTEMS: dict[str, System] = {
     "new-token": System("new-token", "attended-pad with a new [MASK] token"),
     # Controls of infill; the last two lie between it and permute.
     "infill-naive": System("infill-naive", "infill without the sine flip"),
+    "infill-causal": System("infill-causal", "infill with a context that is read causally"),
     "infill-end": System("infill-end", "infill with the span moved to the end of the text"),
     "infill-end-causal": System("infill-end-causal", "infill-end with a context that is read causally"),
     # Methods of other authors, which change the data.

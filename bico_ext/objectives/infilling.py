@@ -10,9 +10,11 @@ from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from bico_ext.bounds import check_bounds
 from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, text_between
+from bico_ext.ops.reference import CAUSAL_CONTEXT
 
 
 def infill(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> TrainingSequence:
@@ -62,6 +64,23 @@ def infill_naive(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> 
         False
     """
     return replace(infill(input_ids, generator, spans=spans), mirror=False)
+
+
+def infill_causal(input_ids: Tensor, generator: Generator, *, spans: int = 1) -> TrainingSequence:
+    """As `infill`, with a context that is read causally, as in generation, except where an output has a label.
+
+    The context token before a span predicts the span's first token, so it sees the context on both sides, as the span
+    does. Every other context token sees the context up to itself only. All context is visible to the span. So is the
+    token before the span to the context after it, which therefore learns of later tokens from the second layer on.
+
+    Example:
+        >>> infill_causal(torch.tensor([2]), torch.Generator()).span_ids
+        tensor([2147483647], dtype=torch.int32)
+    """
+    sequence = infill(input_ids, generator, spans=spans)
+    predicts = functional.pad(sequence.labels[1:] != NO_LOSS, (0, 1))  # output i predicts the label at i + 1
+    causal = (sequence.span_ids == 0) & ~predicts
+    return replace(sequence, span_ids=sequence.span_ids.masked_fill(causal, CAUSAL_CONTEXT))
 
 
 def infill_end(input_ids: Tensor, generator: Generator, *, special_ids: Collection[int]) -> TrainingSequence:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from bico_ext.objectives.blank_infilling import abi
 from bico_ext.objectives.causal import ntp, permute, reverse, reverse_segments
 from bico_ext.objectives.denoising import attended_pad, bert, bico, naive, new_token
-from bico_ext.objectives.infilling import infill, infill_end, infill_end_causal, infill_naive
+from bico_ext.objectives.infilling import infill, infill_causal, infill_end, infill_end_causal, infill_naive
 from bico_ext.objectives.training_sequence import TrainingSequence
 
 Objective = Callable[[Tensor, Generator], TrainingSequence]
@@ -30,6 +30,7 @@ OBJECTIVES: dict[str, Callable[..., TrainingSequence]] = {
     "attended-pad": attended_pad,
     "new-token": new_token,
     "infill-naive": infill_naive,
+    "infill-causal": infill_causal,
     "infill-end": infill_end,
     "infill-end-causal": infill_end_causal,
     "reverse": reverse,

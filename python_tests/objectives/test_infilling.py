@@ -2,11 +2,15 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from objective_cases import BOS, EOS, SEQUENCE, VOCABULARY, apply, chi_square
-from torch import tensor
+from tiny_models import tiny_llama
+from torch import Tensor, tensor
 
+from bico_ext.models.attach import attach
 from bico_ext.objectives.training_sequence import NO_LOSS
+from bico_ext.ops.reference import CAUSAL_CONTEXT
 
 
 def test_infill_of_two_tokens_by_hand():
@@ -66,3 +70,44 @@ def test_infill_naive_is_infill_without_the_flip():
     assert plain.labels.equal(flipped.labels)
     assert plain.span_ids.equal(flipped.span_ids)
     assert (plain.mirror, flipped.mirror) == (False, True)
+
+
+def test_infill_causal_by_hand():
+    seen = set()
+    for seed in range(100):
+        whole, causal = (apply(name, tensor([BOS, 7, 8, 9, EOS]), seed) for name in ("infill", "infill-causal"))
+        assert causal.input_ids.equal(whole.input_ids)
+        assert causal.labels.equal(whole.labels)
+        assert causal.span_ids.dtype == torch.int32
+        assert causal.mirror
+        seen.add(tuple(causal.span_ids.tolist()))
+    c = CAUSAL_CONTEXT
+    of_length = {
+        1: {(0, 1, c, c, c), (c, 0, 1, c, c), (c, c, 0, 1, c), (c, c, c, 0, 1)},
+        2: {(0, 1, 1, c, c), (c, 0, 1, 1, c), (c, c, 0, 1, 1)},
+        3: {(0, 1, 1, 1, c), (c, 0, 1, 1, 1)},
+        4: {(0, 1, 1, 1, 1)},
+    }
+    assert seen == set().union(*of_length.values())
+    assert apply("infill-causal", tensor([BOS]), 0).span_ids.tolist() == [c]
+    assert apply("infill-causal", tensor([BOS, 7, EOS]), 0, spans=2).span_ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", ["auto", "portable"])
+@pytest.mark.parametrize(("layers", "informed"), [(1, {3, 4, 5, 6}), (2, {3, 4, 5, 6, 7, 8, 9})])
+def test_who_learns_of_a_later_context_token_in_infill_causal(layers: int, informed: set[int], backend, monkeypatch):
+    """The token before the span and the span; through that token, from the second layer on, the context after it."""
+    monkeypatch.setenv("BICO_BACKEND", backend)
+    c = CAUSAL_CONTEXT
+    text = tensor([BOS, *range(4, 14)])
+    drawn = (apply("infill-causal", text, seed).span_ids for seed in range(1000))
+    span_ids = next(ids for ids in drawn if ids.tolist() == [c, c, c, 0, 1, 1, 1, c, c, c, c])
+    model = attach(tiny_llama(num_hidden_layers=layers))
+
+    def states(input_ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            out = model(input_ids=input_ids[None], span_ids=span_ids[None], output_hidden_states=True)
+        return out.hidden_states[-1][0]
+
+    changed = (states(text) != states(torch.cat([text[:-1], tensor([20])]))).any(-1)
+    assert set(changed.nonzero()[:, 0].tolist()) == informed | {10}

@@ -298,6 +298,7 @@ def test_options_by_objective():
         "bico": ("placeholder_id", "special_ids", "mask_rate"),
         "infill": ("spans",),
         "infill-naive": ("spans",),
+        "infill-causal": ("spans",),
         "infill-end": ("special_ids",),
         "infill-end-causal": ("special_ids",),
         "permute": ("special_ids", "segments"),
