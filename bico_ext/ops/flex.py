@@ -1,8 +1,8 @@
 """The backend `flex`: split-triangle attention from PyTorch's FlexAttention, two calls merged by log-sum-exp.
 
 A `score_mod` of FlexAttention sees one score, so it cannot choose between two rotations. The keys up to a query and the
-later keys therefore each take one call, in the plus and in the minus frame, and the results are merged under one softmax.
-On CUDA, `torch.compile` fuses the rotation, the calls and the merge. On the CPU the same code runs eagerly and
+later keys therefore each take one call, in the plus and in the minus frame, and the results are merged under one
+softmax. On CUDA, `torch.compile` fuses the rotation, the calls and the merge. On the CPU the same code runs eagerly and
 materialises the scores; it has no backward there, so it serves tests only.
 
 Unlike the other backends, this one does not contain NaN and infinity to the outputs that see them: a hidden key in a
@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 
 from bico_ext.ops import portable
 from bico_ext.ops.arguments import check_offsets, statistics_dtype
+from bico_ext.ops.reference import CAUSAL_CONTEXT
 
 HEAD_DIMS = 16, 256  # the fewest elements that Triton multiplies, and the most that the op takes
 MOST_MASKS = 32  # in the cache
@@ -193,8 +194,9 @@ def _mask_mod(keys: str, span_ids: Tensor | None, sequence: Tensor | None) -> Ca
         past = n <= m
         seen = n >= 0
         if span_ids is not None:
-            key = span_ids[b, n]
-            seen = (key == 0) | ((key > 0) & (key == span_ids[b, m]) & past)
+            key, query = span_ids[b, n], span_ids[b, m]
+            context = (key == 0) | (key == CAUSAL_CONTEXT)
+            seen = (context & (past | (query != CAUSAL_CONTEXT))) | ((key > 0) & (key == query) & past)
         if sequence is not None:
             seen = seen & (sequence[m] == sequence[n])
         if keys == "all":

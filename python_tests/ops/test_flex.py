@@ -11,6 +11,7 @@ import pytest
 import torch
 from problems import Case, make_problem
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention as library
 
 from bico_ext import split_triangle_attention
@@ -27,6 +28,7 @@ CASES = [
     Case("placeholders-no-mirror", S=129, spans="placeholders", mirror=False),
     Case("infill-no-mirror-gqa", S=70, spans="infill", Hq=4, Hkv=2, mirror=False),
     Case("blind", S=65, spans="blind"),
+    Case("causal-context", S=150, spans="causal-context", Hq=4, Hkv=2),
     Case("half-blind", S=20, spans="causal-padded"),  # the later keys are none, and the last query has no span
     Case("packed", S=200, B=1, packed=(1, 0, 63, 64, 65, 7, 0), Hq=4, Hkv=2),
     Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),
@@ -216,6 +218,12 @@ def test_masks_made_in_inference_mode_serve_training():
         flex.block_masks(q, ids_of(20), None, True)  # which has no version, so it is not kept
     assert len(flex._MASKS) == 1
     assert not flex.block_masks(q, None, None, True)[0].kv_indices.is_inference()
+
+
+def test_fake_tensors_leave_no_masks():
+    with FakeTensorMode():
+        flex.block_masks(torch.zeros(1, 1, 20, 16), None, None, True)
+    assert not flex._MASKS
 
 
 # Refusals, and the choice by "auto"

@@ -230,7 +230,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     const uint64_t bad = visit.nonfinite ? schedule.bad_values(visit.tile) : 0;
     wait_copies<0>();
     sync_threads();  // K and V are there; Q and the buffers of the tile before are free
-    const bool other_frame = p.mirror && visit.frame != frame;
+    const bool other_frame = visit.frame != frame;
     if (other_frame) {
       frame = visit.frame;
       block.copy_queries(frame);
