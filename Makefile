@@ -101,11 +101,12 @@ $(VENV)/cuda-checks: $(VENV)/installed
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[cuda-checks]'
 	@touch $@
 
-# A build with CUDA kernels works where torch has no CUDA.
+# A build with CUDA kernels works where torch has no CUDA. For one architecture: the machine code of all was looked at.
 build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
 	rm -rf build/with-cuda
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/with-cuda \
-	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_EMULATOR=ON .
+	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_EMULATOR=ON \
+	  -C cmake.define.BICO_CUDA_ARCHITECTURES=90-real .
 	$(BIN)/python python_tests/csrc/import_with_cuda.py build/with-cuda
 	@touch $@
 
