@@ -8,6 +8,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from bico_ext.ops.reference import CAUSAL_CONTEXT
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -29,6 +31,19 @@ def check_arguments(
         _expect(span_ids.dtype == torch.int32 and list(span_ids.shape) == shape, expected + _to_int(span_ids))
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
+
+
+def is_context(span_ids: Tensor) -> Tensor:
+    """Return which span ids are those of context."""
+    return (span_ids == 0) | (span_ids == CAUSAL_CONTEXT)
+
+
+def visible(m_span: Tensor, n_span: Tensor, past: Tensor) -> Tensor:
+    """Return whether queries see keys of the same sequence, by their span ids and whether n <= m; all broadcastable.
+
+    `bico_ext.ops.reference.visible` defines the rule, and stays independent of this.
+    """
+    return (is_context(n_span) & (past | (m_span != CAUSAL_CONTEXT))) | ((n_span > 0) & (n_span == m_span) & past)
 
 
 def dtype_under_autocast(x: Tensor) -> torch.dtype:

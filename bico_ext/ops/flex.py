@@ -22,8 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from bico_ext.ops import portable
-from bico_ext.ops.arguments import check_offsets, statistics_dtype
-from bico_ext.ops.reference import CAUSAL_CONTEXT
+from bico_ext.ops.arguments import check_offsets, statistics_dtype, visible
 
 HEAD_DIMS = 16, 256  # the fewest elements that Triton multiplies, and the most that the op takes
 MOST_MASKS = 32  # in the cache
@@ -194,9 +193,7 @@ def _mask_mod(keys: str, span_ids: Tensor | None, sequence: Tensor | None) -> Ca
         past = n <= m
         seen = n >= 0
         if span_ids is not None:
-            key, query = span_ids[b, n], span_ids[b, m]
-            context = (key == 0) | (key == CAUSAL_CONTEXT)
-            seen = (context & (past | (query != CAUSAL_CONTEXT))) | ((key > 0) & (key == query) & past)
+            seen = visible(span_ids[b, m], span_ids[b, n], past)
         if sequence is not None:
             seen = seen & (sequence[m] == sequence[n])
         if keys == "all":

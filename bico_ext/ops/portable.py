@@ -18,8 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from bico_ext.ops.arguments import check_offsets, empty_heads, statistics_dtype
-from bico_ext.ops.reference import CAUSAL_CONTEXT
+from bico_ext.ops.arguments import check_offsets, empty_heads, is_context, statistics_dtype, visible
 
 MOST_SCORES = 2**20  # 4 MiB in float32
 QUERY_BLOCKS = 16, 256  # the fewest and the most queries in a block, unless there are fewer
@@ -98,7 +97,7 @@ class _Reach:
             check_offsets(offsets, length)
         if span_ids is not None and length:
             position = torch.arange(length, device=q.device)
-            last_context = int(torch.where(_is_context(span_ids).any(0), position, -1).max())
+            last_context = int(torch.where(is_context(span_ids).any(0), position, -1).max())
         return cls(offsets, last_context)
 
 
@@ -192,8 +191,7 @@ class _Heads:
             if self.span_ids is not None:
                 m_span, n_span = self.span_ids[:, m, None], self.span_ids[:, None, n]
                 past = position[None, n] <= position[m, None]
-                seen = _is_context(n_span) & (past | (m_span != CAUSAL_CONTEXT))
-                seen |= (n_span > 0) & (n_span == m_span) & past
+                seen = visible(m_span, n_span, past)
             if sequence is not None:
                 together = (sequence[None, m, None] == sequence[None, None, n]).expand(batch, -1, -1)
                 seen = together if seen is None else seen & together
@@ -283,10 +281,6 @@ class _Heads:
         results = grad_q, self.rotated_back(grad_k), grad_v.masked_fill(poisoned[..., None], torch.nan)
         q, k, v = (x.flatten(1, 2).to(self.dtype) for x in results)
         return q, k, v
-
-
-def _is_context(span_ids: Tensor) -> Tensor:
-    return (span_ids == 0) | (span_ids == CAUSAL_CONTEXT)
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
