@@ -2,7 +2,6 @@
 // rows are not aligned, and delta for the backward.
 #pragma once
 
-#include "../rotation.h"
 #include "device/launch.h"
 #include "memory.h"
 #include "nonfinite.h"
@@ -69,38 +68,51 @@ struct Source {
   bool negated = false;  // the heads are multiplied by -1
 };
 
-// A chunk of a row of q or k, rotated into one frame.
-template <typename T>
-BICO_DEVICE Chunk<Compute<T>> rotated_chunk(Frame frame, const Problem& p, const T* row, bool aligned, int64_t batch,
-                                            int64_t position, int begin) {
-  using C = Compute<T>;
-  const int head_dim = p.head_dim, width = p.rotary.width;
-  Chunk<C> own = read_chunk(row, begin, head_dim, aligned);
-  if (begin >= width) return own;
-  const C *cos_row = p.rotary.cos_row<C>(batch, position), *sin_row = p.rotary.sin_row<C>(batch, position);
-  const Chunk<C> cos = read_chunk(cos_row, begin, width, aligned), sin = read_chunk(sin_row, begin, width, aligned);
-  const bool interleaved = p.rotary.interleaved;
-  const int half = width / 2;
-  Chunk<C> partner = own;  // of interleaved pairs both elements are here, as a chunk begins at an even one
-  if (!interleaved && aligned) partner = read_chunk(row, begin < half ? begin + half : begin - half, width, true);
-  Chunk<C> rotated = own;
+// How a chunk turns: an element x with the partner y becomes x cos + y sin in the plus frame, x cos - y sin in the minus
+// frame. The signs of sin are those of the places in a pair; behind the rotated part, cos is 1 and sin 0.
+template <typename C>
+struct Turn {
+  Chunk<C> cos, sin;
+};
+
+template <typename C>
+BICO_DEVICE Turn<C> read_turn(const RotaryTable& rotary, bool aligned, bool negated, int batch, int position,
+                              int begin) {
+  const int width = rotary.width;
+  Turn<C> turn = {read_chunk(rotary.cos_row<C>(batch, position), begin, width, aligned),
+                  read_chunk(rotary.sin_row<C>(batch, position), begin, width, aligned)};
 #pragma unroll
   for (int e = 0; e < vector_elements; ++e) {
     const int i = begin + e;
-    if (i >= width) continue;
-    const bool first = interleaved ? e % 2 == 0 : i < half;
-    C other = interleaved ? own.x[e ^ 1] : partner.x[e];
-    if (!interleaved && !aligned) other = widen(row[first ? i + half : i - half]);
-    // The table holds equal values for the two elements of a pair.
-    const auto pair =
-        rotate_pair(first ? own.x[e] : other, first ? other : own.x[e], cos.x[e], sin.x[e], cos.x[e], sin.x[e]);
-    if (frame == Frame::plus) {
-      rotated.x[e] = first ? pair.plus_x() : pair.plus_y();
+    const bool first = rotary.interleaved ? e % 2 == 0 : i < width / 2;
+    if (i >= width) turn.cos.x[e] = 1;
+    if (negated) turn.cos.x[e] = -turn.cos.x[e];
+    if (first != negated) turn.sin.x[e] = -turn.sin.x[e];
+  }
+  return turn;
+}
+
+// The partners of a chunk's elements; 0 behind the rotated part.
+template <typename T>
+BICO_DEVICE Chunk<Compute<T>> read_partners(const RotaryTable& rotary, const T* row, bool aligned, int begin,
+                                            const Chunk<Compute<T>>& own) {
+  const int width = rotary.width, half = width / 2;
+  if (begin < width && aligned && !rotary.interleaved) {
+    return read_chunk(row, begin < half ? begin + half : begin - half, width, true);
+  }
+  Chunk<Compute<T>> partners;
+#pragma unroll
+  for (int e = 0; e < vector_elements; ++e) {
+    const int i = begin + e;
+    if (i >= width) {
+      partners.x[e] = 0;
+    } else if (rotary.interleaved) {
+      partners.x[e] = own.x[e ^ 1];  // is here, as a chunk begins at an even element
     } else {
-      rotated.x[e] = first ? pair.minus_x() : pair.minus_y();
+      partners.x[e] = widen(row[i < half ? i + half : i - half]);
     }
   }
-  return rotated;
+  return partners;
 }
 
 template <typename T>
@@ -137,60 +149,96 @@ struct FrameOfHeads {
   }
 };
 
+// Heads that a thread rotates by the same part of the table, which takes four times the bytes of a head in 16 bits.
+constexpr int heads_of_thread = 4;
+
+// The place of a thread that takes a piece of a row: a block takes neighbouring rows of a head, or of a group of heads.
+struct RowPiece {
+  unsigned group, batch, position, piece;
+  bool exists;
+
+  // In 32 bits, because quotients in 64 bits took longer than the memory.
+  static BICO_DEVICE RowPiece here(unsigned groups, unsigned length, unsigned pieces) {
+    const unsigned block = unsigned(block_index()), thread = thread_index(), in_block = preprocess_threads / pieces;
+    const unsigned blocks = (length + in_block - 1) / in_block, row = block % blocks * in_block + thread / pieces;
+    return {block / blocks % groups, block / blocks / groups, row, thread % pieces,
+            thread / pieces < in_block && row < length};
+  }
+
+  static int64_t blocks(int64_t groups, int64_t batch, int64_t length, int64_t pieces) {
+    return batch * groups * divide_up(length, preprocess_threads / pieces);
+  }
+};
+
 // The heads in each frame, 0 from D on. Without `rotate` they go to to.plus as they are.
 template <typename T, bool rotate>
 BICO_KERNEL(preprocess_threads)
 void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFrame<FrameOfHeads<T>> to, int columns) {
-  const int chunks = columns / vector_elements;
-  const int64_t i = block_index() * preprocess_threads + thread_index();
-  const int64_t row = i / chunks;  // of B H S
-  if (row >= p.batch * source.count * p.length) return;
-  const int begin = i % chunks * vector_elements;
-  const int64_t position = row % p.length, index = row / p.length, batch = index / source.count;
-  const T* from = source.heads.template row<T>(batch, index % source.count, position);
-  if constexpr (rotate) {
-    const auto rotate_into = [&](Frame frame) {
-      Chunk<Compute<T>> chunk = rotated_chunk(frame, p, from, source.aligned, batch, position, begin);
+  using C = Compute<T>;
+  const int count = source.count, head_dim = p.head_dim;
+  const RowPiece at = RowPiece::here(divide_up(count, heads_of_thread), p.length, columns / vector_elements);
+  if (!at.exists) return;
+  const int begin = at.piece * vector_elements, position = at.position;
+  Turn<C> turn;
+  if constexpr (rotate) turn = read_turn<C>(p.rotary, source.aligned, source.negated, at.batch, position, begin);
+#pragma unroll 1
+  for (int i = 0; i < heads_of_thread; ++i) {
+    const int head = at.group * heads_of_thread + i;
+    if (head >= count) break;
+    const int64_t index = int64_t(at.batch) * count + head;
+    const T* from = source.heads.template row<T>(at.batch, head, position);
+    const Chunk<C> own = read_chunk(from, begin, head_dim, source.aligned);
+    if constexpr (!rotate) {
+      to.plus.take(own, index, p.length, position, columns, begin);
+    } else {
+      const Chunk<C> partners = read_partners(p.rotary, from, source.aligned, begin, own);
+      Chunk<C> plus, minus;
 #pragma unroll
-      for (Compute<T>& x : chunk.x) x = source.negated ? -x : x;
-      to[frame].take(chunk, index, p.length, position, columns, begin);
-    };
-    rotate_into(Frame::plus);
-    if (p.mirror) rotate_into(Frame::minus);
-  } else {
-    to.plus.take(read_chunk(from, begin, int(p.head_dim), source.aligned), index, p.length, position, columns, begin);
+      for (int e = 0; e < vector_elements; ++e) {
+        const C x = own.x[e] * turn.cos.x[e], y = partners.x[e] * turn.sin.x[e];
+        plus.x[e] = x + y;
+        minus.x[e] = x - y;
+      }
+      to.plus.take(plus, index, p.length, position, columns, begin);
+      if (p.mirror) to.minus.take(minus, index, p.length, position, columns, begin);
+    }
   }
 }
 
+// Over `lanes` neighbours, a power of 2.
 template <typename T>
-BICO_DEVICE T warp_sum(T x) {
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+BICO_DEVICE T warp_sum(T x, int lanes = 32) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
   return x;
 }
 
-// delta [B, Hq, S] = rowsum(out * grad_out) - grad_lse: what the gradient of every weight of the row loses. One warp
-// sums one row. Rows of grad_out that are not finite are flagged in both frames, where there are flags.
+// delta [B, Hq, S] = rowsum(out * grad_out) - grad_lse: what the gradient of every weight of the row loses. `lanes`, a
+// power of 2, sum one row. Rows of grad_out that are not finite are flagged in both frames, where there are flags.
 template <typename T>
 BICO_KERNEL(preprocess_threads)
-void compute_delta(BICO_ARGUMENT(Backward) p, Compute<T>* delta, PerFrame<NonfiniteRows> nonfinite) {
+void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T>* delta,
+                   PerFrame<NonfiniteRows> nonfinite) {
   using C = Compute<T>;
-  const int64_t i = block_index() * (preprocess_threads / 32) + thread_index() / 32;
-  if (i >= p.batch * p.query_heads * p.length) return;
-  const int64_t m = i % p.length, head = i / p.length % p.query_heads, batch = i / p.length / p.query_heads;
-  const T *out = p.out.row<T>(batch, head, m), *grad = p.grad_out.row<T>(batch, head, m);
+  const int head_dim = p.head_dim;
+  const RowPiece at = RowPiece::here(p.query_heads, p.length, lanes);
+  const int64_t index = int64_t(at.batch) * p.query_heads + at.group;
+  const int begin = at.piece * vector_elements, m = at.position;
   C sum = 0;
-  bool bad = false;
-  for (int d = thread_index() % 32; d < p.head_dim; d += 32) {
-    sum += widen(out[d]) * widen(grad[d]);
-    if constexpr (sizeof(T) == 2) bad |= is_nonfinite(grad[d]);
+  if (at.exists) {
+    const Chunk<C> out = read_chunk(p.out.row<T>(at.batch, at.group, m), begin, head_dim, aligned);
+    const Chunk<C> grad = read_chunk(p.grad_out.row<T>(at.batch, at.group, m), begin, head_dim, aligned);
+#pragma unroll
+    for (int e = 0; e < vector_elements; ++e) sum += out.x[e] * grad.x[e];
+    if constexpr (sizeof(T) == 2) {
+      if (has_nonfinite<T>(packed<T>(grad))) {
+        nonfinite.plus.set(index, p.length, m);
+        nonfinite.minus.set(index, p.length, m);
+      }
+    }
   }
-  sum = warp_sum(sum);
-  if (thread_index() % 32 == 0) delta[i] = p.grad_lse.data ? sum - *p.grad_lse.row<C>(batch, head, m) : sum;
-  if constexpr (sizeof(T) == 2) {
-    if (ballot(bad) == 0 || thread_index() % 32 != 0) return;
-    nonfinite.plus.set(i / p.length, p.length, m);
-    nonfinite.minus.set(i / p.length, p.length, m);
-  }
+  sum = warp_sum(sum, lanes);
+  if (!at.exists || at.piece != 0) return;
+  delta[index * p.length + m] = p.grad_lse.data ? sum - *p.grad_lse.row<C>(at.batch, at.group, m) : sum;
 }
 
 inline Extent* take_extents(Arena& arena, const Problem& p) {
@@ -207,9 +255,9 @@ inline void launch_summarise_spans(Extent* extents, const Problem& p, Stream str
 template <typename T, bool rotate>
 void launch_rotate_heads(const char* name, const Problem& p, const Source& source, int64_t columns,
                          const PerFrame<FrameOfHeads<T>>& to, Stream stream) {
-  const int64_t threads = p.batch * source.count * p.length * (columns / vector_elements);
-  launch(name, rotate_heads<T, rotate>, divide_up(threads, preprocess_threads), preprocess_threads, 0, stream, p,
-         source, to, int(columns));
+  const int64_t groups = divide_up(source.count, heads_of_thread);
+  launch(name, rotate_heads<T, rotate>, RowPiece::blocks(groups, p.batch, p.length, columns / vector_elements),
+         preprocess_threads, 0, stream, p, source, to, int(columns));
 }
 
 // Heads rotated into both frames; one copy serves as both where the problem does not mirror.
@@ -266,9 +314,11 @@ inline PerFrame<NonfiniteRows> take_nonfinite_frames(Arena& arena, const Problem
 template <typename T>
 void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream,
                           const PerFrame<NonfiniteRows>& nonfinite = {}) {
-  const int64_t rows = p.batch * p.query_heads * p.length;
-  launch("compute_delta", compute_delta<T>, divide_up(rows, preprocess_threads / 32), preprocess_threads, 0, stream, p,
-         delta, nonfinite);
+  int lanes = 1;
+  while (lanes * vector_elements < p.head_dim) lanes *= 2;
+  const bool aligned = aligned_rows(p.out, sizeof(T)) && aligned_rows(p.grad_out, sizeof(T));
+  launch("compute_delta", compute_delta<T>, RowPiece::blocks(p.query_heads, p.batch, p.length, lanes),
+         preprocess_threads, 0, stream, p, aligned, lanes, delta, nonfinite);
 }
 
 }  // namespace bico::cuda
