@@ -16,10 +16,18 @@ BICO_DEVICE int thread_index() {
   return threadIdx.x;
 }
 
+BICO_DEVICE uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+BICO_DEVICE uint64_t opaque(uint64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 BICO_DEVICE unsigned thread_index_here() {
-  unsigned index = threadIdx.x;
-  asm volatile("" : "+r"(index));
-  return index;
+  return opaque(threadIdx.x);
 }
 
 BICO_DEVICE int64_t block_index() {
@@ -76,21 +84,27 @@ BICO_DEVICE void store_shared(T* to, T value) {
   *to = value;
 }
 
-BICO_DEVICE uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+using SharedAddress = uint32_t;
+
+BICO_DEVICE SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
-BICO_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
+BICO_DEVICE void store_shared(SharedAddress to, uint32_t value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
+
+BICO_DEVICE void load_matrices(uint32_t (&r)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
-BICO_DEVICE void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+BICO_DEVICE void load_matrices_transposed(uint32_t (&r)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
@@ -115,8 +129,8 @@ BICO_DEVICE void multiply_add<Float16>(float (&c)[4], const uint32_t (&a)[4], ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-BICO_DEVICE void copy_async(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
+BICO_DEVICE void copy_async(SharedAddress to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
 

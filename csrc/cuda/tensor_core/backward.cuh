@@ -185,7 +185,7 @@ struct BackwardBlock {
     for (int part = 0; part < parts; ++part) {
       Accumulators<Order::M, N> grad_q;
       grad_q.clear();
-      multiply<Tiles::keys, Tiles::steps, Stored::k_major, Stored::mn_major>(
+      multiply<Tiles::keys, Tiles::grad_q_steps, Stored::k_major, Stored::mn_major>(
           grad_q, shared.score_grads, half() * half_rows, shared.k, right() * half_columns + part * 8 * N);
 #pragma unroll
       for (int i = 0; i < Order::M; ++i) {

@@ -16,7 +16,7 @@ struct SharedTile {
   static constexpr int period = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;
   static_assert(columns % 16 == 0, "products go 16 columns at a time");
 
-  alignas(16) T data[rows * columns];
+  alignas(128) T data[rows * columns];  // so that the swizzle's bits are 0 in where a row begins
 
   static BICO_DEVICE unsigned swizzle(unsigned row) { return row / (8 / period) % period; }
 
@@ -24,16 +24,16 @@ struct SharedTile {
     return data + (row * chunks + (c ^ swizzle(row))) * vector_elements;
   }
 
-  // The chunk of row `row + fixed_row`, a multiple of 8, and column `c + fixed`, c being 0 or 1 and `fixed` even: the
-  // same chunk, in terms that leave few different addresses where the fixed parts are constants.
-  BICO_DEVICE T* chunk(unsigned row, unsigned fixed_row, unsigned c, unsigned fixed) {
-    const unsigned varying = row * chunks + (fixed % period ^ (c ^ swizzle(row)));
-    const unsigned constant = fixed_row * chunks + fixed / period * period;
-    return data + varying * vector_elements + constant * vector_elements;
-  }
+  // A lane's own place, from which `at` leads to its others.
+  BICO_DEVICE SharedAddress place(unsigned row, unsigned c) { return opaque(shared_address(chunk(row, c))); }
 
-  BICO_DEVICE T* element(int row, int column) {
-    return chunk(row, column / vector_elements) + column % vector_elements;
+  // The chunk of row r + `row` and column c + `column`, from place(r, c). Row and r share no bits that the swizzle
+  // reads, column and c none at all. A constant row is a constant in the instruction that uses the address, and so is
+  // most of a constant column: were the place not opaque, the compiler would merge them into its bits and compute
+  // nearly every address of a product anew, at two instructions for each ldmatrix.
+  static BICO_DEVICE SharedAddress at(SharedAddress place, unsigned row, unsigned column) {
+    const SharedAddress turned = place ^ (column % period ^ swizzle(row)) * unsigned(sizeof(Vector));
+    return turned + (row * chunks + column / period * period) * unsigned(sizeof(Vector));
   }
 };
 
@@ -48,10 +48,11 @@ BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, in
   const int c = thread % Tile::chunks, first = thread / Tile::chunks;
   if (threads % Tile::chunks != 0 && first >= step) return;
   const T* source = from + first * row_stride + c * vector_elements;
-  if (rows % step == 0 && valid_rows >= rows && valid_columns == columns) {
+  if (threads % Tile::chunks == 0 && rows % step == 0 && valid_rows >= rows && valid_columns == columns) {
     // Tiles with nothing to fill up, which are nearly all: no branches and no zeros.
+    const SharedAddress place = tile.place(first, c);
 #pragma unroll
-    for (int row = 0; row < rows; row += step) copy_async(tile.chunk(first + row, c), source + row * row_stride, 16);
+    for (int row = 0; row < rows; row += step) copy_async(Tile::at(place, row, 0), source + row * row_stride, 16);
     return;
   }
   const int left = valid_columns - c * vector_elements;
@@ -59,7 +60,7 @@ BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, in
 #pragma unroll 1
   for (int row = first; row < rows; row += step) {
     const bool exists = bytes > 0 && row < valid_rows;
-    copy_async(tile.chunk(row, c), exists ? source : from, exists ? bytes : 0);
+    copy_async(shared_address(tile.chunk(row, c)), exists ? source : from, exists ? bytes : 0);
     source += step * row_stride;
   }
 }

@@ -27,11 +27,16 @@ inline int thread_index() {
   return Block::here().thread();
 }
 
-// The same, of which the compiler knows nothing: addresses derived from it are computed anew at each use, where
-// otherwise they would be kept in registers all through a kernel, dozens of them, at the cost of spilling its
-// accumulators.
+// The same number, of which the compiler knows nothing, not even that it is the same as at another call.
+template <typename T>
+T opaque(T x) {
+  return x;
+}
+
+// Addresses derived from an opaque index are computed anew at each use, where otherwise they would be kept in registers
+// all through a kernel, dozens of them, at the cost of spilling its accumulators.
 inline unsigned thread_index_here() {
-  return thread_index();
+  return opaque(unsigned(thread_index()));
 }
 
 inline int64_t block_index() {
@@ -118,6 +123,17 @@ void store_shared(T* to, std::type_identity_t<T> value) {
   *to = value;
 }
 
+// A place in shared memory as a number, for arithmetic on its bits.
+using SharedAddress = uintptr_t;
+
+inline SharedAddress shared_address(const void* pointer) {
+  return reinterpret_cast<SharedAddress>(pointer);
+}
+
+inline void store_shared(SharedAddress to, uint32_t value) {
+  store_shared(reinterpret_cast<uint32_t*>(to), value);
+}
+
 // ldmatrix of four 8 x 8 matrices of 16-bit elements, of a warp: lane l gives the address of row l % 8 of matrix l / 8,
 // 16 bytes. Lane 4 g + t gets in r[i] elements 2 t and 2 t + 1 of row g of matrix i; transposed, elements g of rows 2 t
 // and 2 t + 1.
@@ -147,12 +163,12 @@ void load_matrices_of(uint32_t (&r)[4], const void* row) {
                          });
 }
 
-inline void load_matrices(uint32_t (&r)[4], const void* row) {
-  load_matrices_of<false>(r, row);
+inline void load_matrices(uint32_t (&r)[4], SharedAddress row) {
+  load_matrices_of<false>(r, reinterpret_cast<const void*>(row));
 }
 
-inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
-  load_matrices_of<true>(r, row);
+inline void load_matrices_transposed(uint32_t (&r)[4], SharedAddress row) {
+  load_matrices_of<true>(r, reinterpret_cast<const void*>(row));
 }
 
 inline float widen(BFloat16 x) {
@@ -235,8 +251,8 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 // Begin to copy `bytes` (0 to 16) from global to shared memory and zeros up to 16. Both addresses are multiples of 16.
 // The data are there once this thread has waited for the group that they were committed in, for others a barrier later.
-inline void copy_async(void* to, const void* from, int bytes) {
-  Block::here().copy_async(to, from, bytes, 16 - bytes);
+inline void copy_async(SharedAddress to, const void* from, int bytes) {
+  Block::here().copy_async(reinterpret_cast<void*>(to), from, bytes, 16 - bytes);
 }
 
 inline void commit_copies() {

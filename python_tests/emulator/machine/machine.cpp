@@ -33,8 +33,8 @@ void Block::run(int64_t index, const std::function<void()>& kernel) {
   random_.seed(options_.seed * 1000003 + uint64_t(index));
   // Allocated with its exact size, so that AddressSanitizer knows its end, and for each block, so that nothing is left
   // of the last one.
-  shared_ = std::make_unique_for_overwrite<unsigned char[]>(shared_bytes_);
-  std::memset(shared_.get(), poison, shared_bytes_);
+  shared_.resize(shared_bytes_ / sizeof(Line) + 1);
+  std::memset(shared(), poison, shared_.size() * sizeof(Line));
   shadow_ = std::make_unique<Shadow>(shared_bytes_, threads());
   clocks_ = std::make_unique<Clocks>(threads());
   barriers_.clear();
@@ -177,7 +177,7 @@ void Block::sync_warp() {
 }
 
 int64_t Block::offset(const void* pointer, int64_t bytes, int64_t alignment, const char* does) {
-  const int64_t offset = static_cast<const unsigned char*>(pointer) - shared_.get();
+  const int64_t offset = static_cast<const unsigned char*>(pointer) - shared();
   if (offset < 0 || offset + bytes > shared_bytes_) {
     fail(std::string(does) + " bytes " + std::to_string(offset) + " to " + std::to_string(offset + bytes) + " of " +
          std::to_string(shared_bytes_) + " of shared memory");
@@ -210,7 +210,7 @@ void Block::copy_async(void* to, const void* from, int bytes, int zeros) {
     fail("copies from an address that is no multiple of " + std::to_string(bytes + zeros));
   check_write(to, bytes + zeros, bytes + zeros);
   const Copy copy = {to, from, bytes, zeros};
-  shadow_->begin_copy(static_cast<unsigned char*>(to) - shared_.get(), bytes + zeros);
+  shadow_->begin_copy(static_cast<unsigned char*>(to) - shared(), bytes + zeros);
   if (options_.copies == Copies::at_issue) {
     arrive(copy);
   } else {
@@ -233,7 +233,7 @@ void Block::wait_copies(int newest) {
   while (int(groups.size()) - 1 > newest) {
     for (const Copy& copy : groups.front()) {
       if (options_.copies == Copies::at_wait) arrive(copy);
-      shadow_->end_copy(static_cast<unsigned char*>(copy.to) - shared_.get(), copy.bytes + copy.zeros, current_,
+      shadow_->end_copy(static_cast<unsigned char*>(copy.to) - shared(), copy.bytes + copy.zeros, current_,
                         *clocks_);
     }
     groups.erase(groups.begin());

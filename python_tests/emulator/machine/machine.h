@@ -29,7 +29,7 @@ class Block {
   int thread() const { return current_; }
   int64_t index() const { return index_; }
   int threads() const { return int(threads_.size()); }
-  unsigned char* shared() { return shared_.get(); }
+  unsigned char* shared() { return shared_.front().byte; }
 
   [[noreturn]] void fail(const std::string& what);
 
@@ -75,6 +75,11 @@ class Block {
   };
 
   static void thread_entry();
+  // Shared memory begins at a multiple of 128.
+  struct alignas(128) Line {
+    unsigned char byte[128];
+  };
+
   int64_t offset(const void* pointer, int64_t bytes, int64_t alignment, const char* does);
   void arrive(const Copy& copy);
   void wait(const char* what);  // leave until made ready
@@ -86,7 +91,7 @@ class Block {
   int shared_bytes_;
   int64_t index_ = 0;
   int current_ = 0;
-  std::unique_ptr<unsigned char[]> shared_;
+  std::vector<Line> shared_;
   std::unique_ptr<Shadow> shadow_;
   std::unique_ptr<Clocks> clocks_;
   Fiber main_;

@@ -39,8 +39,8 @@ BICO_DEVICE void square(const float* in, float* out) {
   sync_threads();
   uint32_t a[4], b[4];
   const BFloat16* row = matrix + lane % 16 * 16 + lane / 16 * 8;
-  load_matrices(a, row);
-  transposed ? load_matrices_transposed(b, row) : load_matrices(b, row);
+  load_matrices(a, shared_address(row));
+  transposed ? load_matrices_transposed(b, shared_address(row)) : load_matrices(b, shared_address(row));
   const uint32_t left[4] = {a[0], a[swapped ? 2 : 1], a[swapped ? 1 : 2], a[3]};
   float accumulators[4] = {};
   multiply_add<BFloat16>(accumulators, left, b[2 * warp], b[2 * warp + 1]);

@@ -9,7 +9,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void copy_not_waited_for(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(t)), in + 4 * t, 16);
   commit_copies();
   if (!broken) wait_copies<0>();
   out[t] = load_shared(chunk(t));
@@ -20,7 +20,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void copy_not_committed(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(t)), in + 4 * t, 16);
   if (!broken) commit_copies();
   wait_copies<0>();
   out[t] = load_shared(chunk(t));
@@ -31,9 +31,9 @@ template <bool broken>
 BICO_KERNEL(threads)
 void copy_of_another_group(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in, 16);
+  copy_async(shared_address(chunk(t)), in, 16);
   commit_copies();
-  copy_async(chunk(threads + t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(threads + t)), in + 4 * t, 16);
   commit_copies();
   wait_copies<broken ? 1 : 0>();
   out[t] = load_shared(chunk(threads + t));
@@ -46,7 +46,7 @@ void copied_without_barrier(const float* in, float* out) {
   const int t = thread_index();
   store_shared(chunk(t), 0);
   sync_threads();
-  copy_async(chunk(t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(t)), in + 4 * t, 16);
   commit_copies();
   wait_copies<0>();
   if (!broken) sync_threads();
@@ -58,7 +58,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void barrier_before_the_wait(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(t)), in + 4 * t, 16);
   commit_copies();
   sync_threads();
   wait_copies<0>();
@@ -75,7 +75,7 @@ void copy_over_what_is_read(const float* in, float* out) {
   sync_threads();
   out[t] = load_shared(chunk((t + 1) % threads));
   if (!broken) sync_threads();
-  copy_async(chunk(t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(t)), in + 4 * t, 16);
   commit_copies();
   wait_copies<0>();
 }
@@ -84,7 +84,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void store_where_a_copy_arrives(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in, 16);
+  copy_async(shared_address(chunk(t)), in, 16);
   commit_copies();
   if (!broken) wait_copies<0>();
   store_shared(chunk(t), in[t]);
@@ -97,7 +97,7 @@ BICO_KERNEL(threads)
 void copy_pending_at_the_end(const float* in, float* out) {
   const int t = thread_index();
   out[t] = in[t];
-  copy_async(chunk(t), in + 4 * t, 16);
+  copy_async(shared_address(chunk(t)), in + 4 * t, 16);
   commit_copies();
   if (!broken) wait_copies<0>();
 }
@@ -106,7 +106,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void copy_of_too_many_bytes(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in, broken ? 20 : 16);
+  copy_async(shared_address(chunk(t)), in, broken ? 20 : 16);
   commit_copies();
   wait_copies<0>();
   out[t] = load_shared(chunk(t) + 3);

@@ -48,7 +48,7 @@ void misaligned_matrix_row(const float* in, float* out) {
   for (int i = 0; i < 4; ++i) store_shared(chunk(t) + i, in[t]);
   sync_threads();
   uint32_t rows[4];
-  load_matrices(rows, chunk(t) - (broken && t % 32 == 9 ? 1 : 0));
+  load_matrices(rows, shared_address(chunk(t) - (broken && t % 32 == 9 ? 1 : 0)));
   out[t] = in[t];
 }
 
@@ -56,7 +56,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void misaligned_copy_to_shared(const float* in, float* out) {
   const int t = thread_index();
-  if (t == 0) copy_async(chunk(t) + (broken ? 2 : 0), in, 16);
+  if (t == 0) copy_async(shared_address(chunk(t) + (broken ? 2 : 0)), in, 16);
   commit_copies();
   wait_copies<0>();
   out[t] = in[t];
@@ -66,7 +66,7 @@ template <bool broken>
 BICO_KERNEL(threads)
 void misaligned_copy_from_global(const float* in, float* out) {
   const int t = thread_index();
-  copy_async(chunk(t), in + (broken ? 2 : 0), 16);
+  copy_async(shared_address(chunk(t)), in + (broken ? 2 : 0), 16);
   commit_copies();
   wait_copies<0>();
   out[t] = in[t];

@@ -14,13 +14,13 @@ struct Wrapper {
 };
 
 // in: a row of 16 bytes for shared memory; the thread of its warp whose row it gives the address of.
-template <void load(uint32_t (&)[4], const void*)>
+template <void load(uint32_t (&)[4], SharedAddress)>
 void load_row(const uint32_t* in, uint32_t* out) {
   const int t = thread_index();
   for (int i = 0; i < 4; ++i) store_shared(chunk(t) + i, std::bit_cast<float>(in[i]));
   sync_warp();
   uint32_t r[4];
-  load(r, chunk(t / 32 * 32 + int(in[4])));
+  load(r, shared_address(chunk(t / 32 * 32 + int(in[4]))));
   for (int i = 0; i < 4; ++i) out[i] = r[i];
 }
 
@@ -37,7 +37,7 @@ void multiply(const uint32_t* in, uint32_t* out) {
 // in: 16 bytes, of which so many as the next word says are copied. Eight words, as copies begin at multiples of 16.
 inline void copy(const uint32_t* in, uint32_t* out) {
   float* to = chunk(thread_index());
-  copy_async(to, in, int(in[4]));
+  copy_async(shared_address(to), in, int(in[4]));
   commit_copies();
   wait_copies<0>();
   for (int i = 0; i < 4; ++i) out[i] = std::bit_cast<uint32_t>(load_shared(to + i));
