@@ -68,8 +68,8 @@ struct Source {
   bool negated = false;  // the heads are multiplied by -1
 };
 
-// How a chunk turns: an element x with the partner y becomes x cos + y sin in the plus frame, x cos - y sin in the minus
-// frame. The signs of sin are those of the places in a pair; behind the rotated part, cos is 1 and sin 0.
+// How a chunk turns: an element x with the partner y becomes x cos + y sin in the plus frame, x cos - y sin in the
+// minus frame. The signs of sin are those of the places in a pair; behind the rotated part, cos is 1 and sin 0.
 template <typename C>
 struct Turn {
   Chunk<C> cos, sin;

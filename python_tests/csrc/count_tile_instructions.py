@@ -39,6 +39,8 @@ class Flow:
 
     def __init__(self, listing: str) -> None:
         lines = list(LINE.finditer(listing))
+        if any(x["name"] == "BRX" for x in lines):
+            sys.exit("the kernel jumps through a table (BRX), which this program does not follow")
         targets = [re.search(r"0x([0-9a-f]+)$", x["rest"].strip()) if x["name"] == "BRA" else None for x in lines]
         addresses = {int(x["address"], 16): i for i, x in enumerate(lines)}
         jumps = {i: addresses[int(target[1], 16)] for i, target in enumerate(targets) if target}

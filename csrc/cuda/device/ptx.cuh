@@ -12,6 +12,12 @@
 
 namespace bico::cuda {
 
+#ifdef __CUDA_ARCH__
+constexpr int architecture = __CUDA_ARCH__ / 10;
+#else
+constexpr int architecture = 0;
+#endif
+
 BICO_DEVICE int thread_index() {
   return threadIdx.x;
 }
@@ -130,8 +136,7 @@ BICO_DEVICE void multiply_add<Float16>(float (&c)[4], const uint32_t (&a)[4], ui
 }
 
 BICO_DEVICE void copy_async(SharedAddress to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 BICO_DEVICE void commit_copies() {
@@ -147,11 +152,7 @@ BICO_DEVICE void atomic_add(float* to, float value) {
   asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
 }
 
-#if __CUDA_ARCH__ >= 900
-constexpr int atomic_add_width = 4;
-#else
-constexpr int atomic_add_width = 1;
-#endif
+constexpr int atomic_add_width = architecture >= 90 ? 4 : 1;
 
 BICO_DEVICE void atomic_add(float* to, const float (&values)[4]) {
 #if __CUDA_ARCH__ >= 900

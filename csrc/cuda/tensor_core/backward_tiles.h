@@ -12,7 +12,9 @@ template <int D>
 struct BackwardTiles {
   static_assert(D % 32 == 0, "half of the columns, a warp's, must be a multiple of 16");
   static constexpr int warps = 4, threads = 32 * warps;  // two by two over every product
-  static constexpr int steps = 4, grad_q_steps = D < 128 ? 4 : 2;  // of a product at once; 4 of dQ spilled at D = 128
+  // Of a product at once. At D = 128, 4 of dQ spilled, and on sm_100 4 of dO V^T.
+  static constexpr int steps = 4, grad_q_steps = D < 128 ? 4 : 2;
+  static constexpr int weight_grad_steps = D == 128 && architecture == 100 ? 2 : 4;
   static constexpr int queries = D <= 128 ? 64 : 32,
                        keys = queries;  // dK and dV take D keys / 64 registers of a thread
 };

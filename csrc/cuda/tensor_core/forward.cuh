@@ -218,9 +218,9 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
       const int kv_head = head / int(p.query_heads / p.kv_heads);
       store_shared(&shared.place, Place{block_tile(p, spans, begin, Tiles::queries), batch, head, kv_head});
       const int64_t before = (int64_t(batch) * p.kv_heads + kv_head) * p.length * D;
-      store_shared(&shared.heads, HeadRows<T>{{static_cast<const T*>(w.k.plus) + before,
-                                               static_cast<const T*>(w.k.minus) + before},
-                                              w.v.row<T>(batch, kv_head, 0)});
+      store_shared(&shared.heads,
+                   HeadRows<T>{{static_cast<const T*>(w.k.plus) + before, static_cast<const T*>(w.k.minus) + before},
+                               w.v.row<T>(batch, kv_head, 0)});
     }
     sync_threads();
   }

@@ -109,8 +109,8 @@ BICO_DEVICE void set_columns(Accumulators<M, N>& c, uint64_t columns, float valu
 // one, lie beside each other.
 enum class Stored { k_major, mn_major };
 
-// Operands of a product as ldmatrix reads them: `place` is that of a lane in the operand whose rows (k-major) or columns
-// (mn-major) begin at `begin`; load_* read from it.
+// Operands of a product as ldmatrix reads them: `place` is that of a lane in the operand whose rows (k-major) or
+// columns (mn-major) begin at `begin`; load_* read from it.
 
 template <Stored stored, class Tile>
 BICO_DEVICE SharedAddress left_place(Tile& tile, int begin, unsigned lane) {

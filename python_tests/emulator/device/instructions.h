@@ -22,6 +22,9 @@ namespace bico::cuda {
 
 using emulator::Block;
 
+// The compute capability that is compiled for, times 10.
+constexpr int architecture = 90;
+
 // Of this thread within its block, and of the block within the launch.
 inline int thread_index() {
   return Block::here().thread();

@@ -233,8 +233,7 @@ void Block::wait_copies(int newest) {
   while (int(groups.size()) - 1 > newest) {
     for (const Copy& copy : groups.front()) {
       if (options_.copies == Copies::at_wait) arrive(copy);
-      shadow_->end_copy(static_cast<unsigned char*>(copy.to) - shared(), copy.bytes + copy.zeros, current_,
-                        *clocks_);
+      shadow_->end_copy(static_cast<unsigned char*>(copy.to) - shared(), copy.bytes + copy.zeros, current_, *clocks_);
     }
     groups.erase(groups.begin());
   }
