@@ -91,8 +91,7 @@ static constexpr bool sees_later(const RowsOf<Index>& queries, const RowsOf<Inde
 enum class TileView { nothing, everything, by_key, by_pair };
 
 template <typename Index>
-static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<Index>& keys) {
-  const Side where = side(queries, keys);
+static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<Index>& keys, Side where) {
   if (keys.max_span < 0 || (where == Side::above && !sees_later(queries, keys))) return TileView::nothing;
   const bool one_key_span = keys.min_span == keys.max_span;
   if (where == Side::below || queries.max_span != causal_context) {  // each query sees all the context among the keys
@@ -106,6 +105,11 @@ static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<I
   return TileView::by_pair;
 }
 
+template <typename Index>
+static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<Index>& keys) {
+  return tile_view(queries, keys, side(queries, keys));
+}
+
 // The same of the pairs in one frame alone. `keys_full`: the tile of keys is not cut off by the end of the tensor.
 template <typename Index>
 static constexpr TileView tile_view_in(Frame frame, const RowsOf<Index>& queries, const RowsOf<Index>& keys,
@@ -113,7 +117,7 @@ static constexpr TileView tile_view_in(Frame frame, const RowsOf<Index>& queries
   const Side where = side(queries, keys);
   if (where == (frame == Frame::plus ? Side::above : Side::below)) return TileView::nothing;
   if (frame == Frame::minus && !sees_later(queries, keys)) return TileView::nothing;
-  const TileView view = tile_view(queries, keys);
+  const TileView view = tile_view(queries, keys, where);
   if (view == TileView::nothing) return TileView::nothing;
   if (where == Side::on_diagonal) return TileView::by_pair;
   if (view != TileView::everything || keys_full) return view;

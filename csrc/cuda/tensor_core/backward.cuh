@@ -43,6 +43,7 @@ template <typename T, int D>
 struct BackwardBlock {
   using Tiles = BackwardTiles<D>;
   using Order = AccumulatorOrder<D>;
+  using Schedule = QuerySchedule<Tiles::queries, Tiles::keys>;
   static constexpr int half_rows = Tiles::queries / 2, half_columns = D / 2;
   using Pairs = Accumulators<half_rows / 16, half_rows / 8>;        // half of the queries and half of the keys
   using Gradient = Accumulators<half_rows / 16, half_columns / 8>;  // half of the rows and half of the columns
@@ -145,20 +146,29 @@ struct BackwardBlock {
   }
 
   // Hidden pairs count for nothing; visible ones of which a row is not finite are NaN.
-  BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, Frame frame, uint64_t bad_queries,
-                        uint64_t bad_keys) const {
+  BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, const Schedule& schedule,
+                        uint64_t bad_queries, uint64_t bad_keys) const {
     const auto is_seen = [&](int query, int key) {
       const Token token = load_shared(shared.tokens + key);
       const int m = visit.tile * Tiles::queries + query, n = key_tile() * Tiles::keys + key;
       const int32_t span = m < w.problem.length ? spans().at(m) : -1;
-      return sees(frame, m, span, n, token.span, token.sequence.holds(m));
+      return sees(schedule.frame, m, span, n, token.span, token.sequence.holds(m));
     };
     if (visit.view == TileView::by_key) {
       const uint64_t hidden = ~load_shared(&shared.context) >> right() * half_rows;
       set_columns(weights, hidden, 0);
       set_columns(grads, hidden, 0);
     } else if (visit.view == TileView::by_pair) {
-      set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+      if (const SplitBySide split = schedule.split(visit.tile); split.all) {
+        const int row = half() * half_rows, column = right() * half_rows;
+        const int diagonal = visit.tile * Tiles::queries + row - (key_tile() * Tiles::keys + column);
+        set_columns(weights, ~split.keys >> column, 0);
+        set_columns(grads, ~split.keys >> column, 0);
+        set_side(weights, diagonal, schedule.frame == Frame::plus, 0);
+        set_side(grads, diagonal, schedule.frame == Frame::plus, 0);
+      } else {
+        set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+      }
     }
     if ((bad_queries | bad_keys) == 0) return;
     set(weights, grads, NAN,
@@ -205,8 +215,7 @@ struct BackwardBlock {
   // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
   BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
     const Problem& p = w.problem;
-    const QuerySchedule<Tiles::queries, Tiles::keys> schedule = {p, w.extents, shared.place, frame,
-                                                                 w.bad_queries[frame]};
+    const Schedule schedule = {p, w.extents, shared.place, frame, w.bad_queries[frame]};
     Gradient grad_k;
     grad_k.clear();
 
@@ -238,10 +247,10 @@ struct BackwardBlock {
       grads.clear();
       multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(scores, shared.q[stage], half() * half_rows, shared.k,
                                                                   right() * half_rows);
-      multiply<D, Tiles::weight_grad_steps, Stored::k_major, Stored::k_major>(
-          grads, shared.grad_out, half() * half_rows, shared.v, right() * half_rows);
+      multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
+                                                                  right() * half_rows);
       differentiate(scores, grads, row_terms(now));
-      if (masked) hide(scores, grads, now, frame, bad_queries, bad_keys);
+      if (masked) hide(scores, grads, now, schedule, bad_queries, bad_keys);
       store_accumulators(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there

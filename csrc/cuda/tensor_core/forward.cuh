@@ -95,6 +95,13 @@ struct KeySchedule {
             bad_values(tile) != 0};
   }
 
+  // Of the pairs of this warp's queries.
+  BICO_DEVICE SplitBySide split(const KeyVisit& visit) const {
+    const TileRows visited = tile_rows(spans(), problem.length, visit.tile, keys);
+    if (!in_one_sequence(block_tile(), visited)) return {false, 0};
+    return split_by_side<keys>(visit.frame, spans(), load_shared(warp_rows + warp_index()), visited);
+  }
+
   BICO_DEVICE KeyVisit first() const {
     return after({Frame::plus, TileWindow::before(range(Frame::plus)), KeyVisit::none, TileView::nothing, false});
   }
@@ -169,6 +176,11 @@ struct ForwardBlock {
   // Hidden scores become -inf.
   BICO_DEVICE void hide(Accumulators<M, N>& scores, const KeyVisit& visit, uint64_t context, int in_tile) const {
     if (visit.view == TileView::by_key) return set_columns(scores, ~context, -INFINITY);
+    if (const SplitBySide split = schedule.split(visit); split.all) {
+      set_columns(scores, ~split.keys, -INFINITY);
+      const int diagonal = begin() + in_tile - visit.tile * Tiles::keys;
+      return set_side(scores, diagonal, visit.frame == Frame::plus, -INFINITY);
+    }
     Bits<M, N> hidden;
     hidden.fill_pairs([&](int query, int key) { return !is_seen(visit, in_tile + query, key); });
     set_where(scores, hidden, -INFINITY);

@@ -104,6 +104,24 @@ BICO_DEVICE void set_columns(Accumulators<M, N>& c, uint64_t columns, float valu
   }
 }
 
+// Accumulators become `value` where column - row is greater than `diagonal`, or elsewhere unless `above`.
+template <int M, int N>
+BICO_DEVICE void set_side(Accumulators<M, N>& c, int diagonal, bool above, float value) {
+  const unsigned lane = lane_index();
+  const int first = Accumulators<M, N>::column(0, 0, lane) - Accumulators<M, N>::row(0, 0, lane) - diagonal;
+#pragma unroll
+  for (int i = 0; i < M; ++i) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const bool greater = first > 16 * i + 8 * (r / 2) - 8 * j - r % 2;
+        if (greater == above) c.x[i][j][r] = value;
+      }
+    }
+  }
+}
+
 // How an operand lies in shared memory. K-major: the elements to sum over lie beside each other, in each row of the
 // left operand and in each column of the right one. MN-major: the rows of the left operand, or the columns of the right
 // one, lie beside each other.

@@ -38,6 +38,13 @@ struct QuerySchedule {
     return within_sequences(view, key_tile, visited);
   }
 
+  BICO_DEVICE SplitBySide split(int tile) const {
+    const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
+    const BlockTile key_tile = block_tile();
+    if (!in_one_sequence(key_tile, visited)) return {false, 0};
+    return split_by_side<keys>(frame, spans(), visited, key_tile.rows);
+  }
+
   // One bit for each query of a tile of a head of the group: its row of q or grad_out is not finite.
   BICO_DEVICE uint64_t bad_queries(int head, int tile) const {
     const int64_t index =

@@ -34,11 +34,30 @@ BICO_DEVICE BlockTile block_tile(const Problem& p, const Spans& spans, int begin
   return {spans.rows(begin, count), sequence_of(p, begin), sequence_of(p, begin + count - 1)};
 }
 
+// All rows of both tiles belong to one sequence.
+BICO_DEVICE bool in_one_sequence(const BlockTile& tile, const TileRows& visited) {
+  return tile.one_sequence() && visited.begin >= tile.first.begin && visited.last() < tile.first.end;
+}
+
 // `view` of the block's tile and a visited tile, as it is within the sequences of the block's tile.
 BICO_DEVICE TileView within_sequences(TileView view, const BlockTile& tile, const TileRows& visited) {
   if (visited.last() < tile.first.begin || visited.begin >= tile.last.end) return TileView::nothing;
-  const bool inside = visited.begin >= tile.first.begin && visited.last() < tile.first.end;
-  return inside && tile.one_sequence() || view == TileView::nothing ? view : TileView::by_pair;
+  return in_one_sequence(tile, visited) || view == TileView::nothing ? view : TileView::by_pair;
+}
+
+// Pairs of a tile that are seen if they belong to the frame and the bit of their key is set, where that is `all` there
+// is to it. So it is on nearly every diagonal: with placeholders, with causal span ids, and without span ids.
+struct SplitBySide {
+  bool all;
+  uint64_t keys;
+};
+
+// `keys`: rows of a tile of `size`, all in one sequence with the queries.
+template <int size>
+BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const TileRows& queries, const TileRows& keys) {
+  const TileView view = tile_view(queries, keys, frame == Frame::plus ? Side::below : Side::above);
+  if (view == TileView::by_key) return {true, spans.context<size>(keys.begin)};
+  return {view == TileView::everything, keys.count < 64 ? (uint64_t(1) << keys.count) - 1 : ~uint64_t(0)};
 }
 
 // Where a block works. It lies in shared memory: every thread knows it, but has no registers for it between two uses.
