@@ -6,9 +6,9 @@
 | `flex`     | two calls of FlexAttention, compiled by Triton  | an NVIDIA GPU; bfloat16 or float16; D of 16 or more   |
 | `portable` | plain torch, in blocks of queries               | any device that torch has                             |
 
-"auto" takes the first of `AUTOMATIC` that runs on the device. `flex` is not among them, as its speed is not measured
-yet (docs/architecture.md). To add a backend, write a module with a function `attention` like the others' and add it to
-`BACKENDS`.
+"auto" takes the first of `AUTOMATIC` that runs on the device. `flex` is not among them, because denoising is slower with
+it than with `compiled` (docs/architecture.md). To add a backend, write a module with a function `attention` like the
+others' and add it to `BACKENDS`.
 """
 
 import logging

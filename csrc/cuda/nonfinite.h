@@ -9,12 +9,7 @@
 
 namespace bico::cuda {
 
-template <typename T>
-BICO_DEVICE bool is_nonfinite(T x) {
-  return (x.bits & T::exponent) == T::exponent;
-}
-
-// Of any of the eight elements.
+// Any of the eight elements.
 template <typename T>
 BICO_DEVICE bool has_nonfinite(const Vector& x) {
   constexpr uint32_t exponents = T::exponent * 0x10001u;

@@ -20,7 +20,8 @@ struct FrameGradients {
   int64_t heads;
 };
 
-// Rows that a block takes. In AccumulatorOrder rows r and r + 8 share 16 bytes, so a block reads both.
+// Rows that a block takes. In AccumulatorOrder rows r and r + 8 share 16 bytes on sm_90 and newer, so a block reads
+// both.
 constexpr int postprocess_rows = 16;
 
 template <typename T, class Order>
@@ -28,7 +29,7 @@ BICO_KERNEL(postprocess_threads)
 void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<T>>) gradients, Order order) {
   using C = Compute<T>;
   const int head_dim = p.head_dim, width = p.rotary.width, pairs = (head_dim + 1) / 2, length = p.length;
-  // In 32 bits, because quotients in 64 bits took longer than the memory.
+  // In 32 bits, because quotients in 64 bits took longer than the accesses to memory.
   const unsigned blocks = divide_up(length, postprocess_rows), block = unsigned(block_index());
   const unsigned heads = gradients.heads, index = block / blocks, batch = index / heads, head = index % heads;
   const int64_t start = order.head(index, length);

@@ -69,7 +69,8 @@ struct Source {
 };
 
 // How a chunk turns: an element x with the partner y becomes x cos + y sin in the plus frame, x cos - y sin in the
-// minus frame. The signs of sin are those of the places in a pair; behind the rotated part, cos is 1 and sin 0.
+// minus frame. The signs of sin are those of the places in a pair; beyond the rotated part, cos is 1 and sin 0.
+// All are turned around for heads that are `negated`.
 template <typename C>
 struct Turn {
   Chunk<C> cos, sin;
@@ -92,7 +93,7 @@ BICO_DEVICE Turn<C> read_turn(const RotaryTable& rotary, bool aligned, bool nega
   return turn;
 }
 
-// The partners of a chunk's elements; 0 behind the rotated part.
+// The partners of a chunk's elements; 0 beyond the rotated part.
 template <typename T>
 BICO_DEVICE Chunk<Compute<T>> read_partners(const RotaryTable& rotary, const T* row, bool aligned, int begin,
                                             const Chunk<Compute<T>>& own) {
@@ -152,12 +153,12 @@ struct FrameOfHeads {
 // Heads that a thread rotates by the same part of the table, which takes four times the bytes of a head in 16 bits.
 constexpr int heads_of_thread = 4;
 
-// The place of a thread that takes a piece of a row: a block takes neighbouring rows of a head, or of a group of heads.
+// The piece of a row that a thread takes: a block takes neighbouring rows of a head, or of a group of heads.
 struct RowPiece {
   unsigned group, batch, position, piece;
   bool exists;
 
-  // In 32 bits, because quotients in 64 bits took longer than the memory.
+  // In 32 bits, because quotients in 64 bits took longer than the accesses to memory.
   static BICO_DEVICE RowPiece here(unsigned groups, unsigned length, unsigned pieces) {
     const unsigned block = unsigned(block_index()), thread = thread_index(), in_block = preprocess_threads / pieces;
     const unsigned blocks = (length + in_block - 1) / in_block, row = block % blocks * in_block + thread / pieces;

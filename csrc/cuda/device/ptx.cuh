@@ -27,11 +27,6 @@ BICO_DEVICE uint32_t opaque(uint32_t x) {
   return x;
 }
 
-BICO_DEVICE uint64_t opaque(uint64_t x) {
-  asm volatile("" : "+l"(x));
-  return x;
-}
-
 BICO_DEVICE unsigned thread_index_here() {
   return opaque(threadIdx.x);
 }

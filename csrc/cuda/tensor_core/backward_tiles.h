@@ -12,7 +12,7 @@ template <int D>
 struct BackwardTiles {
   static_assert(D % 32 == 0, "half of the columns, a warp's, must be a multiple of 16");
   static constexpr int warps = 4, threads = 32 * warps;  // two by two over every product
-  // Of a product at once. At D = 128, 4 of dQ spilled, and on sm_100 and 120 4 of some other product, too.
+  // Steps of a product that are unrolled. From D = 128 on, 4 of dQ spilled, and on sm_100 and 120 4 of others, too.
   static constexpr int grad_q_steps = D < 128 ? 4 : 2, steps = architecture < 100 ? 4 : grad_q_steps;
   static constexpr int queries = D <= 128 ? 64 : 32,
                        keys = queries;  // dK and dV take D keys / 64 registers of a thread

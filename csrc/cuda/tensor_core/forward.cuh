@@ -148,7 +148,7 @@ struct ForwardBlock {
   BICO_DEVICE void copy_tiles(const KeyVisit& visit, int stage) const {
     const Problem& p = w.problem;
     const int64_t first = int64_t(visit.tile) * Tiles::keys;
-    const T* k = load_shared(visit.frame == Frame::plus ? &shared.heads.k.plus : &shared.heads.k.minus);
+    const T* k = load_shared(&shared.heads.k[visit.frame]);
     const T* v = load_shared(&shared.heads.v);
     copy_rows<Tiles::threads>(shared.k[stage], k + first * D, D, int(p.length - first), D);
     copy_rows<Tiles::threads>(shared.v[stage], v + first * w.v.row_stride, w.v.row_stride, int(p.length - first),

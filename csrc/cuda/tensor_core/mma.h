@@ -127,52 +127,43 @@ BICO_DEVICE void set_side(Accumulators<M, N>& c, int diagonal, bool above, float
 // one, lie beside each other.
 enum class Stored { k_major, mn_major };
 
-// Operands of a product as ldmatrix reads them: `place` is that of a lane in the operand whose rows (k-major) or
-// columns (mn-major) begin at `begin`; load_* read from it.
+// What a lane reads of an operand with ldmatrix: left_address and right_address are where it begins, and load_operand
+// goes on from there. `begin` is the operand's first row (left) or column (right) in the tile.
 
 template <Stored stored, class Tile>
-BICO_DEVICE SharedAddress left_place(Tile& tile, int begin, unsigned lane) {
+BICO_DEVICE SharedAddress left_address(Tile& tile, int begin, unsigned lane) {
   const unsigned within = lane % 8, second = lane / 8 % 2, fourth = lane / 16;
-  if constexpr (stored == Stored::k_major) return tile.place(begin + within + 8 * second, fourth);
-  return tile.place(within + 8 * fourth, second);
-}
-
-// Rows [16 i, 16 i + 16) from `begin` on, and 16 elements of the sum from `k` on.
-template <Stored stored, class Tile>
-BICO_DEVICE void load_left(uint32_t (&a)[4], SharedAddress place, int begin, int i, int k) {
-  if constexpr (stored == Stored::k_major) {
-    load_matrices(a, Tile::at(place, 16 * i, k / vector_elements));
-  } else {
-    load_matrices_transposed(a, Tile::at(place, k, begin / vector_elements + 2 * i));
-  }
+  if constexpr (stored == Stored::k_major) return tile.address(begin + within + 8 * second, fourth);
+  return tile.address(within + 8 * fourth, second);
 }
 
 template <Stored stored, class Tile>
-BICO_DEVICE SharedAddress right_place(Tile& tile, int begin, unsigned lane) {
+BICO_DEVICE SharedAddress right_address(Tile& tile, int begin, unsigned lane) {
   const unsigned within = lane % 8, second = lane / 8 % 2, block = lane / 16;
-  if constexpr (stored == Stored::k_major) return tile.place(begin + within + 8 * block, second);
-  return tile.place(within + 8 * second, block);
+  if constexpr (stored == Stored::k_major) return tile.address(begin + within + 8 * block, second);
+  return tile.address(within + 8 * second, block);
 }
 
-// Columns [8 j, 8 j + 16) from `begin` on, a multiple of 16.
+// 16 rows of a left operand, or 16 columns of a right one, from the block of 8 with the even number `block` on, and 16
+// elements of the sum from `k` on.
 template <Stored stored, class Tile>
-BICO_DEVICE void load_right(uint32_t (&b)[4], SharedAddress place, int begin, int j, int k) {
-  if constexpr (stored == Stored::k_major) {
-    load_matrices(b, Tile::at(place, 8 * j, k / vector_elements));
+BICO_DEVICE void load_operand(uint32_t (&r)[4], SharedAddress address, int begin, int block, int k) {
+  if constexpr (stored == Stored::k_major) {  // the address holds `begin`
+    load_matrices(r, Tile::at(address, 8 * block, k / vector_elements));
   } else {
-    load_matrices_transposed(b, Tile::at(place, k, begin / vector_elements + j));
+    load_matrices_transposed(r, Tile::at(address, k, begin / vector_elements + block));
   }
 }
 
 // c += left x right for one step of 16 elements.
 template <Stored right_stored, typename T, class Right, int M, int N>
-BICO_DEVICE void multiply_step(Accumulators<M, N>& c, const uint32_t (&a)[M][4], SharedAddress right, int column,
+BICO_DEVICE void multiply_step(Accumulators<M, N>& c, const uint32_t (&a)[M][4], SharedAddress right, int begin,
                                int k) {
   static_assert(N % 2 == 0, "right operands come two blocks at a time");
 #pragma unroll
   for (int j = 0; j < N; j += 2) {
     uint32_t b[4];
-    load_right<right_stored, Right>(b, right, column, j, k);
+    load_operand<right_stored, Right>(b, right, begin, j, k);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       multiply_add<T>(c.x[i][j], a[i], b[0], b[1]);
@@ -187,13 +178,13 @@ template <int depth, int steps, Stored left_stored, Stored right_stored, class L
           int M, int N>
 BICO_DEVICE void multiply(Accumulators<M, N>& c, Left& left, int row, SharedTile<T, rows, columns>& right, int column) {
   const unsigned lane = lane_index();
-  const SharedAddress of_left = left_place<left_stored>(left, row, lane);
-  const SharedAddress of_right = right_place<right_stored>(right, column, lane);
+  const SharedAddress of_left = left_address<left_stored>(left, row, lane);
+  const SharedAddress of_right = right_address<right_stored>(right, column, lane);
 #pragma unroll(steps)
   for (int k = 0; k < depth; k += 16) {
     uint32_t a[M][4];
 #pragma unroll
-    for (int i = 0; i < M; ++i) load_left<left_stored, Left>(a[i], of_left, row, i, k);
+    for (int i = 0; i < M; ++i) load_operand<left_stored, Left>(a[i], of_left, row, 2 * i, k);
     multiply_step<right_stored, T, SharedTile<T, rows, columns>>(c, a, of_right, column, k);
   }
 }
@@ -203,7 +194,7 @@ template <typename T, int rows, int columns, int M, int N, int W>
 BICO_DEVICE void multiply_weights(Accumulators<M, N>& c, const Accumulators<M, W>& weights,
                                   SharedTile<T, rows, columns>& right) {
   static_assert(8 * W == rows && 8 * N == columns, "a weight for each row");
-  const SharedAddress of_right = right_place<Stored::mn_major>(right, 0, lane_index());
+  const SharedAddress of_right = right_address<Stored::mn_major>(right, 0, lane_index());
 #pragma unroll
   for (int k = 0; k < W; k += 2) {
     uint32_t a[M][4];
@@ -225,15 +216,15 @@ BICO_DEVICE void store_accumulators(SharedTile<T, rows, columns>& tile, const Ac
                                     int column) {
   using Tile = SharedTile<T, rows, columns>;
   const unsigned lane = lane_index();
-  const SharedAddress place = tile.place(row + Accumulators<M, N>::row(0, 0, lane), 0) +
-                              Accumulators<M, N>::column(0, 0, lane) * unsigned(sizeof(T));
+  const SharedAddress address = tile.address(row + Accumulators<M, N>::row(0, 0, lane), 0) +
+                                Accumulators<M, N>::column(0, 0, lane) * unsigned(sizeof(T));
 #pragma unroll
   for (int i = 0; i < M; ++i) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; r += 2) {
-        const SharedAddress to = Tile::at(place, 16 * i + 4 * r, column / vector_elements + j);
+        const SharedAddress to = Tile::at(address, 16 * i + 4 * r, column / vector_elements + j);
         store_shared(to, pack<T>(c.x[i][j][r], c.x[i][j][r + 1]));
       }
     }

@@ -16,7 +16,7 @@ struct SharedTile {
   static constexpr int period = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : 2;
   static_assert(columns % 16 == 0, "products go 16 columns at a time");
 
-  alignas(128) T data[rows * columns];  // so that the swizzle's bits are 0 in where a row begins
+  alignas(128) T data[rows * columns];  // so that the bits of the swizzle are 0 in the address of a row
 
   static BICO_DEVICE unsigned swizzle(unsigned row) { return row / (8 / period) % period; }
 
@@ -24,15 +24,15 @@ struct SharedTile {
     return data + (row * chunks + (c ^ swizzle(row))) * vector_elements;
   }
 
-  // A lane's own place, from which `at` leads to its others.
-  BICO_DEVICE SharedAddress place(unsigned row, unsigned c) { return opaque(shared_address(chunk(row, c))); }
+  // Of a lane's first chunk, from which `at` leads to its others.
+  BICO_DEVICE SharedAddress address(unsigned row, unsigned c) { return opaque(shared_address(chunk(row, c))); }
 
-  // The chunk of row r + `row` and column c + `column`, from place(r, c). Row and r share no bits that the swizzle
-  // reads, column and c none at all. A constant row is a constant in the instruction that uses the address, and so is
-  // most of a constant column: were the place not opaque, the compiler would merge them into its bits and compute
-  // nearly every address of a product anew, at two instructions for each ldmatrix.
-  static BICO_DEVICE SharedAddress at(SharedAddress place, unsigned row, unsigned column) {
-    const SharedAddress turned = place ^ (column % period ^ swizzle(row)) * unsigned(sizeof(Vector));
+  // The address of chunk c + `column` of row r + `row`, from address(r, c). `row` is a multiple of 8 or shares no bits
+  // with r; `column` shares none with c. A constant row is a constant in the instruction that uses the address, and so
+  // is most of a constant column: were the first address not opaque, the compiler would merge them into its bits and
+  // compute nearly every address of a product anew, at two instructions for each ldmatrix.
+  static BICO_DEVICE SharedAddress at(SharedAddress address, unsigned row, unsigned column) {
+    const SharedAddress turned = address ^ (column % period ^ swizzle(row)) * unsigned(sizeof(Vector));
     return turned + (row * chunks + column / period * period) * unsigned(sizeof(Vector));
   }
 };
@@ -50,9 +50,9 @@ BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, in
   const T* source = from + first * row_stride + c * vector_elements;
   if (threads % Tile::chunks == 0 && rows % step == 0 && valid_rows >= rows && valid_columns == columns) {
     // Tiles with nothing to fill up, which are nearly all: no branches and no zeros.
-    const SharedAddress place = tile.place(first, c);
+    const SharedAddress address = tile.address(first, c);
 #pragma unroll
-    for (int row = 0; row < rows; row += step) copy_async(Tile::at(place, row, 0), source + row * row_stride, 16);
+    for (int row = 0; row < rows; row += step) copy_async(Tile::at(address, row, 0), source + row * row_stride, 16);
     return;
   }
   const int left = valid_columns - c * vector_elements;

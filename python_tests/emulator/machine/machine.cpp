@@ -33,8 +33,8 @@ void Block::run(int64_t index, const std::function<void()>& kernel) {
   random_.seed(options_.seed * 1000003 + uint64_t(index));
   // Allocated with its exact size, so that AddressSanitizer knows its end, and for each block, so that nothing is left
   // of the last one.
-  shared_.resize(shared_bytes_ / sizeof(Line) + 1);
-  std::memset(shared(), poison, shared_.size() * sizeof(Line));
+  shared_.reset(static_cast<unsigned char*>(::operator new(shared_bytes_, Aligned::alignment)));
+  std::memset(shared(), poison, shared_bytes_);
   shadow_ = std::make_unique<Shadow>(shared_bytes_, threads());
   clocks_ = std::make_unique<Clocks>(threads());
   barriers_.clear();

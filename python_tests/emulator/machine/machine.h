@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -29,7 +30,7 @@ class Block {
   int thread() const { return current_; }
   int64_t index() const { return index_; }
   int threads() const { return int(threads_.size()); }
-  unsigned char* shared() { return shared_.front().byte; }
+  unsigned char* shared() { return shared_.get(); }
 
   [[noreturn]] void fail(const std::string& what);
 
@@ -68,6 +69,10 @@ class Block {
     bool any = false;
     std::vector<int> waiting;
   };
+  struct Aligned {  // to 128 bytes, as shared memory is
+    static constexpr std::align_val_t alignment{128};
+    void operator()(unsigned char* memory) const { ::operator delete(memory, alignment); }
+  };
   struct Warp {
     const char* kind = nullptr;
     int arrived = 0;
@@ -75,11 +80,6 @@ class Block {
   };
 
   static void thread_entry();
-  // Shared memory begins at a multiple of 128.
-  struct alignas(128) Line {
-    unsigned char byte[128];
-  };
-
   int64_t offset(const void* pointer, int64_t bytes, int64_t alignment, const char* does);
   void arrive(const Copy& copy);
   void wait(const char* what);  // leave until made ready
@@ -91,7 +91,7 @@ class Block {
   int shared_bytes_;
   int64_t index_ = 0;
   int current_ = 0;
-  std::vector<Line> shared_;
+  std::unique_ptr<unsigned char, Aligned> shared_;
   std::unique_ptr<Shadow> shadow_;
   std::unique_ptr<Clocks> clocks_;
   Fiber main_;
