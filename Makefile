@@ -105,7 +105,7 @@ $(VENV)/cuda-checks: $(VENV)/installed
 build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
 	rm -rf build/with-cuda
 	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/with-cuda \
-	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON -C cmake.define.BICO_EMULATOR=ON \
+	  -C build-dir=build/with-cuda-objects -C cmake.define.BICO_CUDA=ON \
 	  -C cmake.define.BICO_CUDA_ARCHITECTURES=90-real .
 	$(BIN)/python python_tests/csrc/import_with_cuda.py build/with-cuda
 	@touch $@
