@@ -45,8 +45,8 @@ BICO_DEVICE TileView within_sequences(TileView view, const BlockTile& tile, cons
   return in_one_sequence(tile, visited) || view == TileView::nothing ? view : TileView::by_pair;
 }
 
-// Pairs of a tile that are seen if they belong to the frame and the bit of their key is set, where that is `all` there
-// is to it. So it is on nearly every diagonal: with placeholders, with causal span ids, and without span ids.
+// Where `all`, every pair of a tile is seen that belongs to the frame and whose key has its bit set, and no other. That
+// holds on nearly every diagonal: with placeholders, with causal span ids, and without span ids.
 struct SplitBySide {
   bool all;
   uint64_t keys;
