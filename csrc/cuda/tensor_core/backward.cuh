@@ -154,16 +154,18 @@ struct BackwardBlock {
       const int32_t span = m < w.problem.length ? spans().at(m) : -1;
       return sees(schedule.frame, m, span, n, token.span, token.sequence.holds(m));
     };
-    if (visit.view == TileView::by_key) {
-      const uint64_t hidden = ~load_shared(&shared.context) >> right() * half_rows;
+    const auto hide_others = [&](uint64_t keys) {
+      const uint64_t hidden = ~keys >> right() * half_rows;
       set_columns(weights, hidden, 0);
       set_columns(grads, hidden, 0);
+    };
+    if (visit.view == TileView::by_key) {
+      hide_others(load_shared(&shared.context));
     } else if (visit.view == TileView::by_pair) {
       if (const SplitBySide split = schedule.split(visit.tile); split.all) {
+        hide_others(split.keys);
         const int row = half() * half_rows, column = right() * half_rows;
         const int diagonal = visit.tile * Tiles::queries + row - (key_tile() * Tiles::keys + column);
-        set_columns(weights, ~split.keys >> column, 0);
-        set_columns(grads, ~split.keys >> column, 0);
         set_side(weights, diagonal, schedule.frame == Frame::plus, 0);
         set_side(grads, diagonal, schedule.frame == Frame::plus, 0);
       } else {

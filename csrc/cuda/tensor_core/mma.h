@@ -45,7 +45,7 @@ struct Bits {
   static_assert(2 * N <= 32, "a row's bits must fit a word");
   uint32_t row[M][2];
 
-  BICO_DEVICE bool at(int i, int j, int r) const { return row[i][r / 2] >> (2 * j + r % 2) & 1; }
+  BICO_DEVICE bool operator()(int i, int j, int r) const { return row[i][r / 2] >> (2 * j + r % 2) & 1; }
 
   template <class Test>
   static BICO_DEVICE uint32_t of_columns(const Test& test) {
@@ -71,16 +71,16 @@ struct Bits {
   }
 };
 
-// Accumulators whose bit is set become `value`.
-template <int M, int N>
-BICO_DEVICE void set_where(Accumulators<M, N>& c, const Bits<M, N>& bits, float value) {
+// Accumulators become `value` where `test` of their indices i, j and r holds.
+template <int M, int N, class Test>
+BICO_DEVICE void set_where(Accumulators<M, N>& c, const Test& test, float value) {
 #pragma unroll
   for (int i = 0; i < M; ++i) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if (bits.at(i, j, r)) c.x[i][j][r] = value;
+        if (test(i, j, r)) c.x[i][j][r] = value;
       }
     }
   }
@@ -109,17 +109,11 @@ template <int M, int N>
 BICO_DEVICE void set_side(Accumulators<M, N>& c, int diagonal, bool above, float value) {
   const unsigned lane = lane_index();
   const int first = Accumulators<M, N>::column(0, 0, lane) - Accumulators<M, N>::row(0, 0, lane) - diagonal;
-#pragma unroll
-  for (int i = 0; i < M; ++i) {
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const bool greater = first > 16 * i + 8 * (r / 2) - 8 * j - r % 2;
-        if (greater == above) c.x[i][j][r] = value;
-      }
-    }
-  }
+  const auto on_side = [&](int i, int j, int r) {
+    const bool greater = first > 16 * i + 8 * (r / 2) - 8 * j - r % 2;
+    return greater == above;
+  };
+  set_where(c, on_side, value);
 }
 
 // How an operand lies in shared memory. K-major: the elements to sum over lie beside each other, in each row of the
