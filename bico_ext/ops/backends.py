@@ -5,6 +5,7 @@
 | `compiled` | C++ and CUDA kernels (csrc/), a torch custom op | a compiled build; x86-64 with AVX2, or an NVIDIA GPU  |
 | `flex`     | two calls of FlexAttention, compiled by Triton  | an NVIDIA GPU; bfloat16 or float16; D of 16 or more   |
 | `portable` | plain torch, in blocks of queries               | any device that torch has                             |
+
 "auto" takes the first of `AUTOMATIC` that runs on the device. `flex` is not among them, as denoising takes longer with
 it than with `compiled` (docs/architecture.md). To add a backend, write a module with a function `attention` like the
 others' and add it to `BACKENDS`.
