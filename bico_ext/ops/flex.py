@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 
 from bico_ext.ops import portable
 from bico_ext.ops.arguments import check_offsets, statistics_dtype, visible
+from bico_ext.ops.rotary import Rotation
 
 HEAD_DIMS = 16, 256  # the fewest elements that Triton multiplies, and the most that the op takes
 MOST_MASKS = 32  # in the cache
@@ -82,10 +83,10 @@ def attend(
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return out and lse of one call per mask, the first of them in the plus frame, the second in the minus frame."""
-    signs = (1, -1)[: len(masks)]
-    wide_q = q.to(statistics_dtype(q)) * scale
-    frames_q, frames_k = (_rotated(x, cos, sin, signs, interleaved, q.dtype) for x in (wide_q, k))
-    parts = [_flex(frame_q, frame_k, v, mask) for frame_q, frame_k, mask in zip(frames_q, frames_k, masks, strict=True)]
+    wide = statistics_dtype(q)
+    rotation = Rotation(cos.to(wide)[:, None], sin.to(wide)[:, None], interleaved, mirror=len(masks) == 2)
+    frames = zip(rotation.frames(q.to(wide) * scale), rotation.frames(k.to(wide)), masks, strict=True)
+    parts = [_flex(frame_q.to(q.dtype), frame_k.to(k.dtype), v, mask) for frame_q, frame_k, mask in frames]
     out, lse = parts[0] if len(parts) == 1 else merge(*parts[0], *parts[1])
     return out.to(q.dtype).transpose(1, 2).contiguous().transpose(1, 2), lse
 
@@ -118,20 +119,6 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Ten
     )
     assert aux.lse is not None
     return out, aux.lse
-
-
-def _rotated(
-    x: Tensor, cos: Tensor, sin: Tensor, signs: tuple[int, ...], interleaved: bool, dtype: torch.dtype
-) -> list[Tensor]:
-    """Return x [B, H, S, D] rotated by each sign of the angle, computed in float32 or wider and rounded once."""
-    width, wide = cos.shape[-1], statistics_dtype(x)
-    rotary, rest = x[..., :width].to(wide), x[..., width:].to(wide)
-    if interleaved:
-        partner = torch.stack((-rotary[..., 1::2], rotary[..., ::2]), dim=-1).flatten(-2)
-    else:
-        partner = torch.cat((-rotary[..., width // 2 :], rotary[..., : width // 2]), dim=-1)
-    along, across = rotary * cos.to(wide)[:, None], partner * sin.to(wide)[:, None]
-    return [torch.cat((along + sign * across, rest), dim=-1).to(dtype) for sign in signs]
 
 
 _MASKS: dict[tuple, tuple[list[weakref.ref], list[int], tuple[BlockMask, ...]]] = {}
