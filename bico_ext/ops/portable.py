@@ -7,9 +7,8 @@ frame.
 
 The backward is written in differentiable torch as well, so second derivatives exist.
 
-On a CPU the passes over the scores take more time than the products. So scores are converted once, as a sum over
-mixed dtypes takes 2.4 times as long as one of `wide`, and then changed in place, which takes a third of the time of
-writing to fresh memory.
+On a CPU the passes over the scores take more time than the products. So scores are converted to float32 once and then
+changed in place: with a million of them, that and a difference take 0.27 ms, a difference of mixed dtypes 0.42 ms.
 """
 
 from collections.abc import Iterator
