@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import Case, make_problem
+from problems import CASES, Case, assert_as_good_as_torch, make_problem
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention as library
@@ -18,22 +18,6 @@ from bico_ext import split_triangle_attention
 from bico_ext.ops import backends, flex, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-
-CASES = [
-    Case("context-gqa", S=130, Hq=6, Hkv=2, D=32),
-    Case("one-token", S=1),
-    Case("causal", S=150, spans="causal"),
-    Case("random-spans-one-key-head", S=140, Hkv=1, R=8, spans="random", B=3, tables=3),
-    Case("prefix-interleaved", S=64, spans="prefix", interleaved=True, R=6, scale=-0.3),
-    Case("placeholders-no-mirror", S=129, spans="placeholders", mirror=False),
-    Case("infill-no-mirror-gqa", S=70, spans="infill", Hq=4, Hkv=2, mirror=False),
-    Case("blind", S=65, spans="blind"),
-    Case("causal-context", S=150, spans="causal-context", Hq=4, Hkv=2),
-    Case("half-blind", S=20, spans="causal-padded"),  # the later keys are none, and the last query has no span
-    Case("packed", S=200, B=1, packed=(1, 0, 63, 64, 65, 7, 0), Hq=4, Hkv=2),
-    Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),
-    Case("no-rotation", S=40, R=0, scale=0.0),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -48,29 +32,17 @@ def by_flex(q, k, v, cos, sin, *, span_ids=None, cu_seqlens=None, scale=None, mi
     return flex.attention(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
 
 
-def rms(x):
-    return x.square().mean().sqrt().item() if x.numel() else 0.0
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_forward_is_as_good_as_torch(case, dtype):
-    problem = make_problem(case, dtype)
+    """In float64, too, which no kernel of Triton takes: the error of the formula itself."""
+    assert_as_good_as_torch(by_flex, make_problem(case, dtype), dtype, gradients=False)
 
-    def run(attention, dtype):
-        q, k, v = (x.to(dtype) for x in (problem.q, problem.k, problem.v))
-        return attention(q, k, v, problem.cos, problem.sin, return_lse=True, **problem.options)
 
-    with torch.no_grad():
-        exact, plain = (run(reference.split_triangle_attention, x) for x in (torch.float64, dtype))
-        got = run(by_flex, dtype)
-    assert got[0].dtype == dtype
-    assert got[0].transpose(1, 2).is_contiguous()
-    for ours, want, rough in zip(got, exact, plain, strict=True):
-        finite = want.isfinite()
-        assert torch.equal(ours.isfinite(), finite), "other rows are blind"
-        error = rms((ours - want)[finite])
-        assert error <= 2 * rms((rough - want)[finite]) + (1e-14 if dtype == torch.float64 else 2**-22)
+def test_its_output_lies_as_the_model_wants_it():
+    problem = make_problem(Case("layout", S=9, Hq=4, Hkv=2))
+    out, _ = by_flex(problem.q, problem.k, problem.v, problem.cos, problem.sin)
+    assert out.transpose(1, 2).is_contiguous()
 
 
 def dense_half(q, k, v, mask):
