@@ -3,12 +3,13 @@
     python benchmarks/gpu.py
 
 All calls use bfloat16, head dim 64 or 128 and S = 512 to 32768, with 16384 tokens of 2048 features per call, so that
-the inputs outgrow the L2 cache. The calls are interleaved in one run. "ours" is the backend `compiled` of the op, and
-"flex" (with --flex) its backend `flex`: two calls of FlexAttention, whose block masks are built before the timed calls.
-SDPA's FlashAttention and cuDNN backends and a single call of FlexAttention compute plain full attention, without
-rotation and split triangle: one call cannot express a rotation that differs between the plus and the minus frame. Two
-causal flash calls merged by log-sum-exp, and the paper's two dense score matrices, compute the same function as ours.
-Causal attention (span ids 1) is compared with causal SDPA, and 15 % placeholders with SDPA without and with a mask.
+the inputs outgrow the L2 cache. The calls are interleaved in one run. "ours" is the backend `compiled` of the op. With
+--backends, "flex" and "portable" are its other backends: two calls of FlexAttention, whose block masks are built before
+the timed calls, and plain torch. SDPA's FlashAttention and cuDNN backends and a single call of FlexAttention compute
+plain full attention, without rotation and split triangle: one call cannot express a rotation that differs between the
+plus and the minus frame. Two causal flash calls merged by log-sum-exp, and the paper's two dense score matrices,
+compute the same function as ours. Causal attention (span ids 1) is compared with causal SDPA, and 15 % placeholders
+with SDPA without and with a mask.
 
 Each call runs forward and then backward, both recorded for autograd as in training. CUDA events before, between and
 after them give the two times. The GPU waits while a call is queued, so that launch times do not count.
@@ -29,13 +30,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gpu_measure
 import torch
-from gpu_cases import CASES, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase, attention, inputs
+from gpu_cases import CASES, OTHER_BACKENDS, OURS, PASS_FLOPS, SEED, TARGETS, GpuCase, attention, inputs
 from gpu_measure import PRODUCT, CudaMeter, Meter, both_passes, measure_case
 from measure import quartiles, ratios, spread, table
 
@@ -56,7 +58,7 @@ def run(
     base: str,
     repetitions: int,
     budget: float,
-    flex: bool = False,
+    backends: Collection[str] = (),
 ) -> dict[str, Any]:
     """Time the cases one by one for `budget` seconds; BASE.json and BASE.md are up to date after each."""
     deadline = time.perf_counter() + budget
@@ -73,7 +75,7 @@ def run(
         left = deadline - time.perf_counter()
         if left <= 0:
             break
-        result = measure_case(case, meter, repetitions, min(CASE_SECONDS, left), flex)
+        result = measure_case(case, meter, repetitions, min(CASE_SECONDS, left), backends)
         record["cases"].append(result)
         record["targets"] += judge(result)
         record["not_run"].remove(case.name)
@@ -187,8 +189,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--lengths", type=int, nargs="+", metavar="S", help="only the cases of these lengths")
     parser.add_argument(
-        "--flex", action="store_true", help="also the backend flex, which compiles for about 45 s a case"
-    )
+        "--backends", nargs="+", choices=OTHER_BACKENDS, default=[],
+        help="also these backends of the op; flex compiles for about 45 s a case",
+    )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="only run ours once, forward and backward, for a profiler")
     options = parser.parse_args(arguments)
     if options.repetitions < 1 or options.budget <= 0:
@@ -229,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     base = options.output or default_base(gpu)
     cases = [case for case in CASES if options.lengths is None or case.S in options.lengths]
     record = run(
-        cases, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget, options.flex
+        cases, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget, options.backends
     )
     print(f"{conclusion(record)}\n{base}: .json and .md")
     return 0

@@ -22,16 +22,21 @@ PLACEHOLDERS = 0.15  # share of the span ids that are -1
 SCORE_SHARE = 0.8  # of the free memory; the two matrices are left out if they would take more
 FLEX_LENGTHS = (2048, 8192, 32_768)  # FlexAttention compiles for some ten seconds per shape
 
-OURS, OURS_FLEX = "ours", "flex"  # the op's backends `compiled` and `flex`
+OURS = "ours"  # the op's backend `compiled`
+OTHER_BACKENDS = ("flex", "portable")  # measured only if asked for
 FLASH, CUDNN, TWO_CALLS = "SDPA flash", "SDPA cuDNN", "two flash calls"
 FLEX, EAGER = "FlexAttention, no split triangle", "two matrices"
 UNMASKED, MASKED = "SDPA flash, no mask", "SDPA with mask"
 WAYS = {
-    "full": (OURS, OURS_FLEX, FLASH, CUDNN, TWO_CALLS, FLEX, EAGER),
-    "causal": (OURS, OURS_FLEX, FLASH, CUDNN),
-    "placeholders": (OURS, OURS_FLEX, UNMASKED, CUDNN, MASKED),
+    "full": (OURS, *OTHER_BACKENDS, FLASH, CUDNN, TWO_CALLS, FLEX, EAGER),
+    "causal": (OURS, *OTHER_BACKENDS, FLASH, CUDNN),
+    "placeholders": (OURS, *OTHER_BACKENDS, UNMASKED, CUDNN, MASKED),
 }
-SAME_FUNCTION = (OURS_FLEX, TWO_CALLS, EAGER)  # they compute the same function as ours, so their results are compared
+SAME_FUNCTION = (
+    *OTHER_BACKENDS,
+    TWO_CALLS,
+    EAGER,
+)  # they compute the same function as ours, so their results are compared
 _BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, UNMASKED: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
 
 PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # the forward has 2 products, the backward 5
@@ -111,8 +116,8 @@ def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
     """Return the way as a function of q, k, v."""
     ids = span_ids(case, device)
     cos, sin = (table.to(device) for table in rotary_tables(torch.arange(case.S), case.D))
-    if way in (OURS, OURS_FLEX):
-        backend = "compiled" if way == OURS else "flex"
+    if way in (OURS, *OTHER_BACKENDS):
+        backend = "compiled" if way == OURS else way
         return partial(split_triangle_attention, cos=cos, sin=sin, span_ids=ids, backend=backend)
     if way == TWO_CALLS:
         frames = both_frames

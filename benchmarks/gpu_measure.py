@@ -4,14 +4,14 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
 import gpu_cases
 import torch
-from gpu_cases import DTYPE, OURS, OURS_FLEX, PASS_FLOPS, SAME_FUNCTION, WAYS, GpuCase
+from gpu_cases import DTYPE, OTHER_BACKENDS, OURS, PASS_FLOPS, SAME_FUNCTION, WAYS, GpuCase
 from torch import Tensor
 
 PRODUCT, PRODUCT_SIZE = "torch.matmul", 8192
@@ -71,11 +71,13 @@ class CudaMeter:
         torch.cuda.empty_cache()
 
 
-def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float, flex: bool = False) -> dict[str, Any]:
+def measure_case(
+    case: GpuCase, meter: Meter, repetitions: int, most: float, backends: Collection[str] = ()
+) -> dict[str, Any]:
     """Return all samples of the ways that run, and why the others do not, ready for JSON.
 
     Args:
-        flex: whether the backend `flex` is one of the ways.
+        backends: those of `OTHER_BACKENDS` that are measured, too.
     """
     result: dict[str, Any] = {
         "case": {"name": case.name, **asdict(case)},
@@ -88,7 +90,7 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float, fle
     }
     try:
         meter.release()
-        works = {PRODUCT: matrix_product(meter.device), **first_calls(case, meter, result, flex)}
+        works = {PRODUCT: matrix_product(meter.device), **first_calls(case, meter, result, backends)}
         laps, failures = alternate(works, meter, repetitions, most)
     except Exception as error:  # after a fault in a kernel nothing else works; what is already recorded is kept
         result["left_out"]["the whole case"] = sentence(error)
@@ -100,7 +102,7 @@ def measure_case(case: GpuCase, meter: Meter, repetitions: int, most: float, fle
     return result
 
 
-def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any], flex: bool) -> dict[str, Work]:
+def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any], backends: Collection[str]) -> dict[str, Work]:
     """Call each way twice and return those that run.
 
     The peaks, the differences from ours and the reasons why the other ways do not run are stored in the result.
@@ -108,7 +110,7 @@ def first_calls(case: GpuCase, meter: Meter, result: dict[str, Any], flex: bool)
     operands, grad_out = gpu_cases.inputs(case, meter.device)
     works: dict[str, Work] = {}
     ours: list[Tensor] = []
-    for way in (way for way in WAYS[case.mask] if flex or way != OURS_FLEX):
+    for way in (way for way in WAYS[case.mask] if way in backends or way not in OTHER_BACKENDS):
         if excuse := gpu_cases.left_out(case, way, meter.free_bytes):
             result["left_out"][way] = excuse
             continue

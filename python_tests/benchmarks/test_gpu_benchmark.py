@@ -12,7 +12,7 @@ import gpu_cases
 import gpu_measure
 import pytest
 import torch
-from gpu_cases import CUDNN, EAGER, FLASH, FLEX, MASKED, OURS, OURS_FLEX, TWO_CALLS, UNMASKED, GpuCase
+from gpu_cases import CUDNN, EAGER, FLASH, FLEX, MASKED, OURS, TWO_CALLS, UNMASKED, GpuCase
 from gpu_measure import PRODUCT
 
 FULL, CAUSAL, PLACEHOLDERS = SMALL = [
@@ -54,17 +54,17 @@ def _small_product(monkeypatch):
 
 def test_a_case_records_every_way_that_runs_and_why_others_do_not():
     """On the CPU there is no cuDNN: a peer that truly fails."""
-    result = gpu_measure.measure_case(FULL, CpuMeter(), 2, math.inf, flex=True)
+    result = gpu_measure.measure_case(FULL, CpuMeter(), 2, math.inf, ("flex", "portable"))
     assert result["case"] == {"name": "full-64x16", "mask": "full", "B": 2, "H": 2, "S": 64, "D": 16}
     assert len(result["matrix_product_ms"]) == 2
     assert result["milliseconds"].keys() == {"forward", "backward"}
     for samples in result["milliseconds"].values():
-        assert list(samples) == [OURS, FLASH, TWO_CALLS, EAGER]
+        assert list(samples) == [OURS, "portable", FLASH, TWO_CALLS, EAGER]
         assert all(len(ms) == 2 and min(ms) > 0 for ms in samples.values())
-    assert result["left_out"].keys() == {OURS_FLEX, CUDNN, FLEX}
+    assert result["left_out"].keys() == {"flex", CUDNN, FLEX}
     assert result["left_out"][CUDNN].startswith("RuntimeError: ")
-    assert result["extra_bytes"] == {way: CpuMeter.extra for way in (OURS, FLASH, TWO_CALLS, EAGER)}
-    assert result["off_ours"].keys() == {TWO_CALLS, EAGER}
+    assert result["extra_bytes"] == {way: CpuMeter.extra for way in (OURS, "portable", FLASH, TWO_CALLS, EAGER)}
+    assert result["off_ours"].keys() == {"portable", TWO_CALLS, EAGER}
     assert all(0 < relative < 0.02 for relative in result["off_ours"].values())
 
 

@@ -7,7 +7,7 @@ import gpu_cases
 import gpu_measure
 import pytest
 import torch
-from gpu_cases import EAGER, FLASH, FLEX, MASKED, OURS, OURS_FLEX, SAME_FUNCTION, UNMASKED, WAYS, GpuCase
+from gpu_cases import EAGER, FLASH, FLEX, MASKED, OTHER_BACKENDS, OURS, SAME_FUNCTION, UNMASKED, WAYS, GpuCase
 from peers import two_flash_calls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +33,7 @@ def dense(case: GpuCase, seen: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-@pytest.mark.parametrize("way", [way for way in SAME_FUNCTION if way != OURS_FLEX])  # which needs a GPU
+@pytest.mark.parametrize("way", [way for way in SAME_FUNCTION if way != "flex"])  # which needs a GPU
 @pytest.mark.parametrize("length", [64, 128])
 def test_a_peer_of_the_same_function_gives_the_results_of_ours(way, length):
     case = replace(FULL, S=length)
@@ -41,16 +41,18 @@ def test_a_peer_of_the_same_function_gives_the_results_of_ours(way, length):
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.mask)
-def test_both_backends_of_ours_are_forced_and_given_the_same(case):
+def test_the_backends_of_ours_are_forced_and_given_the_same(case):
     """On the CPU the backend `flex` refuses, so its call is only looked at."""
-    assert OURS_FLEX in SAME_FUNCTION
-    assert WAYS[case.mask][:2] == (OURS, OURS_FLEX), "the results of ours come first, to compare with"
-    ours, flex = (gpu_cases.attention(case, way, "cpu").keywords for way in (OURS, OURS_FLEX))
-    assert (ours.pop("backend"), flex.pop("backend")) == ("compiled", "flex")
-    assert ours.keys() == flex.keys() == {"cos", "sin", "span_ids"}
-    assert all(torch.equal(ours[name], flex[name]) for name in ours if ours[name] is not None)
+    ways = (OURS, *OTHER_BACKENDS)
+    assert WAYS[case.mask][: len(ways)] == ways, "the results of ours come first, to compare with"
+    calls = {way: gpu_cases.attention(case, way, "cpu").keywords for way in ways}
+    assert [call.pop("backend") for call in calls.values()] == ["compiled", *OTHER_BACKENDS]
+    ours = calls.pop(OURS)
+    for call in calls.values():
+        assert ours.keys() == call.keys() == {"cos", "sin", "span_ids"}
+        assert all(torch.equal(ours[name], call[name]) for name in ours if ours[name] is not None)
     with pytest.raises(RuntimeError, match="'flex' cannot run on cpu"):
-        results_of(case, OURS_FLEX)
+        results_of(case, "flex")
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.mask)
