@@ -1,7 +1,8 @@
 """The build backend: scikit-build-core, and the pure-Python package where nothing can be compiled.
 
 The environment variable BICO_BUILD decides:
-    AUTO  compile; where that fails, build the pure-Python package and say why (the default)
+    AUTO  compile; where that fails, leave out first the CUDA kernels and then, for the pure-Python package, everything
+          that is compiled, and say why (the default)
     ON    compile or fail (the default of editable installations, and wherever a define such as BICO_CUDA is ON)
     OFF   compile nothing; pyproject.toml has the override that leaves CMake out
 """
@@ -28,6 +29,7 @@ except ImportError:
 Settings = Mapping[str, str | list[str]] | None
 TO_COMPILE = ["pybind11>=2.13", "torch>=2.11"]  # cmake and ninja are added by scikit-build-core
 MACHINES = {"x86_64", "AMD64"}
+WITHOUT_CUDA = {"cmake.define.BICO_CUDA": "OFF"}
 
 build_sdist = backend.build_sdist
 get_requires_for_build_sdist = backend.get_requires_for_build_sdist
@@ -87,29 +89,56 @@ def _build(build: Callable[..., str], default: str, directory: str, config_setti
     os.environ["BICO_BUILD"] = choice
     if choice == "OFF":
         return build(directory, config_settings, metadata)
-    reason = obstacle() if choice == "AUTO" else None
-    if reason is None:
-        lines: list[str] = []
-        try:
-            with _recorded(lines):
-                return build(directory, config_settings, metadata)
-        except (Exception, SystemExit) as error:
-            reason = first_error(lines, error)
-            if type(error).__name__.endswith("NotFoundError"):  # cmake or ninja
-                reason = f"{reason.rstrip('.')}: pip install cmake ninja."
     if choice == "ON":
-        sys.exit(
-            f"\nbico-ext was not compiled, and this build insists on it: {reason} "
-            "To install the pure-Python package instead, set BICO_BUILD=OFF and leave out defines that are ON."
-        )
+        try:
+            return _compiled(build, directory, config_settings, metadata)
+        except _NotCompiledError as error:
+            sys.exit(
+                f"\nbico-ext was not compiled, and this build insists on it: {error} "
+                + ("-C cmake.define.BICO_CUDA=OFF leaves out the CUDA kernels. " if error.with_cuda else "")
+                + "To install the pure-Python package instead, set BICO_BUILD=OFF and leave out defines that are ON."
+            )
+    reason = obstacle()
+    if reason is None:
+        try:
+            return _compiled(build, directory, config_settings, metadata)
+        except _NotCompiledError as error:
+            reason = str(error)
+            if error.with_cuda:
+                with contextlib.suppress(_NotCompiledError):
+                    name = _compiled(build, directory, {**(config_settings or {}), **WITHOUT_CUDA}, metadata)
+                    _say("was compiled without its CUDA kernels", reason, "them", "-C cmake.define.BICO_CUDA=ON .")
+                    return name
     os.environ["BICO_BUILD"] = "OFF"
     name = build(directory, config_settings, metadata)
-    print(
-        f"\nbico-ext was not compiled, so this is the pure-Python package: {reason} "
-        "To insist on compiling: BICO_BUILD=ON pip install -v --no-build-isolation .",
-        flush=True,
-    )
+    _say("was not compiled, so this is the pure-Python package", reason, "compiling", ".")
     return name
+
+
+def _say(outcome: str, reason: str, missing: str, arguments: str) -> None:
+    insist = f"BICO_BUILD=ON pip install -v --no-build-isolation {arguments}"
+    print(f"\nbico-ext {outcome}: {reason} To insist on {missing}: {insist}", flush=True)
+
+
+class _NotCompiledError(Exception):
+    """Why a build has failed; `with_cuda`: CMake had found an nvcc for the CUDA kernels."""
+
+    def __init__(self, reason: str, with_cuda: bool) -> None:
+        super().__init__(reason)
+        self.with_cuda = with_cuda
+
+
+def _compiled(build: Callable[..., str], directory: str, settings: Settings, metadata: Any) -> str:
+    lines: list[str] = []
+    try:
+        with _recorded(lines):
+            return build(directory, settings, metadata)
+    except (Exception, SystemExit) as error:
+        reason = first_error(lines, error)
+        if type(error).__name__.endswith("NotFoundError"):  # cmake or ninja
+            reason = f"{reason.rstrip('.')}: pip install cmake ninja."
+        with_cuda = any(re.search(r"Looking for a CUDA compiler - (?!NOTFOUND)", line) for line in lines)
+        raise _NotCompiledError(reason, with_cuda) from error
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,53 @@ def test_an_error_in_the_sources_is_named(build, tmp_path):
     planted = 'case "$*" in *csrc/*) echo "csrc/a.cpp:1:1: error: planted"; echo "error: second"; exit 1;; esac'
     broken = compiler(tmp_path / "g++", f'{planted}; exec g++ "$@"')
     assert_pure(tmp_path, build(CXX=broken), "package: csrc/a.cpp:1:1: error: planted. To insist")
+
+
+BROKEN_CUDA = """
+import os
+from scikit_build_core import build
+real = build.build_wheel
+def build_wheel(directory, settings, metadata):
+    if os.environ["BICO_BUILD"] == "OFF":
+        return real(directory, settings, metadata)
+    print("attempt with", settings.get("cmake.define.BICO_CUDA", "CUDA"))
+    if settings.get("cmake.define.BICO_CUDA") == "OFF":
+        if {only_cuda}:
+            return "a.whl"
+        raise SystemExit("no compiler")
+    print("-- Looking for a CUDA compiler - {nvcc}")
+    print("nvcc error: no compute_90")
+    raise SystemExit(1)
+build.build_wheel = build_wheel
+"""
+
+
+def test_cuda_kernels_that_cannot_be_compiled_are_left_out(build):
+    """As with the nvcc 11.5 of a distribution beside a torch for CUDA 13; scikit-build-core is replaced."""
+    result = build(prepare=BROKEN_CUDA.format(only_cuda=True, nvcc="/usr/bin/nvcc"))
+    assert result.returncode == 0, result.stderr
+    *_, sentence, name = result.stdout.splitlines()
+    assert name == "a.whl"
+    assert sentence == (
+        "bico-ext was compiled without its CUDA kernels: nvcc error: no compute_90. To insist on them: "
+        "BICO_BUILD=ON pip install -v --no-build-isolation -C cmake.define.BICO_CUDA=ON ."
+    )
+
+
+@pytest.mark.parametrize(
+    ("only_cuda", "nvcc", "attempts"), [(True, "NOTFOUND", ["CUDA"]), (False, "/usr/bin/nvcc", ["CUDA", "OFF"])]
+)
+def test_nothing_is_compiled_where_cuda_is_not_the_only_obstacle(build, tmp_path, only_cuda, nvcc, attempts):
+    result = build(prepare=BROKEN_CUDA.format(only_cuda=only_cuda, nvcc=nvcc))
+    assert_pure(tmp_path, result, "nvcc error: no compute_90.")
+    assert re.findall("attempt with (.*)", result.stdout) == attempts
+
+
+@pytest.mark.parametrize(("nvcc", "named"), [("/usr/bin/nvcc", True), ("NOTFOUND", False)])
+def test_a_forced_build_says_how_to_leave_out_cuda(build, tmp_path, nvcc, named):
+    result = build(BICO_BUILD="ON", prepare=BROKEN_CUDA.format(only_cuda=True, nvcc=nvcc))
+    assert_failed(tmp_path, result, "insists on it: nvcc error", "set BICO_BUILD=OFF")
+    assert ("-C cmake.define.BICO_CUDA=OFF leaves out the CUDA kernels." in result.stderr) == named
 
 
 @NEEDS_CMAKE
