@@ -12,6 +12,7 @@ import gpu_cases
 import gpu_measure
 import pytest
 import torch
+from devices import needs_compiled
 from gpu_cases import CUDNN, EAGER, FLASH, FLEX, MASKED, OURS, TWO_CALLS, UNMASKED, GpuCase
 from gpu_measure import PRODUCT
 
@@ -52,6 +53,7 @@ def _small_product(monkeypatch):
     monkeypatch.setattr(gpu_measure, "PRODUCT_SIZE", 64)
 
 
+@needs_compiled
 def test_a_case_records_every_way_that_runs_and_why_others_do_not():
     """On the CPU there is no cuDNN: a peer that truly fails."""
     result = gpu_measure.measure_case(FULL, CpuMeter(), 2, math.inf, ("flex", "portable"))
@@ -229,6 +231,7 @@ def test_results_that_are_not_finite_are_recorded_as_null():
 # Running
 
 
+@needs_compiled
 def test_a_run_writes_every_case_as_it_comes_and_exits_with_0_whatever_the_targets(tmp_path, monkeypatch, capsys):
     """The whole of it, but for the device: main, parsing, environment, files."""
     long_enough = [replace(target, least=0, ceiling=0.0) for target in gpu_cases.TARGETS]

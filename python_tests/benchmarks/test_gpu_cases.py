@@ -7,6 +7,7 @@ import gpu_cases
 import gpu_measure
 import pytest
 import torch
+from devices import needs_compiled
 from gpu_cases import EAGER, FLASH, FLEX, MASKED, OTHER_BACKENDS, OURS, SAME_FUNCTION, UNMASKED, WAYS, GpuCase
 from peers import two_flash_calls
 from torch import Tensor
@@ -33,6 +34,7 @@ def dense(case: GpuCase, seen: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+@needs_compiled
 @pytest.mark.parametrize("way", [way for way in SAME_FUNCTION if way != "flex"])  # which needs a GPU
 @pytest.mark.parametrize("length", [64, 128])
 def test_a_peer_of_the_same_function_gives_the_results_of_ours(way, length):
@@ -55,6 +57,7 @@ def test_the_backends_of_ours_are_forced_and_given_the_same(case):
         results_of(case, "flex")
 
 
+@needs_compiled
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.mask)
 def test_ours_is_given_the_mask_of_the_case(case):
     q, k, v = (x.double() for x in gpu_cases.inputs(case, "cpu")[0])
