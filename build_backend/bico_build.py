@@ -8,6 +8,7 @@ The environment variable BICO_BUILD decides:
 """
 
 import contextlib
+import itertools
 import os
 import platform
 import re
@@ -29,6 +30,7 @@ except ImportError:
 Settings = Mapping[str, str | list[str]] | None
 TO_COMPILE = ["pybind11>=2.13", "torch>=2.11"]  # cmake and ninja are added by scikit-build-core
 MACHINES = {"x86_64", "AMD64"}
+COMPILER_ERROR = re.compile(r"\berror:|\bnvcc fatal\b", re.IGNORECASE)
 WITHOUT_CUDA = {"cmake.define.BICO_CUDA": "OFF"}
 
 build_sdist = backend.build_sdist
@@ -177,13 +179,12 @@ def first_error(lines: list[str], error: BaseException) -> str:
     """Return the first error in the output of CMake or a compiler as one sentence; otherwise, the exception."""
     for number, line in enumerate(lines):
         if line.startswith("CMake Error at"):
-            text: list[str] = []
-            for following in lines[number + 1 :]:
-                if text and not following.startswith("  "):
-                    break
-                text += [following.strip()] if following else []
-            return _sentence(" ".join(text))
-        if re.search(r"\berror:", line, re.IGNORECASE) and not line.startswith(("--", "[")):
+            message = list(itertools.takewhile(lambda text: not text or text.startswith("  "), lines[number + 1 :]))
+            paragraphs = " ".join(text or "\n" for text in message).split("\n")
+            of_compiler = [text for text in message if COMPILER_ERROR.search(text)]  # CMake quotes what it has tried
+            reason = next(filter(str.strip, of_compiler + paragraphs), line)
+            return _sentence(" ".join(reason.split()))
+        if COMPILER_ERROR.search(line) and not line.startswith(("--", "[")):
             return _sentence(line.removeprefix("CMake Error: "))
     return _sentence(str(error) if isinstance(error, Exception) and str(error) else "the build failed")
 

@@ -187,7 +187,9 @@ def build_wheel(directory, settings, metadata):
             return "a.whl"
         raise SystemExit("no compiler")
     print("-- Looking for a CUDA compiler - {nvcc}")
-    print("nvcc error: no compute_90")
+    print("CMake Error at CMakeTestCUDACompiler.cmake:70 (message):")
+    print("  The CUDA compiler\\n\\n    is not able to compile a simple test program.\\n\\n")
+    print("    nvcc fatal   : no compute_90\\n\\n  CMake will not be able to correctly generate this project.")
     raise SystemExit(1)
 build.build_wheel = build_wheel
 """
@@ -200,7 +202,7 @@ def test_cuda_kernels_that_cannot_be_compiled_are_left_out(build):
     *_, sentence, name = result.stdout.splitlines()
     assert name == "a.whl"
     assert sentence == (
-        "bico-ext was compiled without its CUDA kernels: nvcc error: no compute_90. To insist on them: "
+        "bico-ext was compiled without its CUDA kernels: nvcc fatal : no compute_90. To insist on them: "
         "BICO_BUILD=ON pip install -v --no-build-isolation -C cmake.define.BICO_CUDA=ON ."
     )
 
@@ -210,14 +212,14 @@ def test_cuda_kernels_that_cannot_be_compiled_are_left_out(build):
 )
 def test_nothing_is_compiled_where_cuda_is_not_the_only_obstacle(build, tmp_path, only_cuda, nvcc, attempts):
     result = build(prepare=BROKEN_CUDA.format(only_cuda=only_cuda, nvcc=nvcc))
-    assert_pure(tmp_path, result, "nvcc error: no compute_90.")
+    assert_pure(tmp_path, result, "nvcc fatal : no compute_90.")
     assert re.findall("attempt with (.*)", result.stdout) == attempts
 
 
 @pytest.mark.parametrize(("nvcc", "named"), [("/usr/bin/nvcc", True), ("NOTFOUND", False)])
 def test_a_forced_build_says_how_to_leave_out_cuda(build, tmp_path, nvcc, named):
     result = build(BICO_BUILD="ON", prepare=BROKEN_CUDA.format(only_cuda=True, nvcc=nvcc))
-    assert_failed(tmp_path, result, "insists on it: nvcc error", "set BICO_BUILD=OFF")
+    assert_failed(tmp_path, result, "insists on it: nvcc fatal", "set BICO_BUILD=OFF")
     assert ("-C cmake.define.BICO_CUDA=OFF leaves out the CUDA kernels." in result.stderr) == named
 
 
