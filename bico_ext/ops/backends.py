@@ -142,7 +142,8 @@ def _first_that_runs(device: str) -> str:
     chosen = next(name for name, reason in reasons.items() if reason is None)
     if chosen != "compiled" and device not in _LOGGED:
         _LOGGED.add(device)
-        logging.getLogger(__name__).warning("attention runs on the %s backend: %s", chosen, reasons["compiled"])
+        hint = "" if refusal("flex", device) else f"; {VARIABLE}=flex may be faster in bfloat16 and float16"
+        logging.getLogger(__name__).warning("attention runs on the %s backend: %s%s", chosen, reasons["compiled"], hint)
     return chosen
 
 

@@ -240,11 +240,15 @@ def gpu(monkeypatch):
     return state
 
 
-@pytest.mark.usefixtures("gpu")
-def test_auto_does_not_choose_it(monkeypatch):
+@pytest.mark.parametrize("triton", [True, False])
+def test_auto_does_not_choose_it_but_says_that_it_is_there(gpu, monkeypatch, caplog, triton):
+    gpu.triton = triton
     monkeypatch.setattr(backends, "compiled", None)
     monkeypatch.setattr(backends, "_WITHOUT", backends.NOT_COMPILED)
     assert backends.choose("auto", on_gpu()) == "portable"
+    (record,) = caplog.records
+    assert record.getMessage().endswith("; BICO_BACKEND=flex may be faster in bfloat16 and float16") == triton
+    gpu.triton = True
     monkeypatch.setenv("BICO_BACKEND", "flex")
     assert backends.choose("auto", on_gpu()) == "flex"
 
