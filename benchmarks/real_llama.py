@@ -204,6 +204,8 @@ def run_cells(options: argparse.Namespace) -> list[str]:
         longest = max(longest, time.monotonic() - started)
         if options.next:
             break
+    if not tried and not waiting():
+        print(f"nothing to run: no missing cell matches {options.cells or '*'}")
     return [f"{cell.name}: {error}" for cell, error in failures.items()]
 
 

@@ -211,6 +211,15 @@ def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monke
     assert [record.get("error") for record in lines(tmp_path)] == [None] * 3, "the finished cell stays"
 
 
+def test_a_call_that_finds_nothing_to_run_says_so(files, tmp_path, ran, capsys):
+    real_llama.main([*options(tmp_path, *files), "--next", "--cells", "ntp"])
+    assert ran == []
+    assert capsys.readouterr().out == "nothing to run: no missing cell matches ntp\n"
+    real_llama.main([*options(tmp_path, *files), "--next"])
+    assert len(ran) == 1
+    assert "nothing to run" not in capsys.readouterr().out
+
+
 def test_cells_of_other_settings_do_not_count(files, tmp_path, ran, monkeypatch):
     monkeypatch.setattr(real_llama, "SETTINGS", {**SETTINGS, "epochs": 1})
     real_llama.main([*options(tmp_path, *files), "--next"])
