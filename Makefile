@@ -38,6 +38,7 @@ else
 TO_BUILD := 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' 'ninja>=1.11'
 EMULATOR := -C cmake.define.BICO_EMULATOR=ON
 endif
+EDITABLE := --no-build-isolation -C build-dir='build/{wheel_tag}' $(EMULATOR) -e
 
 $(VENV)/requirements: pyproject.toml $(VENV)/created $(VENV)/BICO_BUILD
 	@test '$(BICO_BUILD)' = OFF || command -v $${CXX:-c++} >/dev/null || \
@@ -49,7 +50,7 @@ $(VENV)/requirements: pyproject.toml $(VENV)/created $(VENV)/BICO_BUILD
 # Editable: changes to Python files take effect at once, new folders are found after another installation, and changes to
 # C++ files recompile what they touch.
 $(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirements
-	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation $(EMULATOR) -e '.[test,lint]'
+	$(BIN)/pip install --progress-bar off --quiet $(EDITABLE) '.[test,lint]'
 	@touch $@
 
 # A pre-trained Llama learns invented people and is asked in both directions.
@@ -98,7 +99,7 @@ build/sanitized/installed: $(NATIVE) $(VENV)/requirements
 
 # NVIDIA's compiler and disassembler, which no other target needs.
 $(VENV)/cuda-checks: $(VENV)/installed
-	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation -C cmake.define.BICO_EMULATOR=ON -e '.[cuda-checks]'
+	$(BIN)/pip install --progress-bar off --quiet $(EDITABLE) '.[cuda-checks]'
 	@touch $@
 
 # A build with CUDA kernels works where torch has no CUDA. For one architecture: the machine code of all was looked at.

@@ -30,8 +30,10 @@ except ImportError:
 Settings = Mapping[str, str | list[str]] | None
 TO_COMPILE = ["pybind11>=2.13", "torch>=2.11"]  # cmake and ninja are added by scikit-build-core
 MACHINES = {"x86_64", "AMD64"}
-COMPILER_ERROR = re.compile(r"\berror:|\bnvcc fatal\b", re.IGNORECASE)
-WITHOUT_CUDA = {"cmake.define.BICO_CUDA": "OFF"}
+INSIST = "BICO_BUILD=ON pip install -v --no-build-isolation"
+NO_CUDA = "-- no CUDA kernels: "  # CMakeLists.txt prints it
+COMPILER_ERROR = re.compile(r"\berror\s*:|\b(nvcc|cicc|ptxas|nvlink) fatal\b", re.IGNORECASE)
+CUDA_ERROR = re.compile(r"(FAILED:|\*\*\*)[^\n]*\.cu\.o\b|^CMake Error.*CUDA", re.MULTILINE | re.DOTALL)
 
 build_sdist = backend.build_sdist
 get_requires_for_build_sdist = backend.get_requires_for_build_sdist
@@ -97,7 +99,7 @@ def _build(build: Callable[..., str], default: str, directory: str, config_setti
         except _NotCompiledError as error:
             sys.exit(
                 f"\nbico-ext was not compiled, and this build insists on it: {error} "
-                + ("-C cmake.define.BICO_CUDA=OFF leaves out the CUDA kernels. " if error.with_cuda else "")
+                + ("CMAKE_ARGS=-DBICO_CUDA=OFF leaves out the CUDA kernels. " if error.of_cuda else "")
                 + "To install the pure-Python package instead, set BICO_BUILD=OFF and leave out defines that are ON."
             )
     reason = obstacle()
@@ -106,41 +108,53 @@ def _build(build: Callable[..., str], default: str, directory: str, config_setti
             return _compiled(build, directory, config_settings, metadata)
         except _NotCompiledError as error:
             reason = str(error)
-            if error.with_cuda:
+            if error.of_cuda:
                 with contextlib.suppress(_NotCompiledError):
-                    name = _compiled(build, directory, {**(config_settings or {}), **WITHOUT_CUDA}, metadata)
-                    _say("was compiled without its CUDA kernels", reason, "them", "-C cmake.define.BICO_CUDA=ON .")
+                    name = _compiled(build, directory, _without_cuda(config_settings), metadata)
+                    _report_no_cuda(reason)
                     return name
     os.environ["BICO_BUILD"] = "OFF"
     name = build(directory, config_settings, metadata)
-    _say("was not compiled, so this is the pure-Python package", reason, "compiling", ".")
+    print(
+        f"\nbico-ext was not compiled, so this is the pure-Python package: {reason} To insist on compiling: {INSIST} .",
+        flush=True,
+    )
     return name
 
 
-def _say(outcome: str, reason: str, missing: str, arguments: str) -> None:
-    insist = f"BICO_BUILD=ON pip install -v --no-build-isolation {arguments}"
-    print(f"\nbico-ext {outcome}: {reason} To insist on {missing}: {insist}", flush=True)
-
-
 class _NotCompiledError(Exception):
-    """Why a build has failed; `with_cuda`: CMake had found an nvcc for the CUDA kernels."""
+    """Why a build has failed; `of_cuda`: a CUDA kernel or the search for CUDA was among what failed."""
 
-    def __init__(self, reason: str, with_cuda: bool) -> None:
+    def __init__(self, reason: str, of_cuda: bool) -> None:
         super().__init__(reason)
-        self.with_cuda = with_cuda
+        self.of_cuda = of_cuda
 
 
 def _compiled(build: Callable[..., str], directory: str, settings: Settings, metadata: Any) -> str:
     lines: list[str] = []
     try:
         with _recorded(lines):
-            return build(directory, settings, metadata)
+            name = build(directory, settings, metadata)
     except (Exception, SystemExit) as error:
         reason = first_error(lines, error)
         if type(error).__name__.endswith("NotFoundError"):  # cmake or ninja
             reason = f"{reason.rstrip('.')}: pip install cmake ninja."
-        with_cuda = any(re.search(r"Looking for a CUDA compiler - (?!NOTFOUND)", line) for line in lines)
-        raise _NotCompiledError(reason, with_cuda) from error
+        raise _NotCompiledError(reason, bool(CUDA_ERROR.search("\n".join(lines)))) from error
+    for line in lines:
+        if line.startswith(NO_CUDA):
+            _report_no_cuda(line.removeprefix(NO_CUDA))
+    return name
+
+
+def _without_cuda(settings: Settings) -> dict[str, Any]:
+    """Return the settings of a build without CUDA kernels, in a folder of its own: CMake would keep the choice."""
+    kept = {name: value for name, value in (settings or {}).items() if name != "build-dir"}
+    return {**kept, "cmake.define.BICO_CUDA": "OFF"}
+
+
+def _report_no_cuda(reason: str) -> None:
+    insist = f"{INSIST} -C cmake.define.BICO_CUDA=ON ."
+    print(f"\nbico-ext was compiled without its CUDA kernels: {reason} To insist on them: {insist}", flush=True)
 
 
 @contextlib.contextmanager
@@ -180,14 +194,23 @@ def first_error(lines: list[str], error: BaseException) -> str:
     for number, line in enumerate(lines):
         if line.startswith("CMake Error at"):
             message = list(itertools.takewhile(lambda text: not text or text.startswith("  "), lines[number + 1 :]))
-            paragraphs = " ".join(text or "\n" for text in message).split("\n")
-            of_compiler = [text for text in message if COMPILER_ERROR.search(text)]  # CMake quotes what it has tried
-            reason = next(filter(str.strip, of_compiler + paragraphs), line)
-            return _sentence(" ".join(reason.split()))
+            quoted = next(filter(COMPILER_ERROR.search, message), None)  # from what CMake has tried to compile
+            return _sentence(quoted or _first_sentence(message) or line)
         if COMPILER_ERROR.search(line) and not line.startswith(("--", "[")):
             return _sentence(line.removeprefix("CMake Error: "))
     return _sentence(str(error) if isinstance(error, Exception) and str(error) else "the build failed")
 
 
+def _first_sentence(message: list[str]) -> str:
+    """Return the first paragraphs, up to one that ends a sentence."""
+    text = ""
+    for line in message:
+        if not line and text.endswith((".", "!")):
+            break
+        text = f"{text} {line}"
+    return text.strip()
+
+
 def _sentence(text: str) -> str:
+    text = " ".join(text.split())
     return text if text.endswith((".", "!")) else text + "."

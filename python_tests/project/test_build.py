@@ -1,4 +1,4 @@
-"""Where nothing can be compiled, a build makes the pure-Python package or fails, as BICO_BUILD asks, and says why."""
+"""Where something cannot be compiled, a build leaves it out or fails, as BICO_BUILD asks, and says why."""
 
 import importlib.util
 import json
@@ -174,53 +174,131 @@ def test_an_error_in_the_sources_is_named(build, tmp_path):
     assert_pure(tmp_path, build(CXX=broken), "package: csrc/a.cpp:1:1: error: planted. To insist")
 
 
-BROKEN_CUDA = """
+NVCC_FATAL = """CMake Error at CMakeTestCUDACompiler.cmake:70 (message):
+  The CUDA compiler
+
+    is not able to compile a simple test program.
+
+    nvcc fatal   : no compute_90
+
+  CMake will not be able to correctly generate this project."""
+KILLED = """[1/9] Building CUDA object CMakeFiles/cuda_kernels.dir/csrc/cuda/simt/simt.cu.o
+FAILED: CMakeFiles/_ops.dir/csrc/torch/checks.cpp.o
+c++: fatal error: Killed signal terminated program cc1plus"""
+KERNEL = """FAILED: [code=1] CMakeFiles/cuda_kernels.dir/csrc/cuda/simt/simt.cu.o
+ptxas fatal   : Unresolved extern function"""
+
+
+def failing(output: str, without_cuda: str = "raise SystemExit(1)") -> str:
+    """Replace scikit-build-core by a build that prints `output` and fails; `without_cuda` is its end without CUDA."""
+    return f"""
 import os
 from scikit_build_core import build
 real = build.build_wheel
 def build_wheel(directory, settings, metadata):
     if os.environ["BICO_BUILD"] == "OFF":
         return real(directory, settings, metadata)
-    print("attempt with", settings.get("cmake.define.BICO_CUDA", "CUDA"))
+    print("attempt with", settings.get("cmake.define.BICO_CUDA", "CUDA"), "in", settings.get("build-dir"))
     if settings.get("cmake.define.BICO_CUDA") == "OFF":
-        if {only_cuda}:
-            return "a.whl"
-        raise SystemExit("no compiler")
-    print("-- Looking for a CUDA compiler - {nvcc}")
-    print("CMake Error at CMakeTestCUDACompiler.cmake:70 (message):")
-    print("  The CUDA compiler\\n\\n    is not able to compile a simple test program.\\n\\n")
-    print("    nvcc fatal   : no compute_90\\n\\n  CMake will not be able to correctly generate this project.")
+        {without_cuda}
+    print({output!r})
     raise SystemExit(1)
 build.build_wheel = build_wheel
 """
 
 
-def test_cuda_kernels_that_cannot_be_compiled_are_left_out(build):
-    """As with the nvcc 11.5 of a distribution beside a torch for CUDA 13; scikit-build-core is replaced."""
-    result = build(prepare=BROKEN_CUDA.format(only_cuda=True, nvcc="/usr/bin/nvcc"))
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [(NVCC_FATAL, "nvcc fatal : no compute_90."), (KERNEL, "ptxas fatal : Unresolved extern function.")],
+)
+def test_cuda_kernels_that_cannot_be_compiled_are_left_out(build, output, reason):
+    """The attempt without them has another folder: CMake would keep the choice there."""
+    result = build(prepare=failing(output, without_cuda='return "a.whl"'))
     assert result.returncode == 0, result.stderr
     *_, sentence, name = result.stdout.splitlines()
     assert name == "a.whl"
+    assert "attempt with OFF in None" in result.stdout
     assert sentence == (
-        "bico-ext was compiled without its CUDA kernels: nvcc fatal : no compute_90. To insist on them: "
+        f"bico-ext was compiled without its CUDA kernels: {reason} To insist on them: "
         "BICO_BUILD=ON pip install -v --no-build-isolation -C cmake.define.BICO_CUDA=ON ."
     )
 
 
 @pytest.mark.parametrize(
-    ("only_cuda", "nvcc", "attempts"), [(True, "NOTFOUND", ["CUDA"]), (False, "/usr/bin/nvcc", ["CUDA", "OFF"])]
+    ("output", "attempts", "reason"),
+    [
+        (NVCC_FATAL, ["CUDA", "OFF"], "nvcc fatal : no compute_90."),
+        (KILLED, ["CUDA"], "c++: fatal error: Killed signal terminated program cc1plus."),
+    ],
 )
-def test_nothing_is_compiled_where_cuda_is_not_the_only_obstacle(build, tmp_path, only_cuda, nvcc, attempts):
-    result = build(prepare=BROKEN_CUDA.format(only_cuda=only_cuda, nvcc=nvcc))
-    assert_pure(tmp_path, result, "nvcc fatal : no compute_90.")
-    assert re.findall("attempt with (.*)", result.stdout) == attempts
+def test_nothing_is_compiled_where_cuda_is_not_the_only_obstacle(build, tmp_path, output, attempts, reason):
+    result = build(prepare=failing(output))
+    assert_pure(tmp_path, result, f"package: {reason} To insist")
+    assert re.findall("attempt with (CUDA|OFF)", result.stdout) == attempts
 
 
-@pytest.mark.parametrize(("nvcc", "named"), [("/usr/bin/nvcc", True), ("NOTFOUND", False)])
-def test_a_forced_build_says_how_to_leave_out_cuda(build, tmp_path, nvcc, named):
-    result = build(BICO_BUILD="ON", prepare=BROKEN_CUDA.format(only_cuda=True, nvcc=nvcc))
-    assert_failed(tmp_path, result, "insists on it: nvcc fatal", "set BICO_BUILD=OFF")
-    assert ("-C cmake.define.BICO_CUDA=OFF leaves out the CUDA kernels." in result.stderr) == named
+@pytest.mark.parametrize(("output", "named"), [(NVCC_FATAL, True), (KILLED, False)])
+def test_a_forced_build_says_how_to_leave_out_cuda(build, tmp_path, output, named):
+    result = build(BICO_BUILD="ON", prepare=failing(output, without_cuda='return "a.whl"'))
+    assert_failed(tmp_path, result, "insists on it: ", "fatal", "set BICO_BUILD=OFF")
+    assert ("CMAKE_ARGS=-DBICO_CUDA=OFF leaves out the CUDA kernels." in result.stderr) == named
+
+
+def test_a_message_of_several_paragraphs_is_kept_whole(build, tmp_path):
+    output = "CMake Error at CMakeLists.txt:9:\n  Cannot find source file:\n\n    a.cpp\n\nCall Stack\n  x"
+    assert_pure(tmp_path, build(prepare=failing(output)), "package: Cannot find source file: a.cpp. To insist")
+
+
+@pytest.fixture
+def build_for_cuda(build, tmp_path):
+    """A whole build for a torch with CUDA, with a compiler that makes empty objects of the project's files."""
+    site = tmp_path / "site"
+    site.mkdir()
+    fake_torch(site, "2.13.0")
+    for part in ("include", "lib"):
+        (site / "torch" / part).mkdir()
+    for name in ("torch", "torch_cpu", "torch_cuda", "c10"):
+        subprocess.run(
+            ["g++", "-shared", "-o", site / "torch" / "lib" / f"lib{name}.so", "-xc++", os.devnull], check=True
+        )
+    objects = """case "$*" in *csrc/*.cpp*)
+  for word; do
+    [ "$last" = -o ] && g++ -c -fPIC -xc++ /dev/null -o "$word"; [ "$last" = -MF ] && echo "x:" >"$word"; last=$word
+  done; exit 0
+esac"""
+    fake = compiler(tmp_path / "g++", f'{objects}\nexec g++ "$@"')
+
+    def call(nvcc: str, **environment) -> subprocess.CompletedProcess:
+        return build(PYTHONPATH=str(site), CXX=fake, CUDACXX=compiler(tmp_path / "nvcc", nvcc), **environment)
+
+    return call
+
+
+@NEEDS_COMPILER
+def test_a_broken_nvcc_is_named_each_time(build_for_cuda, tmp_path):
+    for _ in range(2):
+        result = build_for_cuda("exit 1")
+        assert result.returncode == 0, result.stdout + result.stderr
+        *_, sentence, name = result.stdout.splitlines()
+        assert "linux" in name
+        reason = f"{tmp_path / 'nvcc'} cannot compile a program here"
+        assert sentence.startswith(f"bico-ext was compiled without its CUDA kernels: {reason}")
+
+
+@NEEDS_COMPILER
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_a_failed_attempt_with_cuda_decides_nothing_about_the_next(build_for_cuda, tmp_path):
+    old = 'case "$*" in *compute_90*) echo "nvcc fatal   : Unsupported gpu architecture \'compute_90\'"; exit 1; esac'
+    nvcc = f'{old}\nexec nvcc "$@"'
+    for _ in range(2):
+        result = build_for_cuda(nvcc)
+        assert result.returncode == 0, result.stdout + result.stderr
+        *_, sentence, name = result.stdout.splitlines()
+        assert "linux" in name
+        assert "without its CUDA kernels: nvcc fatal : Unsupported gpu architecture 'compute_90'." in sentence
+    for wheel in tmp_path.glob("*.whl"):
+        wheel.unlink()
+    assert_failed(tmp_path, build_for_cuda(nvcc, BICO_BUILD="ON"), "nvcc fatal", "CMAKE_ARGS=-DBICO_CUDA=OFF")
 
 
 @NEEDS_CMAKE
