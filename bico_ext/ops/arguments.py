@@ -33,6 +33,11 @@ def check_arguments(
         _check_cu_seqlens(cu_seqlens, q)
 
 
+def check_dimensions(q: Tensor) -> None:
+    """Raise a RuntimeError if q is not [B, Hq, S, D]."""
+    _expect(q.dim() == 4, f"q must be [B, Hq, S, D], got {_text(q)}")
+
+
 def is_context(span_ids: Tensor) -> Tensor:
     """Return which span ids are those of context."""
     return (span_ids == 0) | (span_ids == CAUSAL_CONTEXT)
@@ -98,7 +103,7 @@ def _check_last_dimension(name: str, x: Tensor) -> None:
 
 def _check_queries(q: Tensor) -> None:
     _expect(q.dtype in _DTYPES, f"q must be float64, float32, bfloat16 or float16, got {_text(q)}")
-    _expect(q.dim() == 4, f"q must be [B, Hq, S, D], got {_text(q)}")
+    check_dimensions(q)
     _expect(q.shape[1] >= 1, f"q must have at least one head, got {_text(q)}")
     _expect(1 <= q.shape[3] <= 256, f"q must have a head dim D of 1 to 256, got D = {q.shape[3]}")
     _check_last_dimension("q", q)

@@ -5,6 +5,7 @@ import math
 from torch import Tensor
 
 from bico_ext.ops import backends
+from bico_ext.ops.arguments import check_dimensions
 
 
 def split_triangle_attention(
@@ -74,6 +75,7 @@ def split_triangle_attention(
         >>> split_triangle_attention(q, k, v, angle.cos(), angle.sin(), span_ids=placeholder).shape
         torch.Size([1, 2, 5, 8])
     """
+    check_dimensions(q)
     if cos.requires_grad or sin.requires_grad:
         raise RuntimeError(
             "cos and sin must not require gradients, because the op computes none for them; use cos.detach() and "

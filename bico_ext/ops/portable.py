@@ -30,7 +30,16 @@ QUERY_BLOCKS = 16, 256  # the fewest and the most queries in a block, unless the
 
 def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Return out and lse; the arguments are those of `backends.Backend.attention`, already checked."""
-    return _Attention.apply(*arguments)
+    return _Attention.apply(*_distinct(arguments))
+
+
+def _distinct(arguments: tuple[Any, ...]) -> list[Any]:
+    """Replace a tensor that was given before by a view: torch.compile refuses it in the place of another argument."""
+    distinct: list[Any] = []
+    for x in arguments:
+        repeated = isinstance(x, Tensor) and any(x is other for other in distinct)
+        distinct.append(x.view_as(x) if repeated else x)
+    return distinct
 
 
 class _Attention(torch.autograd.Function):

@@ -52,6 +52,13 @@ def test_compiles_without_a_graph_break(op):
     torch.testing.assert_close(got_grads, want_grads)
 
 
+def test_one_tensor_may_be_several_arguments_of_a_compiled_call(op):
+    q, table = torch.randn(1, 2, 5, 4, requires_grad=True), torch.ones(1, 5, 4)
+    (want,) = torch.autograd.grad(op(q, q, q, table, table).sum(), q)
+    out = torch.compile(op, fullgraph=True, backend="eager")(q, q, q, table, table)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), q)[0], want)
+
+
 def test_autocast_casts_q_k_v_and_keeps_the_table(op):
     problem = make_problem(Case("autocast", S=300, D=8), torch.float32)
     q, k, v, cos, sin = (x.float() for x in (problem.q, problem.k, problem.v, problem.cos, problem.sin))
@@ -171,6 +178,7 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
     [
         ({"q": torch.zeros(2, 4, 8, 16).long()}, "q must be float64, float32, bfloat16 or float16, got int64"),
         ({"q": torch.zeros(4, 8, 16)}, "q must be [B, Hq, S, D], got float32 [4, 8, 16]"),
+        ({"q": torch.tensor(1.0)}, "q must be [B, Hq, S, D], got float32 []"),
         ({"q": torch.zeros(2, 4, 8, 300)}, "q must have a head dim D of 1 to 256, got D = 300"),
         ({"q": torch.zeros(2, 0, 8, 16)}, "q must have at least one head"),
         ({"q": torch.zeros(2, 4, 8, 32)[..., ::2]}, "q must have a contiguous last dimension, got strides [1024, 256"),

@@ -55,6 +55,30 @@ def test_memory_grows_with_the_length_and_not_with_its_square(monkeypatch):
     assert whole < 2.2 * half
 
 
+@pytest.mark.parametrize(
+    ("spans", "packed", "share"),
+    [("none", None, 1), ("causal", None, 1 / 2), ("infill", None, 1), ("none", (128, 384), 5 / 8)],
+)
+def test_keys_that_no_query_of_a_block_may_see_are_not_looked_at(monkeypatch, spans, packed, share):
+    """The pairs that get a score, as a share of all: after a query only context counts, and no other sequence."""
+    pairs = []
+    scores = portable._Heads.scores
+
+    def counted(heads, block):
+        result = scores(heads, block)
+        pairs.append(result[0, 0, 0].numel())
+        return result
+
+    monkeypatch.setattr(portable._Heads, "scores", counted)
+    monkeypatch.setattr(portable, "QUERY_BLOCKS", (16, 16))
+    problem = make_problem(Case("share", S=512, Hq=1, Hkv=1, D=2, B=1, spans=spans, packed=packed))
+    with torch.no_grad():
+        split_triangle_attention(
+            problem.q, problem.k, problem.v, problem.cos, problem.sin, backend="portable", **problem.options
+        )
+    assert sum(pairs) / 512**2 == pytest.approx(share, abs=16 / 512)
+
+
 def test_float16_sums_of_many_values_do_not_overflow():
     """The weights are divided before the product: 2048 values of 40 add up to more than float16 holds."""
     q = torch.zeros(1, 1, 2048, 8, dtype=torch.float16)
@@ -77,7 +101,7 @@ def test_wrong_offsets_are_named_wherever_they_are_read():
 
 
 @pytest.mark.parametrize("spans", ["none", "causal", "infill"])
-def test_autograd_alone_gives_the_portable_gradients(spans):
+def test_the_gradients_are_those_of_the_definition(spans):
     """Its backward is written by hand; autograd through the dense definition is another derivation."""
     problem = make_problem(Case("grads", S=150, Hq=4, Hkv=2, D=8, spans=spans))
     got = problem.run(partial(split_triangle_attention, backend="portable"), torch.float64)
