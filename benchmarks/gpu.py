@@ -190,7 +190,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", metavar="S", help="only the cases of these lengths")
     parser.add_argument(
         "--backends", nargs="+", choices=OTHER_BACKENDS, default=[],
-        help="also these backends of the op; flex compiles for about 45 s a case",
+        help="also these backends of the op; the first call of flex compiles for about 45 s",
     )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="only run ours once, forward and backward, for a profiler")
     options = parser.parse_args(arguments)

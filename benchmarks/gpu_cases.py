@@ -32,11 +32,7 @@ WAYS = {
     "causal": (OURS, *OTHER_BACKENDS, FLASH, CUDNN),
     "placeholders": (OURS, *OTHER_BACKENDS, UNMASKED, CUDNN, MASKED),
 }
-SAME_FUNCTION = (
-    *OTHER_BACKENDS,
-    TWO_CALLS,
-    EAGER,
-)  # they compute the same function as ours, so their results are compared
+SAME_FUNCTION = (*OTHER_BACKENDS, TWO_CALLS, EAGER)  # as ours, so their results are compared
 _BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, UNMASKED: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
 
 PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # the forward has 2 products, the backward 5

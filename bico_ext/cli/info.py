@@ -8,7 +8,6 @@ from bico_ext.ops import backends
 
 
 def run(arguments: list[str]) -> None:
-    argparse.ArgumentParser("bico info", description="Print the versions and the machine as JSON.").parse_args(
-        arguments
-    )
+    description = "Print the versions, the machine and the backends of the op as JSON."
+    argparse.ArgumentParser("bico info", description=description).parse_args(arguments)
     print(json.dumps({**environment.describe(), "backends": backends.describe()}, indent=1))

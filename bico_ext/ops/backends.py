@@ -32,6 +32,10 @@ NOT_COMPILED = (
     f"the bico_ext in {Path(__file__).parents[1]} has no compiled part; `BICO_BUILD=ON pip install -v "
     "--no-build-isolation .` in the source folder compiles it or says why it cannot"
 )
+CUDA_REMEDY = (
+    "`BICO_BUILD=ON pip install -v --no-build-isolation -C cmake.define.BICO_CUDA=ON .` in the source folder compiles "
+    "them or says why it cannot"
+)
 
 compiled: Any  # the module, or None
 _WITHOUT = ""  # why there is no compiled part
@@ -71,7 +75,8 @@ def _compiled_refusal(device: str) -> str | None:
     if compiled is None:
         return _WITHOUT
     if device not in compiled.DEVICES:
-        return f"this build of bico-ext has no kernels for {device} devices"
+        reason = f"this build of bico-ext has no kernels for {device} devices"
+        return f"{reason}; {CUDA_REMEDY}" if device == "cuda" else reason
     return compiled.cpu_refusal() if device == "cpu" else None
 
 
@@ -115,9 +120,9 @@ def choose(backend: str, q: Tensor) -> str:
         >>> choose("portable", torch.zeros(1, 2, 5, 8))
         'portable'
     """
-    source = "backend"
+    source, remedy = "backend", "use 'auto'"
     if backend == "auto" and os.environ.get(VARIABLE):
-        source, backend = VARIABLE, os.environ[VARIABLE]
+        source, remedy, backend = VARIABLE, f"unset {VARIABLE}", os.environ[VARIABLE]
     if backend == "auto":
         return _first_that_runs(q.device.type)
     if backend not in BACKENDS:
@@ -126,10 +131,10 @@ def choose(backend: str, q: Tensor) -> str:
     device = q.device.type
     reason = refusal(backend, device)
     if reason is not None:
-        raise RuntimeError(f"{source} {backend!r} cannot run on {device}: {reason}; use 'auto'")
+        raise RuntimeError(f"{source} {backend!r} cannot run on {device}: {reason}; {remedy}")
     reason = BACKENDS[backend].argument_refusal(dtype_under_autocast(q), q.shape[-1])
     if reason is not None:
-        raise RuntimeError(f"{source} {backend!r} cannot take these arguments: {reason}; use 'auto'")
+        raise RuntimeError(f"{source} {backend!r} cannot take these arguments: {reason}; {remedy}")
     return backend
 
 
@@ -184,7 +189,7 @@ def attention(backend: str, q: Tensor) -> Attention:
 
 
 def describe() -> dict[str, str]:
-    """Return for each backend the devices here that it runs on, or why it runs on none.
+    """Return for each backend the devices here that it runs on, and why it does not run on the others.
 
     Example:
         >>> list(describe()) == list(BACKENDS)
@@ -197,5 +202,9 @@ def describe() -> dict[str, str]:
     for name in BACKENDS:
         reasons = {device: refusal(name, device) for device in devices}
         runs_on = ", ".join(device for device, reason in reasons.items() if reason is None)
-        shown[name] = runs_on or f"none: {reasons[devices[-1]]}"
+        refused = {device: reason for device, reason in reasons.items() if reason is not None}
+        if not runs_on:
+            shown[name] = f"none: {refused[devices[-1]]}"
+        else:
+            shown[name] = "; ".join([runs_on, *(f"not {device}: {reason}" for device, reason in refused.items())])
     return shown

@@ -80,6 +80,14 @@ def test_a_backend_that_is_missing_is_refused_with_its_reason():
 
 
 @pytest.mark.usefixtures("nothing_compiled")
+def test_a_backend_of_the_environment_that_is_missing_is_refused_with_its_way_out(monkeypatch):
+    monkeypatch.setenv("BICO_BACKEND", "compiled")
+    message = f"BICO_BACKEND 'compiled' cannot run on cpu: {backends.NOT_COMPILED}; unset BICO_BACKEND"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        run()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_fallback_can_be_compiled_as_one_graph():
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     assert compiled().shape == (1, 1, 3, 4)
@@ -99,4 +107,17 @@ def test_the_description_gives_devices_or_reasons():
     shown = backends.describe()
     assert shown["portable"].startswith("cpu")
     assert shown["compiled"] == f"none: {backends.NOT_COMPILED}"
-    assert shown["flex"] == "cuda" if torch.cuda.is_available() else shown["flex"].startswith("none: ")
+    assert shown["flex"].startswith("cuda; not cpu: " if torch.cuda.is_available() else "none: ")
+
+
+@needs_compiled
+def test_the_description_says_how_to_get_kernels_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(backends.compiled, "DEVICES", ("cpu",))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    shown = backends.describe()
+    assert shown["compiled"] == (
+        "cpu; not cuda: this build of bico-ext has no kernels for cuda devices; `BICO_BUILD=ON pip install -v "
+        "--no-build-isolation -C cmake.define.BICO_CUDA=ON .` in the source folder compiles them or says why it cannot"
+    )
+    assert shown["portable"] == "cpu, cuda"
