@@ -51,10 +51,16 @@ def visible(m_span: Tensor, n_span: Tensor, past: Tensor) -> Tensor:
     return (is_context(n_span) & (past | (m_span != CAUSAL_CONTEXT))) | ((n_span > 0) & (n_span == m_span) & past)
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace it
+def has_autocast(device: str) -> bool:
+    """Return whether a type of device has autocast."""
+    return torch.amp.is_autocast_available(device)
+
+
 def dtype_under_autocast(x: Tensor) -> torch.dtype:
     """Return the dtype that autocast gives to x: its own if autocast is off, or if x is float64 or no float."""
     device = x.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (has_autocast(device) and torch.is_autocast_enabled(device)):
         return x.dtype
     kept = x.dtype == torch.float64 or not x.dtype.is_floating_point
     return x.dtype if kept else torch.get_autocast_dtype(device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from bico_ext.ops.arguments import check_offsets, empty_heads, is_context, statistics_dtype, visible
+from bico_ext.ops.arguments import check_offsets, empty_heads, has_autocast, is_context, statistics_dtype, visible
 from bico_ext.ops.rotary import Rotation
 
 MOST_SCORES = 2**21  # 8 MiB in float32
@@ -72,7 +72,7 @@ class _Attention(torch.autograd.Function):
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 def _groups_of_heads(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
