@@ -38,7 +38,7 @@ else
 TO_BUILD := 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' 'ninja>=1.11'
 EMULATOR := -C cmake.define.BICO_EMULATOR=ON
 endif
-EDITABLE := --no-build-isolation -C build-dir='build/{wheel_tag}' $(EMULATOR) -e
+EDITABLE := --no-build-isolation -C build-dir='build/{wheel_tag}' -C cmake.define.BICO_CUDA=AUTO $(EMULATOR) -e
 
 $(VENV)/requirements: pyproject.toml $(VENV)/created $(VENV)/BICO_BUILD
 	@test '$(BICO_BUILD)' = OFF || command -v $${CXX:-c++} >/dev/null || \

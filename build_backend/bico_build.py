@@ -32,8 +32,12 @@ TO_COMPILE = ["pybind11>=2.13", "torch>=2.11"]  # cmake and ninja are added by s
 MACHINES = {"x86_64", "AMD64"}
 INSIST = "BICO_BUILD=ON pip install -v --no-build-isolation"
 NO_CUDA = "-- no CUDA kernels: "  # CMakeLists.txt prints it
-COMPILER_ERROR = re.compile(r"\berror\s*:|\b(nvcc|cicc|ptxas|nvlink) fatal\b", re.IGNORECASE)
-CUDA_ERROR = re.compile(r"(FAILED:|\*\*\*)[^\n]*\.cu\.o\b|^CMake Error.*CUDA", re.MULTILINE | re.DOTALL)
+COMPILER_ERROR = re.compile(r"\berror\s*:|\b(nvcc|cicc|ptxas|nvlink) fatal\b|\bld: cannot find\b", re.IGNORECASE)
+CUDA_ERROR = re.compile(  # in a file that only builds with CUDA have, in a library, or in a message of CMake
+    r"(FAILED:|\*\*\*)[^\n]*(\.cu|/cuda\.cpp|cuda/dispatch\.cpp)\.o\b"
+    r"|ld: cannot find -l(torch_)?cuda|^CMake Error(?:[^\n]|\n(?=\n|  ))*CUDA",
+    re.MULTILINE,
+)
 
 build_sdist = backend.build_sdist
 get_requires_for_build_sdist = backend.get_requires_for_build_sdist
@@ -107,12 +111,15 @@ def _build(build: Callable[..., str], default: str, directory: str, config_setti
         try:
             return _compiled(build, directory, config_settings, metadata)
         except _NotCompiledError as error:
-            reason = str(error)
-            if error.of_cuda:
-                with contextlib.suppress(_NotCompiledError):
-                    name = _compiled(build, directory, _without_cuda(config_settings), metadata)
-                    _report_no_cuda(reason)
-                    return name
+            reason, of_cuda = str(error), error.of_cuda
+        if of_cuda:
+            try:
+                name = _compiled(build, directory, _without_cuda(config_settings), metadata)
+            except _NotCompiledError as error:
+                reason = str(error)
+            else:
+                _report_no_cuda(reason)
+                return name
     os.environ["BICO_BUILD"] = "OFF"
     name = build(directory, config_settings, metadata)
     print(
@@ -142,13 +149,14 @@ def _compiled(build: Callable[..., str], directory: str, settings: Settings, met
         raise _NotCompiledError(reason, bool(CUDA_ERROR.search("\n".join(lines)))) from error
     for line in lines:
         if line.startswith(NO_CUDA):
-            _report_no_cuda(line.removeprefix(NO_CUDA))
+            _report_no_cuda(_sentence(line.removeprefix(NO_CUDA)))
     return name
 
 
 def _without_cuda(settings: Settings) -> dict[str, Any]:
     """Return the settings of a build without CUDA kernels, in a folder of its own: CMake would keep the choice."""
-    kept = {name: value for name, value in (settings or {}).items() if name != "build-dir"}
+    os.environ.pop("SKBUILD_BUILD_DIR", None)
+    kept = {name: value for name, value in (settings or {}).items() if name not in ("build-dir", "skbuild.build-dir")}
     return {**kept, "cmake.define.BICO_CUDA": "OFF"}
 
 
@@ -212,5 +220,5 @@ def _first_sentence(message: list[str]) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split()).rstrip(": ")
     return text if text.endswith((".", "!")) else text + "."

@@ -227,12 +227,12 @@ def test_cuda_kernels_that_cannot_be_compiled_are_left_out(build, output, reason
 @pytest.mark.parametrize(
     ("output", "attempts", "reason"),
     [
-        (NVCC_FATAL, ["CUDA", "OFF"], "nvcc fatal : no compute_90."),
+        (NVCC_FATAL, ["CUDA", "OFF"], "checks.cpp:1: error: planted."),
         (KILLED, ["CUDA"], "c++: fatal error: Killed signal terminated program cc1plus."),
     ],
 )
 def test_nothing_is_compiled_where_cuda_is_not_the_only_obstacle(build, tmp_path, output, attempts, reason):
-    result = build(prepare=failing(output))
+    result = build(prepare=failing(output, without_cuda='print("checks.cpp:1: error: planted"); raise SystemExit(1)'))
     assert_pure(tmp_path, result, f"package: {reason} To insist")
     assert re.findall("attempt with (CUDA|OFF)", result.stdout) == attempts
 
@@ -277,12 +277,23 @@ esac"""
 @NEEDS_COMPILER
 def test_a_broken_nvcc_is_named_each_time(build_for_cuda, tmp_path):
     for _ in range(2):
-        result = build_for_cuda("exit 1")
+        result = build_for_cuda("echo 'unsupported GNU version' >&2; exit 1")
         assert result.returncode == 0, result.stdout + result.stderr
         *_, sentence, name = result.stdout.splitlines()
         assert "linux" in name
-        reason = f"{tmp_path / 'nvcc'} cannot compile a program here"
-        assert sentence.startswith(f"bico-ext was compiled without its CUDA kernels: {reason}")
+        reason = f"{tmp_path / 'nvcc'} cannot compile a program here (1): unsupported GNU version."
+        assert sentence.startswith(f"bico-ext was compiled without its CUDA kernels: {reason} To insist")
+
+
+@NEEDS_COMPILER
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_a_repaired_nvcc_is_found_in_the_same_folder(build_for_cuda, tmp_path):
+    said = "cannot compile a program here"
+    assert said in build_for_cuda("exit 1", BICO_BUILD="ON").stdout
+    old = 'case "$*" in *compute_90*) echo "nvcc fatal   : found"; exit 1; esac'
+    repaired = build_for_cuda(f'{old}\nexec nvcc "$@"', BICO_BUILD="ON")
+    assert said not in repaired.stdout
+    assert "nvcc fatal : found" in repaired.stderr
 
 
 @NEEDS_COMPILER
