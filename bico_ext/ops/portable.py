@@ -25,6 +25,7 @@ from bico_ext.ops.arguments import check_offsets, empty_heads, has_autocast, is_
 from bico_ext.ops.rotary import Rotation
 
 MOST_SCORES = 2**21  # 8 MiB in float32
+AMX_ROW = 32  # elements of 16 bits in a row of a tile register
 QUERY_BLOCKS = 16, 256  # the fewest and the most queries in a block, unless there are fewer
 
 
@@ -300,9 +301,12 @@ def _sum_times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    if left.shape[-1] % 2 and left.dtype in (torch.bfloat16, torch.float16):
-        # The AMX products of oneDNN in torch 2.13 read rows of odd length one element too far, and 0 * NaN is NaN.
-        left, right = functional.pad(left, (0, 1)), functional.pad(right, (0, 0, 0, 1))
+    length = left.shape[-1]
+    missing = -length % AMX_ROW if length > AMX_ROW else 0
+    if missing and left.device.type == "cpu" and left.dtype in (torch.bfloat16, torch.float16):
+        # The AMX products of oneDNN read such a row on into the next one, and 0 * NaN is NaN: in torch 2.11 for all
+        # these lengths, in 2.13 for most.
+        left, right = functional.pad(left, (0, missing)), functional.pad(right, (0, 0, 0, missing))
     return left @ right
 
 

@@ -79,6 +79,18 @@ def test_keys_that_no_query_of_a_block_may_see_are_not_looked_at(monkeypatch, sp
     assert sum(pairs) / 512**2 == pytest.approx(share, abs=16 / 512)
 
 
+@pytest.mark.parametrize("length", [31, 33, 38, 66, 150])
+@pytest.mark.parametrize("columns", [5, 64])
+def test_a_row_of_nan_does_not_reach_the_next_product(length, columns):
+    """oneDNN reads beyond the end of a row; whether it shows depends on the shape and the version of torch."""
+    left, right = torch.randn(1, 40, length).bfloat16(), torch.randn(1, length, columns).bfloat16()
+    left[:, 20] = torch.nan
+    broken = portable._matmul(left, right).isnan().any(-1)[0]
+    assert broken.nonzero().flatten().tolist() == [20]
+    broken = portable._matmul(left.mT.contiguous().mT, right.mT.contiguous().mT).isnan().any(-1)[0]
+    assert broken.nonzero().flatten().tolist() == [20]
+
+
 def test_float16_sums_of_many_values_do_not_overflow():
     """The weights are divided before the product: 2048 values of 40 add up to more than float16 holds."""
     q = torch.zeros(1, 1, 2048, 8, dtype=torch.float16)
