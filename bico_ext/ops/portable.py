@@ -301,11 +301,10 @@ def _sum_times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    length = left.shape[-1]
-    missing = -length % AMX_ROW if length > AMX_ROW else 0
+    missing = -left.shape[-1] % AMX_ROW
     if missing and left.device.type == "cpu" and left.dtype in (torch.bfloat16, torch.float16):
-        # The AMX products of oneDNN read such a row on into the next one, and 0 * NaN is NaN: in torch 2.11 for all
-        # these lengths, in 2.13 for most.
+        # The AMX products of oneDNN read such a row on into the next one, and 0 * NaN is NaN: in torch 2.11 for almost
+        # all of these lengths, in 2.13 for many, which depend on the shape.
         left, right = functional.pad(left, (0, missing)), functional.pad(right, (0, 0, 0, missing))
     return left @ right
 
