@@ -8,7 +8,7 @@ import torch
 import train_step
 from train_step import DENSE, OURS, STOCK, WAYS
 
-import bico_ext.models.attach as attach_module
+import bico_ext.models.hooks as hooks_module
 from bico_ext import split_triangle_attention
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
@@ -34,7 +34,7 @@ def test_a_step_and_its_peer_have_one_loss_and_one_gradient(way, peer, packed):
         loss_and_gradient(way, tokens, packed), loss_and_gradient(peer, tokens, packed), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    assert attach_module.split_triangle_attention is split_triangle_attention
+    assert hooks_module.split_triangle_attention is split_triangle_attention
 
 
 @pytest.mark.parametrize("way", WAYS)

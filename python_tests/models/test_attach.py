@@ -12,7 +12,7 @@ from tiny_models import LENGTH, ROPE, relative, some_span_ids, tiny_family, tiny
 from torch import Tensor
 from transformers import AttentionMaskInterface, AutoModelForCausalLM, DataCollatorWithFlattening, LlamaModel
 
-import bico_ext.models.attach as attach_module
+import bico_ext.models.hooks as hooks_module
 from bico_ext.models.attach import attach, check_attached, detach
 
 # A Llama with split-triangle attention, written from the definitions: complex numbers, |m - n|, fp64.
@@ -338,14 +338,14 @@ def test_bf16_is_as_close_as_the_stock_model_is(autocast: bool) -> None:
 
 
 def test_autocast_needs_no_cast_before_the_op(monkeypatch) -> None:
-    seen, op = [], attach_module.split_triangle_attention
+    seen, op = [], hooks_module.split_triangle_attention
 
     def record(q: Tensor, k: Tensor, *rest: Any, **options: Any) -> Tensor:
         seen.extend([q.dtype, k.dtype])
         return op(q, k, *rest, **options)
 
     model = attach(tiny_llama())
-    monkeypatch.setattr(attach_module, "split_triangle_attention", record)
+    monkeypatch.setattr(hooks_module, "split_triangle_attention", record)
     with torch.autocast("cpu", torch.bfloat16):
         model(input_ids=tokens(1, 5), span_ids=torch.zeros(1, 5, dtype=torch.int32))
     assert seen == [torch.bfloat16] * 4

@@ -40,7 +40,7 @@ def dense_losses(sequence: TrainingSequence, condition: str, monkeypatch: pytest
     model = tiny_llama().double()
     if condition == "bico":
         with monkeypatch.context() as patch:
-            patch.setattr("bico_ext.models.attach.split_triangle_attention", reference.split_triangle_attention)
+            patch.setattr("bico_ext.models.hooks.split_triangle_attention", reference.split_triangle_attention)
             logits = attach(model)(input_ids=sequence.input_ids[None], span_ids=sequence.span_ids[None]).logits[0]
     else:
         model.set_attn_implementation("eager")

@@ -52,7 +52,7 @@ def test_bico_attention_is_that_of_the_definition(real_model, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(attached(tokens).logits, model(tokens).logits, rtol=0, atol=0)
         logits = attached(tokens, span_ids=span_ids).logits
-        monkeypatch.setattr("bico_ext.models.attach.split_triangle_attention", reference.split_triangle_attention)
+        monkeypatch.setattr("bico_ext.models.hooks.split_triangle_attention", reference.split_triangle_attention)
         expected = attached(tokens, span_ids=span_ids).logits
     assert not torch.allclose(logits, model(tokens).logits, atol=0.1)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
