@@ -11,7 +11,7 @@ so that whatever the model does with its hidden states, it does with the selecte
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,12 +22,14 @@ from transformers.masking_utils import sdpa_mask
 
 from bico_ext.models.hooks import IMPLEMENTATION, attention, attention_hook, decoder_hook, output_hook
 from bico_ext.models.proof import prove
-from bico_ext.models.rotary import probe_pairing
+from bico_ext.models.rotary import Pairing, probe_pairing
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def attach(model: Model) -> Model:
+def attach(
+    model: Model, *, bidirectional: bool = False, mirror: bool = True, allow_causal_layers: bool = False
+) -> Model:
     """Make `model(..., span_ids=...)` run split-triangle attention; calls without `span_ids` stay stock.
 
     The model is changed in place. Attach it before or after PEFT wraps it, and before `torch.compile`.
@@ -50,22 +52,32 @@ def attach(model: Model) -> Model:
     column): the decoder returns their last hidden states as [1, N, E], so that the logits are [1, N, V], and labels are
     [1, N]. `bico_ext.objectives.training_sequence.labelled_only` makes both.
 
+    Layers with a sliding window (Mistral, Gemma 3) accept texts of at most the window; a longer one is a ValueError in
+    the call. Layers that do not rotate q and k (SmolLM3, Cohere2) have no frames: they follow `span_ids` alone.
+
     `state_dict` and `config.json` do not change. A saved model is therefore a stock model; attach it again after
-    loading. A model that is already attached is returned as it is. Two forwards of 32 random embeddings prove that
+    loading. A model that is already attached is returned as it is. Three forwards of 32 random embeddings prove that
     every layer follows `span_ids`; they do not change the random state, the training mode or the gradients.
 
     Args:
-        model: a transformers causal LM or decoder, or a PEFT model around one. All its attention modules must take
+        model: a transformers causal LM or decoder, or a PEFT model around one. Its attention modules must take
             `position_embeddings=(cos, sin)` and rotate the first elements of a head in pairs: (i, i + R/2), as in
-            Llama, Qwen2 and Mistral, or (2i, 2i + 1), as in GLM and Cohere.
+            Llama, Qwen2 and Mistral, or (2i, 2i + 1), as in GLM and Cohere. docs/families.md lists families.
+        bidirectional: calls without `span_ids` read the whole text as context, for encoders (embeddings): tokens see
+            each other in both directions, and padding is where `attention_mask` [B, S] is 0. Such a model cannot
+            generate. Default: False.
+        mirror: what calls without `span_ids` use for `mirror` if `bidirectional`; default True.
+        allow_causal_layers: accept a model in which something else mixes tokens too (a convolution, a recurrence) and
+            stays causal. Default: False, which refuses it.
 
     Returns:
         The same object.
 
     Raises:
         TypeError: the model cannot be attached: it has other positions or another pairing, a layer that `span_ids` do
-            not reach, an attention mask of its own, a sliding window, soft-capping, attention sinks, or weights on the
-            meta device. The model is left as it was.
+            not reach, an attention mask of its own, soft-capping, attention sinks, values and keys of different widths,
+            layers that mix tokens without attention, or weights on the meta device. The model is left as it was.
+        ValueError: mirror is False without bidirectional.
 
     Example:
         >>> import torch
@@ -78,23 +90,31 @@ def attach(model: Model) -> Model:
         >>> model(input_ids=torch.arange(6)[None], span_ids=span_ids).logits.shape
         torch.Size([1, 6, 16])
     """
+    if not (mirror or bidirectional):
+        raise ValueError(
+            "mirror=False needs bidirectional=True, because it is about calls without span_ids; other calls take "
+            "mirror=False themselves"
+        )
     inner = _pretrained(model)
     if hasattr(inner, "_bico_attachment"):
         return model
-    layers = _rotary_layers(inner)
+    layers = _rotary_layers(inner, allow_causal_layers)
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # transformers drops padding for an unknown name
     pairing = probe_pairing(type(next(iter(layers.values()))))  # one for all layers: the proof finds one that differs
-    hooks = [(inner.base_model, decoder_hook), *((layer, attention_hook) for layer in layers.values())]
+    before = partial(decoder_hook, pairing=pairing, bidirectional=bidirectional, mirror=mirror)
     handles = [
-        module.register_forward_pre_hook(partial(hook, pairing=pairing), with_kwargs=True) for module, hook in hooks
+        inner.base_model.register_forward_pre_hook(before, with_kwargs=True),
+        inner.base_model.register_forward_hook(output_hook, with_kwargs=True),
     ]
-    handles.append(inner.base_model.register_forward_hook(output_hook, with_kwargs=True))
-    attachment: Any = _Attachment(inner.config._attn_implementation, handles)
+    attachment: Any = _Attachment(inner.config._attn_implementation, handles, allow_causal_layers)
     inner._bico_attachment = attachment
     inner.set_attn_implementation(IMPLEMENTATION)
     try:
-        prove(model, inner, layers)
+        attachment.hook(layers, pairing, unrotated=set())
+        if unrotated := prove(model, inner, layers, allow_causal_layers):
+            attachment.hook(layers, pairing, unrotated)
+            prove(model, inner, layers, allow_causal_layers)
     except BaseException as error:
         detach(model)
         if isinstance(error, (RuntimeError, ValueError)):
@@ -120,7 +140,7 @@ def detach(model: Model) -> Model:
     """
     inner = _attached(model)
     attachment: Any = inner._bico_attachment
-    for handle in attachment.handles:
+    for handle in (*attachment.handles, *attachment.layer_handles):
         handle.remove()
     del inner._bico_attachment
     inner.set_attn_implementation(attachment.stock_implementation)
@@ -128,7 +148,7 @@ def detach(model: Model) -> Model:
 
 
 def check_attached(model: nn.Module) -> None:
-    """Prove again, by two forwards of 32 random embeddings, that every attention layer of `model` follows `span_ids`.
+    """Prove again, by three forwards of 32 random embeddings, that all attention layers of `model` follow `span_ids`.
 
     A stock model silently ignores `span_ids`, so call this before training.
 
@@ -143,18 +163,33 @@ def check_attached(model: nn.Module) -> None:
         >>> check_attached(attach(model))  # doctest: +SKIP
     """
     inner = _attached(model)
-    prove(model, inner, _rotary_layers(inner))
+    attachment: Any = inner._bico_attachment
+    allow_causal_layers = attachment.allow_causal_layers
+    prove(model, inner, _rotary_layers(inner, allow_causal_layers), allow_causal_layers)
 
 
 @dataclass
 class _Attachment:
-    """What `detach` needs.
+    """What `detach` and `check_attached` need.
 
     It is stored on the model, so that a deep copy of an attached model is attached, too.
     """
 
     stock_implementation: str
     handles: list[RemovableHandle]
+    allow_causal_layers: bool
+    layer_handles: list[RemovableHandle] = field(default_factory=list)
+
+    def hook(self, layers: dict[str, nn.Module], pairing: Pairing, unrotated: set[nn.Module]) -> None:
+        """Put a hook on each attention layer, in place of an earlier one; `unrotated` layers do not rotate q and k."""
+        for handle in self.layer_handles:
+            handle.remove()
+        self.layer_handles = [
+            layer.register_forward_pre_hook(
+                partial(attention_hook, pairing=pairing, rotates=layer not in unrotated), with_kwargs=True
+            )
+            for layer in layers.values()
+        ]
 
 
 def _pretrained(model: nn.Module) -> PreTrainedModel:
@@ -178,8 +213,8 @@ def _attached(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def _rotary_layers(inner: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the attention modules by name; every layer must have one that takes `position_embeddings`."""
+def _rotary_layers(inner: PreTrainedModel, allow_causal_layers: bool) -> dict[str, nn.Module]:
+    """Return the attention modules that take `position_embeddings` by name; by default, every layer must have one."""
     layers = {
         name: module
         for name, module in inner.named_modules()
@@ -187,9 +222,10 @@ def _rotary_layers(inner: PreTrainedModel) -> dict[str, nn.Module]:
         and "position_embeddings" in inspect.signature(type(module).forward).parameters
     }
     expected = inner.config.get_text_config().num_hidden_layers
-    if len(layers) != expected:
+    if not layers or len(layers) > expected or (len(layers) < expected and not allow_causal_layers):
+        accept = "; allow_causal_layers=True accepts other layers, which stay causal" if layers else ""
         raise TypeError(
             f"{type(inner).__name__} has {expected} layers but {len(layers)} attention modules that take "
-            "position_embeddings; split-triangle attention needs rotary positions in every layer"
+            f"position_embeddings; split-triangle attention needs rotary positions in every layer{accept}"
         )
     return layers

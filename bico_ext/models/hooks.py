@@ -12,15 +12,30 @@ from bico_ext.ops.attention import split_triangle_attention
 
 IMPLEMENTATION = "bico"  # the name under which transformers looks up the attention function
 
+# Arguments of attention functions that ask for what the op does not compute.
+_UNSUPPORTED = {"softcap": "soft-capping of scores", "s_aux": "attention sinks", "position_bias": "a position bias"}
 
-def decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, pairing: Pairing) -> Any:
+
+def decoder_hook(
+    decoder: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    pairing: Pairing,
+    bidirectional: bool,
+    mirror: bool,
+) -> Any:
     """Forward pre-hook of the decoder: check the call's arguments and prepare them for the attention layers.
 
     It refuses contradictory arguments and builds the tables of `block_positions`. In a call with `span_ids` it also
-    keeps transformers from building a KV cache and an attention mask.
+    keeps transformers from building a KV cache and an attention mask. If the model is attached as `bidirectional`, a
+    call without `span_ids` gets those of context, and `mirror` unless the call has its own.
     """
     if kwargs.get("block_positions") is not None:
         kwargs = {**kwargs, "block_tables": _block_tables(decoder, kwargs, pairing)}
+    if bidirectional and kwargs.get("span_ids") is None and kwargs.get("attach_proof") is None:
+        span_ids = _context(decoder, args, kwargs)
+        kwargs = {"mirror": mirror, **kwargs, "span_ids": span_ids, "attention_mask": None}
     if kwargs.get("span_ids") is None:
         if "mirror" in kwargs:
             raise ValueError(
@@ -50,10 +65,30 @@ def decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         raise ValueError(
             "output_attentions is not available with span_ids, because the attention matrix is never built"
         )
+    _check_window(decoder, sliding_window(config), kwargs)  # some families (Phi-3.5-MoE) have it in their masks only
     # transformers passes a 4-D mask through unchanged. Without one it would build a [B, 1, S, S] mask for packed
     # position ids, and under torch.compile for any position ids.
     unused_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=kwargs["span_ids"].device)
     return args, {**kwargs, "attention_mask": unused_mask, "use_cache": False}
+
+
+def _context(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the span ids of a call that gives none: 0, and -1 where the attention mask hides padding."""
+    if any(kwargs.get(name) is not None for name in ("past_key_values", "cache")):
+        raise ValueError(
+            f"{type(decoder).__name__} is attached with bidirectional=True, so it reads whole texts and has no KV "
+            "cache; to generate, attach it without bidirectional"
+        )
+    tokens = next(x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return torch.zeros(tokens.shape[:2], dtype=torch.int32, device=tokens.device)
+    if mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"attention_mask must be [B, S] = {list(tokens.shape[:2])}, got {list(mask.shape)}; mark padding with 0, "
+            "or give span_ids for other masks"
+        )
+    return (mask == 0).int().neg_()
 
 
 def _block_tables(decoder: nn.Module, kwargs: dict[str, Any], pairing: Pairing) -> tuple[Tensor, Tensor]:
@@ -75,10 +110,13 @@ def output_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return output
 
 
-def attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, pairing: Pairing) -> Any:
+def attention_hook(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, pairing: Pairing, rotates: bool
+) -> Any:
     """Forward pre-hook of an attention layer: pass (cos, sin) on and give the layer itself an identity rotation.
 
-    It must stay pure, because gradient checkpointing runs it again.
+    A layer that does not rotate q and k ignores the tables that it gets; its rotation has no elements. The hook must
+    stay pure, because gradient checkpointing runs it again.
     """
     if kwargs.get("block_tables") is not None:
         kwargs = {**kwargs, "position_embeddings": kwargs["block_tables"]}
@@ -96,6 +134,8 @@ def attention_hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     factor = cos.new_full((), 2.0 if kwargs.get("attach_proof") is not None else 1.0, dtype=dtype)
     identity = (factor.expand_as(cos), torch.zeros_like(factor).expand_as(sin))
     rotation = Rotation(pairing.by_element(cos), pairing.by_element(sin), pairing)
+    if not rotates:
+        rotation = rotation.without_elements()
     return args, {**kwargs, "position_embeddings": identity, "rotation": rotation}
 
 
@@ -117,9 +157,14 @@ def attention(
     """Compute attention for transformers: query [B, Hq, S, D]; key, value [B, Hkv, S, D] -> [B, S, Hq, D]."""
     name = type(module).__name__
     if span_ids is not None or attach_proof is not None:
-        for unsupported in ("sliding_window", "softcap", "s_aux", "position_bias"):
-            if kwargs.get(unsupported) is not None:
-                raise TypeError(f"{name} uses {unsupported}, which split-triangle attention does not support")
+        for argument, what in _UNSUPPORTED.items():
+            if kwargs.get(argument) is not None:
+                raise TypeError(f"{name} uses {what}, which split-triangle attention does not support")
+        if query.shape[-1] != value.shape[-1]:
+            raise TypeError(
+                f"{name} has queries of width {query.shape[-1]} but values of width {value.shape[-1]}, as in "
+                "multi-head latent attention, which split-triangle attention does not support"
+            )
     if span_ids is None:
         stock_out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -144,9 +189,9 @@ def attention(
         )
     if attention_mask is not None and attention_mask.numel() > 1:
         raise TypeError(f"{name} makes an attention mask of its own, which split-triangle attention would ignore")
+    _check_window(module, kwargs.get("sliding_window"), {**kwargs, "span_ids": span_ids})
     if attach_proof is not None:
-        doubled = torch.arange(query.shape[-1], device=query.device) < rotation.cos.shape[-1]  # [D]
-        query, key = (torch.where(doubled, x / 2, x) for x in (query, key))
+        query, key, rotation = attach_proof.undo_factor(module, query, key, rotation)
     out: Any = split_triangle_attention(
         query,
         key,
@@ -156,8 +201,31 @@ def attention(
         span_ids=span_ids,
         cu_seqlens=kwargs.get("cu_seq_lens_q"),
         scale=scaling,
-        mirror=mirror,
+        mirror=mirror and rotation.cos.shape[-1] > 0,  # without rotation both frames are the same
         interleaved=rotation.pairing.interleaved,
     )
     out = out.transpose(1, 2)  # [B, S, Hq, D]
     return (out if attach_proof is None else attach_proof.judge(module, query, key, out, rotation)), None
+
+
+def sliding_window(config: Any) -> int | None:
+    """Return the sliding window of a model's layers, in tokens; None if no layer has one.
+
+    Args:
+        config: the configuration of the decoder.
+    """
+    kinds = getattr(config, "layer_types", None)
+    has_window = not kinds or any("sliding" in kind for kind in kinds)
+    return getattr(config, "sliding_window", None) if has_window else None
+
+
+def _check_window(module: nn.Module, window: int | None, kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError if a sequence is longer than a sliding window, which would then hide keys."""
+    length, cu_seqlens = kwargs["span_ids"].shape[-1], kwargs.get("cu_seq_lens_q")
+    if window is not None and length > window and cu_seqlens is not None:
+        length = int(cu_seqlens.diff().max())  # waits for the GPU, but only if the packed row is longer than the window
+    if window is not None and length > window:
+        raise ValueError(
+            f"{type(module).__name__} has a sliding window of {window} tokens, which split-triangle attention supports "
+            f"only for texts of at most that length, got {length} tokens; shorten them (max_length={window})"
+        )

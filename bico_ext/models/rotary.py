@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,17 @@ class Rotation:
     """The rotation that the attention hook passes to the attention function.
 
     Attributes:
-        cos, sin: [1 or B, S, R]; entry j belongs to element j of the head.
+        cos, sin: [1 or B, S, R]; entry j belongs to element j of the head. R is 0 for a layer without positions.
         pairing: the model's pairing.
     """
 
     cos: Tensor
     sin: Tensor
     pairing: Pairing
+
+    def without_elements(self) -> "Rotation":
+        """Return the rotation of a layer that does not rotate q and k, as every fourth layer of SmolLM3."""
+        return replace(self, cos=self.cos[..., :0], sin=self.sin[..., :0])
 
 
 def probe_pairing(attention: type[nn.Module]) -> Pairing:

@@ -1,59 +1,12 @@
-"""Models and calls that `attach` refuses, with their messages. A layer that silently stays causal would be worst."""
+"""Objects and calls that `attach` refuses, with their messages; test_families.py has the families."""
 
 import pytest
 import torch
-from tiny_models import LENGTH, some_span_ids, tiny_family, tiny_llama, tokens
+from tiny_models import LENGTH, some_span_ids, tiny_llama, tokens
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from bico_ext.models.attach import attach, check_attached
-
-
-@pytest.mark.parametrize(
-    ("family", "message"),
-    [
-        ("gpt2", "GPT2LMHeadModel has 2 layers but 0 attention modules that take position_embeddings"),
-        ("qwen3_next", "has 4 layers but 1 attention modules"),  # its three linear-attention layers would stay causal
-        ("stablelm", r"StableLmAttention: it never received span_ids and would stay causal \(model.layers.0.self"),
-        ("nemotron", "NemotronAttention: it never received span_ids"),
-        ("smollm3", r"rotate q's elements \(i, i \+ R/2\) \(model.layers.1.self_attn\)$"),  # that layer has no RoPE
-        (
-            "hunyuan_v1_dense",
-            "HunYuanDenseV1Attention: it does not just rotate",
-        ),  # it normalises q and k after rotating them
-        (
-            "llama4_text",
-            r"Llama4TextAttention must be given position_embeddings=\(cos, sin\)",
-        ),  # it uses complex numbers
-        ("doge", "DogeAttention makes an attention mask of its own"),
-        ("deepseek_v3", "DeepseekV3ForCausalLM cannot have split-triangle attention"),  # it rotates the end of the head
-        ("gemma2", "Gemma2Attention uses sliding_window"),
-    ],
-)
-def test_models_that_are_refused(family: str, message: str) -> None:
-    torch.manual_seed(0)
-    model = tiny_family(family)
-    before = model(input_ids=tokens(2, LENGTH)).logits
-    implementation = model.config._attn_implementation
-    with pytest.raises(TypeError, match=message):
-        attach(model)
-    assert model.config._attn_implementation == implementation
-    assert all(not module._forward_pre_hooks for module in model.modules())
-    assert torch.equal(model(input_ids=tokens(2, LENGTH)).logits, before)
-    with pytest.raises(RuntimeError, match="not attached"):
-        check_attached(model)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sliding_window": 8}, "MistralAttention uses sliding_window"),
-        ({"sliding_window": 4096}, "MistralAttention uses sliding_window"),  # longer than the proof
-    ],
-)
-def test_sliding_window_is_refused(settings: dict, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        attach(tiny_family("mistral", **settings))
 
 
 def test_anything_but_a_transformers_model_is_refused() -> None:

@@ -1,0 +1,115 @@
+"""Every family of docs/families.md against a dense definition in fp64, and the page against the models."""
+
+from typing import Any
+
+import pytest
+import torch
+from families import ATTACHED, HYBRID, PAGE, REFUSED, dense_logits, known, page, small
+from tiny_models import LENGTH, relative, some_span_ids, tokens
+from transformers import AutoConfig
+
+from bico_ext.models.attach import attach, check_attached, detach
+
+
+def installed(*families: str) -> list[Any]:
+    """The families as parameters; those that the installed transformers lacks are skipped."""
+    return [
+        pytest.param(family, marks=pytest.mark.skipif(not known(family), reason="this transformers lacks it"))
+        for family in families
+    ]
+
+
+@pytest.mark.parametrize("family", installed(*ATTACHED, *HYBRID))
+@torch.no_grad()
+def test_logits_match_the_dense_definition(family: str) -> None:
+    """In fp32, to 1e-5. Without span ids the logits are bit-equal to the stock model's."""
+    model = small(family)
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    stock, dense = model(input_ids=ids).logits, dense_logits(model, ids, span_ids)
+    attach(model, allow_causal_layers=family in HYBRID)
+    check_attached(model)
+    assert torch.equal(model(input_ids=ids).logits, stock)
+    assert relative(model(input_ids=ids, span_ids=span_ids).logits, dense) < 1e-5
+    assert relative(model(input_ids=ids, span_ids=span_ids, mirror=False).logits, dense) > 1e-3
+
+
+@pytest.mark.parametrize("family", installed(*HYBRID))
+def test_layers_that_stay_causal_must_be_accepted(family: str) -> None:
+    with pytest.raises(TypeError, match="allow_causal_layers=True"):
+        attach(small(family))
+
+
+@pytest.mark.parametrize("family", installed(*REFUSED))
+def test_refused_families_name_the_reason(family: str) -> None:
+    model = small(family)
+    stock, implementation = model(input_ids=tokens(2, LENGTH)).logits, model.config._attn_implementation
+    with pytest.raises(TypeError, match=REFUSED[family].message):
+        attach(model)
+    assert model.config._attn_implementation == implementation
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(input_ids=tokens(2, LENGTH)).logits, stock)
+    with pytest.raises(RuntimeError, match="not attached"):
+        check_attached(model)
+
+
+WITH_WINDOW = [f for f in ATTACHED if known(f) and hasattr(AutoConfig.for_model(f), "sliding_window")]
+
+
+@pytest.mark.parametrize("family", WITH_WINDOW)
+@torch.no_grad()
+def test_a_window_is_never_ignored(family: str) -> None:
+    """Texts up to the window are as in the stock model. A longer one is an error if the stock model hides keys then."""
+    switches = {"use_sliding_window": True, "max_window_layers": 0} if family.startswith("qwen") else {}
+    model, wide = (small(family, sliding_window=window, **switches) for window in (32, 64))
+    ids, span_ids = tokens(1, 40), torch.ones(1, 40, dtype=torch.int32)
+    short, long = (model(input_ids=ids[:, :length]).logits for length in (32, 40))
+    hides_keys = relative(long, wide(input_ids=ids).logits) > 1e-5
+    attach(model)
+    assert relative(model(input_ids=ids[:, :32], span_ids=span_ids[:, :32]).logits, short) < 1e-5
+    if hides_keys:
+        with pytest.raises(ValueError, match=r"sliding window of 32 tokens, .* got 40 tokens; .* \(max_length=32\)$"):
+            model(input_ids=ids, span_ids=span_ids)
+        model(input_ids=ids, span_ids=span_ids, cu_seq_lens_q=torch.tensor([0, 30, 40], dtype=torch.int32))
+    else:
+        assert relative(model(input_ids=ids, span_ids=span_ids).logits, long) < 1e-5
+
+
+def test_the_default_mistral_has_a_window() -> None:
+    """The test above would pass if no family had one."""
+    model = attach(small("mistral", sliding_window=32))
+    with pytest.raises(ValueError, match="MistralModel has a sliding window of 32 tokens"):
+        model(input_ids=tokens(1, 33), span_ids=torch.zeros(1, 33, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_convolution_is_found(dtype: torch.dtype) -> None:
+    """It mixes neighbouring tokens in one MLP, where the count of attention modules does not show it."""
+    model = small("llama").to(dtype)
+    attach(model)
+    detach(model)
+    mlp = model.model.layers[2].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(0.5 * x + 0.5 * x.roll(1, dims=1))
+    with pytest.raises(TypeError, match=r"mixes tokens in layer 2 by something other than attention .* stay causal"):
+        attach(model)
+    attach(model, allow_causal_layers=True)
+    check_attached(model)
+
+
+def test_layers_without_positions_have_no_frames() -> None:
+    """SmolLM3 rotates in three of four layers; here it rotates in none, so the order of the context has no effect."""
+    model = attach(small("smollm3", no_rope_layers=[0, 0, 0, 0]))
+    ids, span_ids = tokens(2, LENGTH), some_span_ids(2)
+    plain, mirrored = (model(input_ids=ids, span_ids=span_ids, mirror=mirror).logits for mirror in (False, True))
+    assert torch.equal(plain, mirrored)
+    order = torch.arange(LENGTH - 1, -1, -1)
+    context = torch.zeros_like(span_ids)
+    reversed_logits = model(input_ids=ids[:, order], span_ids=context).logits[:, order]
+    assert relative(reversed_logits, model(input_ids=ids, span_ids=context).logits) < 1e-5
+
+
+def test_the_page_is_current() -> None:
+    missing = [family for family in (*ATTACHED, *HYBRID, *REFUSED) if not known(family)]
+    if missing:
+        pytest.skip(f"this transformers lacks {', '.join(missing)}")
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python python_tests/models/families.py"
