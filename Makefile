@@ -1,6 +1,7 @@
-# make demo | demo-tiny | test | test-portable | test-real | test-kernels | lint | wheel | test-wheel | benchmark |
-# benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in $(VENV), which is quick
-# when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no compiler is needed.
+# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | lint | wheel | test-wheel |
+# benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in $(VENV), which
+# is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no compiler is
+# needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: setup demo demo-tiny test test-portable test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
+.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -74,6 +75,17 @@ test: setup
 test-portable: setup
 	BICO_BACKEND=portable OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal \
 	  python_tests/models python_tests/training python_tests/probing
+
+# What touches transformers most, with the oldest version that pyproject.toml allows; `make test` has the newest.
+test-oldest: setup build/oldest/installed
+	PYTHONPATH=$(CURDIR)/build/oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal \
+	  python_tests/models python_tests/generation python_tests/training/test_trainer.py
+
+build/oldest/installed: pyproject.toml $(VENV)/requirements
+	rm -rf build/oldest
+	$(BIN)/pip install --progress-bar off --quiet --target build/oldest \
+	  "$$(sed -n 's/^  "\(transformers\)>=\([0-9.]*\),.*/\1==\2.*/p' pyproject.toml)"
+	@touch $@
 
 # The tests that need a pre-trained model, which is downloaded once into the user's cache folder.
 test-real: setup

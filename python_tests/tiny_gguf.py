@@ -28,7 +28,8 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-TOKENS = ["<|endoftext|>", "<s>", "</s>", *map(chr, range(ord("!"), ord("O"))), "AD"]  # 50, as many as the model has
+# 50, as many as the model has. Two merges: transformers 5.17 reads a list of one as a string.
+TOKENS = ["<|endoftext|>", "<s>", "</s>", *map(chr, range(ord("!"), ord("N"))), "BE", "AD"]
 
 
 def write_gguf(path: Path) -> Any:
@@ -50,7 +51,7 @@ def write_gguf(path: Path) -> Any:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(TOKENS) - 3))
-    writer.add_token_merges(["A D"])
+    writer.add_token_merges(["A D", "B E"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)

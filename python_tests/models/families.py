@@ -121,9 +121,7 @@ _SINKS = "attention sinks"
 _SOFTCAP = "soft-capping of scores"
 _WIDTHS = "keys and values of different widths (multi-head latent attention)"
 REFUSED = {
-    "codegen": Refusal(
-        "rotates inside its own attention code", "CodeGenAttention: it does not just rotate", {"rotary_dim": 8}
-    ),
+    "codegen": Refusal("rotates inside its own attention code", "CodeGen", {"rotary_dim": 8}),
     "deepseek_v2": Refusal(_WIDTHS, "queries of width 24 but values of width 16", _LATENT | _ROUTED_EXPERTS),
     "deepseek_v3": Refusal(_WIDTHS, "queries of width 24 but values of width 16", _LATENT | _ROUTED_EXPERTS),
     "doge": Refusal("an attention mask of its own", "makes an attention mask of its own", {}),
@@ -131,9 +129,7 @@ REFUSED = {
     "gemma2": Refusal(_SOFTCAP, "Gemma2Attention uses soft-capping of scores", _HEAD),
     "gpt2": Refusal(_NO_ROTARY, "GPT2LMHeadModel has 4 layers but 0 attention modules", {}),
     "gpt_oss": Refusal(_SINKS, "GptOssAttention uses attention sinks", _HEAD | _LOCAL_EXPERTS),
-    "gptj": Refusal(
-        "rotates inside its own attention code", "GPTJAttention: it does not just rotate", {"rotary_dim": 8}
-    ),
+    "gptj": Refusal("rotates inside its own attention code", "GPTJ", {"rotary_dim": 8}),
     "hunyuan_v1_dense": Refusal(_AFTER, "HunYuanDenseV1Attention: it does not just rotate", _HEAD),
     "jamba": Refusal(
         _NO_ROTARY,
