@@ -1,4 +1,4 @@
-"""A run on two processes equals the run on one: the same objectives, hidden tokens and losses."""
+"""Two processes equal one: with DDP, FSDP2 and tensor parallelism, the same objectives, hidden tokens and losses."""
 
 import json
 import os
@@ -7,27 +7,59 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_training import logged, train
+import torch
+from safetensors.torch import load_file
+from tiny_training import logged, some_rows, tiny_llama, train
+from torch import Tensor
 
-PROGRAM = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from tiny_training import logged, train
-trainer = train({folder!r}, objective="bico", optim="sgd", per_device_train_batch_size=4)
-if trainer.is_world_process_zero():
-    print("LOSSES", json.dumps(logged(trainer)), trainer.args.world_size)
-"""
+from bico_ext.models.attach import attach
+
+TESTS = Path(__file__).parents[1]
+SETTINGS: dict = {"objective": "bico", "optim": "sgd", "per_device_train_batch_size": 8}
 
 
-def test_two_processes_equal_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+def run_two_processes(folder: Path) -> dict[str, list[float]]:
+    """Run two_processes.py and return its results; one start serves all checks, because it takes most of the time."""
+    tiny_llama().save_pretrained(folder / "model")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*command, str(TESTS / "training" / "two_processes.py"), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
-    (line,) = (line for line in result.stdout.splitlines() if line.startswith("LOSSES"))
-    losses, world_size = line.removeprefix("LOSSES ").rsplit(" ", 1)
-    assert world_size == "2"
-    alone = train(tmp_path / "one", objective="bico", optim="sgd", per_device_train_batch_size=8)
-    assert json.loads(losses) == pytest.approx(logged(alone), rel=1e-5)
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    two = run_two_processes(tmp_path)
+    one = train(tmp_path / "one", **SETTINGS)
+    assert two["ddp"] == pytest.approx(logged(one), rel=1e-5)
+    assert two["fsdp2"] == pytest.approx(logged(one), rel=1e-5)
+    check_that_the_sharded_model_is_saved_whole(tmp_path / "fsdp2", one.model.state_dict())
+    resumed = train(tmp_path / "ddp", resume=str(tmp_path / "ddp" / "checkpoint-3"), **SETTINGS)
+    assert resumed.state.global_step == 6
+    assert logged(resumed)[-3:] == pytest.approx(logged(one)[-3:], rel=1e-5), "a checkpoint of two, continued by one"
+    assert two["tensor_parallel"] == pytest.approx(loss_and_size_of_a_gradient(), rel=1e-5)
+
+
+def check_that_the_sharded_model_is_saved_whole(folder: Path, trained: dict[str, Tensor]) -> None:
+    saved = load_file(folder / "model.safetensors")
+    assert saved.keys() <= trained.keys()
+    for name, weight in saved.items():
+        torch.testing.assert_close(weight, trained[name], rtol=1e-4, atol=1e-5)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.allclose(saved[name], tiny_llama().state_dict()[name], atol=1e-3)
+
+
+def loss_and_size_of_a_gradient() -> list[float]:
+    """What `tensor_parallel` of two_processes.py computes, in one process."""
+    model = attach(tiny_llama())
+    ids = torch.tensor([row["input_ids"][:4] for row in some_rows(6)])
+    span_ids = torch.tensor([[0, 1, 1, 0]], dtype=torch.int32).repeat(6, 1)
+    loss = model(input_ids=ids, span_ids=span_ids, labels=ids).loss
+    loss.backward()
+    return [loss.item(), model.model.layers[0].self_attn.q_proj.weight.grad.norm().item()]

@@ -1,0 +1,65 @@
+"""What each of two processes runs for test_distributed.py: `two_processes.py FOLDER`, started by torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny_training import config, logged, some_rows, train
+from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM
+from transformers.distributed import DistributedConfig
+
+from bico_ext.models.attach import attach
+from bico_ext.training.trainer import BicoTrainer
+
+
+def ddp(folder: Path) -> list[float]:
+    trainer = train(
+        folder / "ddp",
+        objective="bico",
+        optim="sgd",
+        per_device_train_batch_size=4,
+        save_strategy="steps",
+        save_steps=3,
+    )
+    return logged(trainer)
+
+
+def fsdp2(folder: Path) -> list[float]:
+    """Parameters are sharded when the model is loaded."""
+    model = load(folder, fsdp_size=2)
+    args = config(folder / "fsdp2", objective="bico", optim="sgd", per_device_train_batch_size=4)
+    trainer = BicoTrainer(model, args, some_rows())
+    trainer.train()
+    assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    trainer.save_model()
+    return logged(trainer)
+
+
+def tensor_parallel(folder: Path) -> list[float]:
+    """Each process has half of the heads. One loss, and the size of one gradient."""
+    model = attach(load(folder, tp_size=2, tp_plan="auto"))
+    q = model.model.layers[0].self_attn.q_proj.weight
+    assert isinstance(q, DTensor)
+    assert q.to_local().shape[0] == q.shape[0] // 2
+    ids = torch.tensor([row["input_ids"][:4] for row in some_rows(6)])
+    span_ids = torch.tensor([[0, 1, 1, 0]], dtype=torch.int32).repeat(6, 1)
+    loss = model(input_ids=ids, span_ids=span_ids, labels=ids).loss
+    loss.backward()
+    return [loss.item(), q.grad.full_tensor().norm().item()]
+
+
+def load(folder: Path, **parallel: object) -> LlamaForCausalLM:
+    settings = DistributedConfig(**parallel)
+    return LlamaForCausalLM.from_pretrained(folder / "model", distributed_config=settings, dtype=torch.float32)
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    assert torch.distributed.get_world_size() == 2
+    folder = Path(sys.argv[1])
+    results = {run.__name__: run(folder) for run in (ddp, fsdp2, tensor_parallel)}
+    if torch.distributed.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
