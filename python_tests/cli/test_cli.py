@@ -1,15 +1,13 @@
-"""The command line: usage, flags and YAML files, the shipped configs, and all commands from data to scores."""
+"""The command line: usage, flags and YAML files, and all commands from data to scores."""
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from transformers import LlamaForCausalLM
 
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.main import COMMANDS, main
-from bico_ext.cli.train import TrainConfig
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import initial_model
 from bico_ext.comparison.systems import SYSTEMS
@@ -20,9 +18,6 @@ from bico_ext.facts.types import Example, FactData, Question, Task
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.models.attach import attach
 from bico_ext.models.special_tokens import added_tokens
-from bico_ext.training.config import BicoConfig
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_usage_names_every_command(capsys):
@@ -57,29 +52,6 @@ def test_an_unknown_option_is_a_usage_error(capsys):
         main(["compare", "--output-dir", "out", "--sedes", "1"])
     assert stop.value.code == 2
     assert "--sedes" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("compare_*.yaml")), ids=lambda path: path.stem)
-def test_the_shipped_comparisons_are_the_defaults(path):
-    (config,) = parse("compare", [CompareConfig], ["--config", str(path), "--output-dir", "o"])
-    assert config == CompareConfig(output_dir="o", data=config.data, setting=config.setting, model=config.model)
-    written = path.read_text().splitlines()
-    assert config.settings.keys() <= {line.split(":")[0] for line in written}, "a setting is missing"
-
-
-def test_the_shipped_training_is_the_official_recipe():
-    path = f"{CONFIGS}/train_llama_lora.yaml"
-    train, args = parse(
-        "train", [TrainConfig, BicoConfig], ["--config", path, "--data", "d", "--model", "m", "--use_cpu"]
-    )
-    assert (train.lora_r, train.lora_alpha, train.lora_dropout) == (32, 16, 0.01)
-    assert (args.learning_rate, args.warmup_steps, args.per_device_train_batch_size) == (2e-5, 100, 4)
-    assert (args.objective, args.mask_rate, args.mixing_probability) == ("bico", 0.15, 0.5)
-
-
-def test_every_config_starts_with_its_command():
-    for path in CONFIGS.iterdir():
-        assert path.read_text().startswith("# bico "), path.name
 
 
 def test_systems_have_a_second_name(tmp_path):
@@ -162,7 +134,10 @@ def test_no_abbreviations(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("model", "sentence"),
-    [("/no/such/model", "model /no/such/model: no such folder"), (str(CONFIGS), "is a folder without a config.json")],
+    [
+        ("/no/such/model", "model /no/such/model: no such folder"),
+        (str(Path(__file__).parent), "is a folder without a config.json"),
+    ],
 )
 @pytest.mark.parametrize("command", ["compare", "train", "evaluate", "probe"])
 def test_a_wrong_model_path_is_named(command, model, sentence, tmp_path, capsys):

@@ -158,6 +158,26 @@ def test_the_citation_is_of_this_version():
     assert f"## [Unreleased], {version}\n" in CHANGELOG.read_text()
 
 
+def test_the_sizes_of_llama_are_those_of_transformers():
+    """The parameters of Llama 2 7B, whose configuration is transformers' default."""
+    computed = runpy.run_path(str(ROOT / "docs" / "scale_tables.py"))["MODELS"][0]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig())
+    assert computed.parameters == model.num_parameters()
+    assert computed.adapters(32) == sum(
+        32 * sum(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    )
+
+
+def test_the_tables_of_scale_are_computed():
+    computed = runpy.run_path(str(ROOT / "docs" / "scale_tables.py"))
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert computed["weights_table"]() in page
+    assert computed["texts_table"]() in page
+
+
 def test_the_triangles_are_drawn_by_their_script(tmp_path):
     committed = ROOT / "docs" / "triangles.png"
     drawn_by = Image.open(committed).info["Software"].split(",")[0]

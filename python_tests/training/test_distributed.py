@@ -12,6 +12,10 @@ from safetensors.torch import load_file
 from tiny_training import logged, some_rows, tiny_llama, train
 from torch import Tensor
 
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.initial_models import initial_model
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
 from bico_ext.models.attach import attach
 
 TESTS = Path(__file__).parents[1]
@@ -21,6 +25,10 @@ SETTINGS: dict = {"objective": "bico", "optim": "sgd", "per_device_train_batch_s
 def run_two_processes(folder: Path) -> dict[str, list[float]]:
     """Run two_processes.py and return its results; one start serves all checks, because it takes most of the time."""
     tiny_llama().save_pretrained(folder / "model")
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    write_facts(facts, folder / "facts")
+    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
+        part.save_pretrained(folder / "example-model")  # a model and a tokenizer
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
         [*command, str(TESTS / "training" / "two_processes.py"), str(folder)],
@@ -40,6 +48,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert two["ddp"] == pytest.approx(logged(one), rel=1e-5)
     assert two["fsdp2"] == pytest.approx(logged(one), rel=1e-5)
     check_that_the_sharded_model_is_saved_whole(tmp_path / "fsdp2", one.model.state_dict())
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("example-model", "example"))
+    assert all(weight.shape == after[name].shape for name, weight in before.items())
+    assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])  # this model ties them
     resumed = train(tmp_path / "ddp", resume=str(tmp_path / "ddp" / "checkpoint-3"), **SETTINGS)
     assert resumed.state.global_step == 6
     assert logged(resumed)[-3:] == pytest.approx(logged(one)[-3:], rel=1e-5), "a checkpoint of two, continued by one"

@@ -1,8 +1,10 @@
 """What each of two processes runs for test_distributed.py: `two_processes.py FOLDER`, started by torchrun."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tiny_training import config, logged, some_rows, train
@@ -37,6 +39,16 @@ def fsdp2(folder: Path) -> list[float]:
     return logged(trainer)
 
 
+def example(folder: Path) -> list[float]:
+    """The sharded training in examples/."""
+    script = Path(__file__).parents[2] / "examples" / "finetune_sharded.py"
+    options = {"--model": folder / "example-model", "--data": folder / "facts", "--steps": 2}
+    options["--output-dir"] = folder / "example"
+    with patch.object(sys, "argv", [str(script), *(str(part) for option in options.items() for part in option)]):
+        runpy.run_path(str(script), run_name="__main__")
+    return []
+
+
 def tensor_parallel(folder: Path) -> list[float]:
     """Each process has half of the heads. One loss, and the size of one gradient."""
     model = attach(load(folder, tp_size=2, tp_plan="auto"))
@@ -59,7 +71,7 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     assert torch.distributed.get_world_size() == 2
     folder = Path(sys.argv[1])
-    results = {run.__name__: run(folder) for run in (ddp, fsdp2, tensor_parallel)}
+    results = {run.__name__: run(folder) for run in (ddp, fsdp2, example, tensor_parallel)}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
