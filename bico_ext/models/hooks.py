@@ -8,6 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bico_ext.models.proof import Proof
 from bico_ext.models.rotary import Pairing, Rotation, block_tables
+from bico_ext.models.span_cache import SpanCache
 from bico_ext.ops.attention import split_triangle_attention
 
 IMPLEMENTATION = "bico"  # the name under which transformers looks up the attention function
@@ -22,10 +23,12 @@ def decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if kwargs.get("block_positions") is not None:
         kwargs = {**kwargs, "block_tables": _block_tables(decoder, kwargs, pairing)}
     if kwargs.get("span_ids") is None:
-        if "mirror" in kwargs:
-            raise ValueError(
-                "mirror has an effect only together with span_ids, which the call lacks; give span_ids or drop mirror"
-            )
+        for name in ("mirror", "span_cache"):
+            if name in kwargs:
+                raise ValueError(
+                    f"{name} has an effect only together with span_ids, which the call lacks; give span_ids or drop "
+                    f"{name}"
+                )
         return args, kwargs
     config: Any = decoder.config
     if config._attn_implementation != IMPLEMENTATION:
@@ -110,6 +113,7 @@ def attention(
     mirror: bool = True,
     rotation: Rotation | None = None,
     attach_proof: Proof | None = None,
+    span_cache: SpanCache | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -144,6 +148,10 @@ def attention(
         )
     if attention_mask is not None and attention_mask.numel() > 1:
         raise TypeError(f"{name} makes an attention mask of its own, which split-triangle attention would ignore")
+    if span_cache is not None:
+        if module in span_cache:  # the context is there, and this is the next token of the span
+            return span_cache.attend(module, query, key, value, rotation, scaling).transpose(1, 2), None
+        span_cache.store(module, key, value, span_ids, rotation, mirror)
     if attach_proof is not None:
         doubled = torch.arange(query.shape[-1], device=query.device) < rotation.cos.shape[-1]  # [D]
         query, key = (torch.where(doubled, x / 2, x) for x in (query, key))
