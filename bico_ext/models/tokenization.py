@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bico_ext.cjk import CJK
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
+_CHARACTER_BEFORE = "\u263a"  # that of Code Llama's `encode_infilling`; texts hold it so rarely that no token joins it
 # GPT-2's rule, extended by scripts without spaces. A contraction ("that's") becomes the word and an ending that it
 # shares with other words. In order: an English ending, a character of a script without spaces, a word, a punctuation
 # mark, or one white-space character.
@@ -149,6 +150,40 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         [2, 4, 6, 5, 7, 3]
     """
     ids = encode_prompt(tokenizer, text)
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def encode_suffix(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
+    """Return the token ids of the end of a training text: the suffix, without BOS, and EOS.
+
+    They are the last ids that `encode_text` returns for a text that ends with the suffix, provided that the tokenizer
+    starts a new token there. Tokenizers that put a space in front of every text put none in front of the suffix: it is
+    encoded after another character, whose tokens are dropped, as in Code Llama's infilling.
+
+    Args:
+        tokenizer: a fast transformers tokenizer; a slow one does not say which character a token comes from.
+        suffix: the end of a text, with the space in front of it if there is one. It may be empty.
+
+    Returns:
+        The suffix's ids, and EOS, if the tokenizer has one.
+
+    Raises:
+        ValueError: the tokenizer is a slow one.
+
+    Example:
+        >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
+        >>> encode_suffix(tokenizer, " it.")
+        [5, 7, 3]
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer must be a fast one, got {type(tokenizer).__name__}; load it with AutoTokenizer")
+    encoding = tokenizer(_CHARACTER_BEFORE + suffix, add_special_tokens=False, return_offsets_mapping=True)
+    offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+    ids: list[int] = [token for token, (start, _) in zip(encoding["input_ids"], offsets, strict=True) if start > 0]
+    if any(start == 0 and end > 1 for start, end in offsets):  # the suffix's first token swallowed the character
+        ids = list(tokenizer(suffix, add_special_tokens=False)["input_ids"])
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return ids
