@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bico_ext.evaluation.evaluate import evaluate as evaluate
     from bico_ext.facts.loader import load_facts as load_facts
     from bico_ext.generation.greedy import generate as generate
+    from bico_ext.generation.infilling import generate_infill as generate_infill
     from bico_ext.models.attach import attach as attach
     from bico_ext.models.attach import check_attached as check_attached
     from bico_ext.models.attach import detach as detach
@@ -29,6 +30,7 @@ _MODULES = {
     "detach": "models.attach",
     "evaluate": "evaluation.evaluate",
     "generate": "generation.greedy",
+    "generate_infill": "generation.infilling",
     "load_facts": "facts.loader",
     "split_triangle_attention": "ops.attention",
 }

@@ -50,6 +50,19 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def empty_folder(path: str) -> Path:
+    """Create the output folder before the work starts.
+
+    Raises:
+        FileExistsError: the folder holds files.
+        OSError: the folder cannot be made or is not writable.
+    """
+    folder = make_folder(path)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"output_dir {folder} already holds files; name another folder")
+    return folder
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write text as UTF-8; parent folders are created."""
     with atomic_write(path) as temporary:

@@ -70,9 +70,7 @@ def weights_table() -> str:
 
 def texts_table() -> str:
     """Memory and time of one text, by its length."""
-    rows = [
-        "| model | tokens | activations | FLOPs, LoRA | FLOPs, all weights | seconds on an H100, LoRA | all weights |"
-    ]
+    rows = ["| model | tokens | activations | FLOPs, LoRA | FLOPs, all weights | H100 seconds, LoRA | all weights |"]
     rows.append("|---|---|---|---|---|---|---|")
     for model in MODELS:
         for length in (2048, 32768):

@@ -1,7 +1,7 @@
 """`bico compare`: train and evaluate every system with every seed, and report the results."""
 
 from bico_ext.cli.arguments import parse
-from bico_ext.cli.output import print_report
+from bico_ext.cli.report import print_report
 from bico_ext.comparison.compare import compare
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.systems import listing

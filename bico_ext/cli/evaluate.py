@@ -8,11 +8,11 @@ import torch
 
 from bico_ext import environment
 from bico_ext.cli.arguments import parse
-from bico_ext.cli.output import empty_folder, print_report
+from bico_ext.cli.report import print_report
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
-from bico_ext.files import write_json, write_json_lines, write_text
+from bico_ext.files import empty_folder, write_json, write_json_lines, write_text
 from bico_ext.generation.inference import BATCH_SIZE
 from bico_ext.models import checkpoints
 from bico_ext.reports.records import Results, Run, data_from_json, tasks_from_json

@@ -9,6 +9,7 @@ COMMANDS = {  # each is a module with a function `run(arguments)`, imported when
     "compare": "train the same initial models with several systems and evaluate all of them on the same questions",
     "train": "fine-tune a model on facts in both directions",
     "evaluate": "evaluate a model on facts in both directions",
+    "infill": "write the missing middles of texts",
     "report": "write one report on the results of one or more folders",
     "probe": "measure what the flipped sines change in a frozen model's attention and denoising loss",
     "info": "print versions, instruction sets, threads and CUDA",

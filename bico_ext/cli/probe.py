@@ -9,9 +9,8 @@ import torch
 from bico_ext import environment
 from bico_ext.bounds import check_bounds
 from bico_ext.cli.arguments import parse
-from bico_ext.cli.output import empty_folder
 from bico_ext.facts.loader import load_facts
-from bico_ext.files import write_json
+from bico_ext.files import empty_folder, write_json
 from bico_ext.models import checkpoints
 from bico_ext.probing.denoising import MASK_RATES
 from bico_ext.probing.probe import details, probe

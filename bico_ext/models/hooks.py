@@ -8,6 +8,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bico_ext.models.proof import Proof
 from bico_ext.models.rotary import Pairing, Rotation, block_tables
+from bico_ext.models.span_cache import SpanCache
+from bico_ext.models.tokenization import sliding_window
 from bico_ext.ops.attention import split_triangle_attention
 
 IMPLEMENTATION = "bico"  # the name under which transformers looks up the attention function
@@ -37,10 +39,12 @@ def decoder_hook(
         span_ids = _context(decoder, args, kwargs)
         kwargs = {"mirror": mirror, **kwargs, "span_ids": span_ids, "attention_mask": None}
     if kwargs.get("span_ids") is None:
-        if "mirror" in kwargs:
-            raise ValueError(
-                "mirror has an effect only together with span_ids, which the call lacks; give span_ids or drop mirror"
-            )
+        for name in ("mirror", "span_cache"):
+            if name in kwargs:
+                raise ValueError(
+                    f"{name} has an effect only together with span_ids, which the call lacks; give span_ids or drop "
+                    f"{name}"
+                )
         return args, kwargs
     config: Any = decoder.config
     if config._attn_implementation != IMPLEMENTATION:
@@ -150,6 +154,7 @@ def attention(
     mirror: bool = True,
     rotation: Rotation | None = None,
     attach_proof: Proof | None = None,
+    span_cache: SpanCache | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -190,6 +195,10 @@ def attention(
     if attention_mask is not None and attention_mask.numel() > 1:
         raise TypeError(f"{name} makes an attention mask of its own, which split-triangle attention would ignore")
     _check_window(module, kwargs.get("sliding_window"), {**kwargs, "span_ids": span_ids})
+    if span_cache is not None:
+        if module in span_cache:  # the context is there, and this is the next token of the span
+            return span_cache.attend(module, query, key, value, rotation, scaling).transpose(1, 2), None
+        span_cache.store(module, key, value, span_ids, rotation, mirror)
     if attach_proof is not None:
         query, key, rotation = attach_proof.undo_factor(module, query, key, rotation)
     out: Any = split_triangle_attention(
@@ -206,17 +215,6 @@ def attention(
     )
     out = out.transpose(1, 2)  # [B, S, Hq, D]
     return (out if attach_proof is None else attach_proof.judge(module, query, key, out, rotation)), None
-
-
-def sliding_window(config: Any) -> int | None:
-    """Return the sliding window of a model's layers, in tokens; None if no layer has one.
-
-    Args:
-        config: the configuration of the decoder.
-    """
-    kinds = getattr(config, "layer_types", None)
-    has_window = not kinds or any("sliding" in kind for kind in kinds)
-    return getattr(config, "sliding_window", None) if has_window else None
 
 
 def _check_window(module: nn.Module, window: int | None, kwargs: dict[str, Any]) -> None:

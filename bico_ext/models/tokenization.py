@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from bico_ext.cjk import CJK
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # ids 0 to 3
+_CHARACTER_BEFORE = "\u263a"  # that of Code Llama's `encode_infilling`; texts hold it so rarely that no token joins it
 # GPT-2's rule, extended by scripts without spaces. A contraction ("that's") becomes the word and an ending that it
 # shares with other words. In order: an English ending, a character of a script without spaces, a word, a punctuation
 # mark, or one white-space character.
@@ -79,17 +80,29 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
     )
 
 
-def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
+def sliding_window(config: Any) -> int | None:
+    """Return the sliding window of a model's layers, in tokens; None if no layer has one.
+
+    Args:
+        config: the configuration of the decoder.
+    """
+    kinds = getattr(config, "layer_types", None)
+    has_window = not kinds or any("sliding" in kind for kind in kinds)
+    return getattr(config, "sliding_window", None) if has_window else None
+
+
+def check_context(model: Any, tokens: int, what: str, remedy: str, *, with_span_ids: bool = False) -> None:
     """Raise an error if a number of tokens exceeds the model's context.
 
     Args:
         model: a transformers causal LM, or a PEFT model around one.
         tokens: the number of tokens that are needed.
         what: what needs them, for the error message.
-        remedy: what the user can do about it, for the error message; "{context}" in it becomes the model's context.
+        remedy: what the user can do about it, for the error message; "{context}" in it becomes the limit.
+        with_span_ids: the tokens are read with `span_ids`, so a sliding window is a limit, too; default False.
 
     Raises:
-        ValueError: `tokens` exceeds the model's `max_position_embeddings`.
+        ValueError: `tokens` exceeds the model's `max_position_embeddings`, or the sliding window of its layers.
 
     Example:
         >>> from types import SimpleNamespace
@@ -98,12 +111,16 @@ def check_context(model: Any, tokens: int, what: str, remedy: str) -> None:
         Traceback (most recent call last):
         ValueError: text 'Ada' needs 9 tokens, but the model's context is 8 (max_position_embeddings); shorten it
     """
-    context = model.config.get_text_config().max_position_embeddings
-    if tokens > context:
-        raise ValueError(
-            f"{what} needs {tokens} tokens, but the model's context is {context} (max_position_embeddings); "
-            + remedy.format(context=context)
-        )
+    config = model.config.get_text_config()
+    limits = {"context is {} (max_position_embeddings)": config.max_position_embeddings}
+    if with_span_ids and (window := sliding_window(config)) is not None:
+        limits["layers have a sliding window of {}, beyond which split-triangle attention does not go"] = window
+    for limit, context in limits.items():
+        if tokens > context:
+            raise ValueError(
+                f"{what} needs {tokens} tokens, but the model's {limit.format(context)}; "
+                + remedy.format(context=context)
+            )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -149,6 +166,40 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         [2, 4, 6, 5, 7, 3]
     """
     ids = encode_prompt(tokenizer, text)
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def encode_suffix(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
+    """Return the token ids of the end of a training text: the suffix, without BOS, and EOS.
+
+    They are the last ids that `encode_text` returns for a text that ends with the suffix, provided that the tokenizer
+    starts a new token there. Tokenizers that put a space in front of every text put none in front of the suffix: it is
+    encoded after another character, whose tokens are dropped, as in Code Llama's infilling.
+
+    Args:
+        tokenizer: a fast transformers tokenizer; a slow one does not say which character a token comes from.
+        suffix: the end of a text, with the space in front of it if there is one. It may be empty.
+
+    Returns:
+        The suffix's ids, and EOS, if the tokenizer has one.
+
+    Raises:
+        ValueError: the tokenizer is a slow one.
+
+    Example:
+        >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
+        >>> encode_suffix(tokenizer, " it.")
+        [5, 7, 3]
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer must be a fast one, got {type(tokenizer).__name__}; load it with AutoTokenizer")
+    encoding = tokenizer(_CHARACTER_BEFORE + suffix, add_special_tokens=False, return_offsets_mapping=True)
+    offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+    ids: list[int] = [token for token, (start, _) in zip(encoding["input_ids"], offsets, strict=True) if start > 0]
+    if any(start == 0 and end > 1 for start, end in offsets):  # the suffix's first token swallowed the character
+        ids = list(tokenizer(suffix, add_special_tokens=False)["input_ids"])
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return ids

@@ -136,7 +136,7 @@ def test_no_abbreviations(tmp_path, capsys):
     ("model", "sentence"),
     [
         ("/no/such/model", "model /no/such/model: no such folder"),
-        (str(Path(__file__).parent), "is a folder without a config.json"),
+        (".", "is a folder without a config.json"),
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "train", "evaluate", "probe"])

@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bico_ext.models import hooks
 from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import sliding_window
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -239,7 +240,7 @@ def _row(family: str, allow_causal_layers: bool) -> str:
         model(input_ids=torch.arange(2, 10)[None], span_ids=torch.zeros(1, 8, dtype=torch.int32))
     rotated = [call for call in calls if call["share"]]
     pairs = "(2i, 2i + 1)" if rotated[0]["interleaved"] else "(i, i + R/2)"
-    window = hooks.sliding_window(AutoConfig.for_model(family))
+    window = sliding_window(AutoConfig.for_model(family))
     return (
         f"| `{family}` | {pairs} | {rotated[0]['share']:.0%} | {len(calls) - len(rotated) or ''} | {window or ''} | "
         f"{'' if not allow_causal_layers else 'yes'} |"

@@ -3,6 +3,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import Example, FactData
-from bico_ext.models.tokenization import encode_prompt, encode_text, train_word_tokenizer
+from bico_ext.models.tokenization import encode_prompt, encode_suffix, encode_text, train_word_tokenizer
 
 BERGLUND = Path(
     os.environ.get("BICO_BERGLUND_DIR")
@@ -208,3 +209,36 @@ CASES = {
 def test_bos_and_eos_once_whatever_the_tokenizer_adds(tokenizer, prompt, text):
     assert encode_prompt(tokenizer, "a") == prompt
     assert encode_text(tokenizer, "a b") == text
+
+
+@pytest.mark.parametrize(("tokenizer", "prompt", "text"), CASES.values(), ids=CASES.keys())
+def test_a_suffix_has_eos_and_no_bos_whatever_the_tokenizer_adds(tokenizer, prompt, text):
+    assert prompt + encode_suffix(tokenizer, " b") == text
+    assert encode_suffix(tokenizer, "") == text[len(prompt) + 1 :]
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """Make a tokenizer that puts a space in front of every text, as SentencePiece does, and cuts words into letters."""
+    letters = {token: index for index, token in enumerate(["<unk>", "\u2581", *"abc.\n", "</s>"])}
+    backend = Tokenizer(models.BPE(letters, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+@pytest.mark.parametrize("tokenizer", [train_word_tokenizer(["a b. c\nb"]), word_pieces()], ids=["words", "letters"])
+@pytest.mark.parametrize("suffix", [" b. c", ". c\nb", "\nb", " ", "", ".", "  b"], ids=repr)
+def test_a_suffix_is_tokenised_as_within_a_text(tokenizer, suffix):
+    assert encode_prompt(tokenizer, "a") + encode_suffix(tokenizer, suffix) == encode_text(tokenizer, "a" + suffix)
+
+
+def test_the_start_of_a_suffix_is_not_lost_in_an_unknown_word():
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "b": 1, "ab": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert encode_suffix(tokenizer, "ab b") == [2, 1]
+    assert encode_suffix(tokenizer, " ab b") == [2, 1]
+
+
+def test_a_suffix_needs_to_know_where_its_tokens_come_from():
+    with pytest.raises(ValueError, match="must be a fast one, got SimpleNamespace; load it with AutoTokenizer"):
+        encode_suffix(SimpleNamespace(is_fast=False), " it")
