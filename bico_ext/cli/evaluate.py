@@ -58,14 +58,22 @@ class EvaluateConfig:
             "choices": ["float32", "bfloat16", "float16"],
         },
     )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={
+            "help": 'Load the model, or the base of adapters, in 4 bits: pip install "bico-ext[qlora]". Adapters of '
+            "bico train --load_in_4bit need no flag."
+        },
+    )
 
 
 def run(arguments: list[str]) -> None:
     (config,) = parse("evaluate", [EvaluateConfig], arguments)
     facts = load_facts(config.data)
-    model, tokenizer = checkpoints.load(config.model, config.dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = checkpoints.load(config.model, config.dtype, load_in_4bit=config.load_in_4bit, device=device)
     folder = empty_folder(config.output_dir)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":
         from bico_ext.generation.blanks import generate_blank

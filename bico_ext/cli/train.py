@@ -32,6 +32,10 @@ class TrainConfig:
     )
     lora_alpha: int = field(default=16, metadata={"help": "Alpha of LoRA; the default is the paper's."})
     lora_dropout: float = field(default=0.01, metadata={"help": "Dropout of LoRA; the default is the paper's."})
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": 'Train the adapters on a base in 4 bits (QLoRA): pip install "bico-ext[qlora]".'},
+    )
     resume: bool = field(default=False, metadata={"help": "Continue from the newest checkpoint in output_dir."})
 
 
@@ -48,8 +52,14 @@ def run(arguments: list[str]) -> None:
     facts = load_facts(config.data)
     dataset = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
     adapters = None if config.lora_r is None else lora_config(config.lora_r, config.lora_alpha, config.lora_dropout)
-    model, tokenizer = checkpoints.load(config.model)
+    if config.load_in_4bit and adapters is None:
+        raise ValueError("load_in_4bit needs adapters, because weights of 4 bits cannot be trained; add --lora_r 32")
+    model, tokenizer = checkpoints.load(
+        config.model, load_in_4bit=config.load_in_4bit, device=args.device, merge_adapters=True
+    )
     trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=adapters)
+    if config.load_in_4bit:
+        checkpoints.mark_four_bit(folder)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"The trained model is in {folder}. Evaluate it with:")

@@ -38,7 +38,7 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     """
     set_seed(seed)
     if config.model != "tiny":
-        return checkpoints.load(config.model)
+        return checkpoints.load(config.model, merge_adapters=True)
     tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
     shape = {
         "vocab_size": len(tokenizer),

@@ -4,21 +4,41 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bico_ext.files import write_json
 from bico_ext.models.known_models import KNOWN_MODELS, model_folder
 
+_FOUR_BIT_MARK = "base_in_4bit.json"  # in a folder of adapters that were trained on 4-bit weights
 
-def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, Any]:
+
+def load(
+    model: str | os.PathLike[str],
+    dtype: str = "float32",
+    *,
+    load_in_4bit: bool = False,
+    device: Any = "cpu",
+    merge_adapters: bool = False,
+) -> tuple[Any, Any]:
     """Load a causal LM and its tokenizer.
+
+    A folder of adapters is loaded by PEFT, on the base model that the adapters name. transformers' own loader would
+    leave out the magnitudes of DoRA.
 
     Args:
         model: a folder, the name of a model that `bico fetch-model` has fetched, or a hub name.
         dtype: torch's name for the dtype of the weights.
+        load_in_4bit: quantise the linear layers to 4 bits as in QLoRA (arXiv 2305.14314: NF4, quantised constants,
+            computed in bfloat16), with bitsandbytes; default False. Adapters that `bico train` has trained on such a
+            base are loaded on one in any case.
+        device: where 4-bit weights are put, because they cannot be moved to another kind of device; default "cpu".
+        merge_adapters: add adapters to the weights, so that the model can be trained on; default False.
 
     Returns:
-        The model and the tokenizer.
+        The model and the tokenizer. With adapters that are not merged, the model is a PEFT model.
 
     Raises:
         FileNotFoundError: there is no such folder, it contains no model, or the known model has not been fetched.
+        ImportError: 4-bit weights need bitsandbytes, or adapters need PEFT.
+        ValueError: adapters on 4-bit weights are to be merged.
         OSError: the model cannot be loaded. The libraries raise many kinds of errors for a broken file, most of them
             without its name; this one names the model.
 
@@ -28,10 +48,26 @@ def load(model: str | os.PathLike[str], dtype: str = "float32") -> tuple[Any, An
     from transformers import AutoModelForCausalLM, AutoTokenizer  # imported here because it takes seconds
 
     source = _source(os.fspath(model))
+    has_adapters = (Path(source) / "adapter_config.json").exists()
+    load_in_4bit |= (Path(source) / _FOUR_BIT_MARK).exists()
+    if load_in_4bit and has_adapters and merge_adapters:
+        raise ValueError(
+            f"model {os.fspath(model)} has adapters on 4-bit weights, to which they cannot be added; start from the base "
+            "model"
+        )
+    options = {"quantization_config": _four_bit(), "device_map": {"": device}} if load_in_4bit else {}
+    loader: Any = _peft_loader() if has_adapters else AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
+        network = loader.from_pretrained(source, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
+    return network.merge_and_unload() if has_adapters and merge_adapters else network, tokenizer
+
+
+def mark_four_bit(folder: Path) -> None:
+    """Note in a folder of adapters that their base has 4-bit weights; `load` reads the note."""
+    write_json(folder / _FOUR_BIT_MARK, {"load_in_4bit": True})
 
 
 def count_parameters(model: str | os.PathLike[str]) -> int:
@@ -79,3 +115,28 @@ def _source(model: str) -> str:
             raise FileNotFoundError(f"model {model} has not been fetched yet; run: bico fetch-model {model}")
         return str(model_folder(model))
     return model
+
+
+def _four_bit() -> Any:
+    """Return QLoRA's settings for a base of 4 bits."""
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError('a base in 4 bits needs bitsandbytes: pip install "bico-ext[qlora]"')
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _peft_loader() -> Any:
+    try:
+        from peft import AutoPeftModelForCausalLM
+    except ImportError as error:
+        raise ImportError('a folder of adapters needs PEFT: pip install "bico-ext[lora]"') from error
+    return AutoPeftModelForCausalLM

@@ -1,0 +1,99 @@
+"""Adapters load as they were saved: LoRA, DoRA, and on a base of 4 bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_llama, tokens
+from torch import nn
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+from bico_ext.cli.main import main
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
+from bico_ext.models.attach import attach
+from bico_ext.models.checkpoints import load
+from bico_ext.models.tokenization import train_word_tokenizer
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with a model and a tokenizer."""
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    write_facts(facts, tmp_path / "facts")
+    tokenizer = train_word_tokenizer([example.text for example in facts.train])
+    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def with_adapters(model: Any, **settings: Any) -> Any:
+    """The model with adapters that are far from zero."""
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    model = get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def save(model: Any, base: Path, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    for file in base.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_loaded_whole(base: Path, tmp_path: Path, dora: bool) -> None:
+    """DoRA's magnitudes were once left out: log p was -36.8 instead of -32.6, and nothing was said."""
+    model = with_adapters(LlamaForCausalLM.from_pretrained(base), use_dora=dora)
+    ids = tokens(2, 9)
+    expected = model(input_ids=ids).logits
+    folder = save(model, base, tmp_path / "adapters")
+    loaded, _ = load(folder)
+    assert torch.equal(loaded.eval()(input_ids=ids).logits, expected)
+    merged, _ = load(folder, merge_adapters=True)
+    assert isinstance(merged, LlamaForCausalLM)
+    torch.testing.assert_close(merged.eval()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert all(parameter.requires_grad for parameter in merged.parameters())
+
+
+def test_a_base_of_4_bits_is_that_of_bitsandbytes(base: Path) -> None:
+    """Its layers are attached like others. The reference is a stock model with the weights after quantisation."""
+    model, _ = load(base, load_in_4bit=True)
+    quantised = {name: part for name, part in model.named_modules() if type(part).__name__ == "Linear4bit"}
+    assert len(quantised) == 2 * 7
+    stock = LlamaForCausalLM.from_pretrained(base).eval()
+    for name, part in quantised.items():
+        identity = torch.eye(part.in_features)
+        stock.get_submodule(name).weight.data = part(identity).T.float()
+    ids = tokens(2, 9)
+    with torch.no_grad():
+        expected, got = stock(input_ids=ids).logits, attach(model).eval()(input_ids=ids).logits
+        assert (got - expected).norm() < 2e-2 * expected.norm()  # bitsandbytes computes in bfloat16
+        span_ids = torch.zeros(2, 9, dtype=torch.int32)
+        expected, got = (m(input_ids=ids, span_ids=span_ids).logits for m in (attach(stock), model))
+        assert (got - expected).norm() < 2e-2 * expected.norm()
+
+
+def test_qlora_is_trained_and_evaluated_on_the_same_base(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Adapters were once scored on the base as it is. Here `bico evaluate` gets a 4-bit base without a flag."""
+    facts, out = str(tmp_path / "facts"), tmp_path / "qlora"
+    command = ["train", "--data", facts, "--model", str(base), "--output-dir", str(out), "--load_in_4bit"]
+    options = ["--max_steps", "2", "--learning_rate", "0.01", "--use_cpu", "--report_to", "none"]
+    assert main([*command, *options]) == 1  # without adapters
+    assert main([*command, *options, "--lora_r", "2"]) == 0
+    seen: list[nn.Module] = []
+    quantised = BitsAndBytesConfig.__init__
+    monkeypatch.setattr(BitsAndBytesConfig, "__init__", lambda self, **kw: (seen.append(self), quantised(self, **kw))[1])
+    ask = ["evaluate", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "scores")]
+    assert main([*ask, "--max_new_tokens", "2"]) == 0
+    assert seen
+    assert json.loads((tmp_path / "scores" / "results.json").read_text())["runs"]
+    again = ["train", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "again"), *options]
+    assert main(again) == 1
