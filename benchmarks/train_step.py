@@ -105,7 +105,7 @@ def densely(span_ids: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> Abs
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # grouped-query heads
         return two_matrices(q, k, v, cos, sin, mask)
 
-    return mock.patch("bico_ext.models.attach.split_triangle_attention", attention)
+    return mock.patch("bico_ext.models.hooks.split_triangle_attention", attention)
 
 
 def loss_of(model: Any, way: str, arguments: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
