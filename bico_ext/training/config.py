@@ -33,6 +33,8 @@ class BicoConfig(TrainingArguments):
         entities_file: text file of names, one per line, whose words "reverse" keeps in order; default None.
         placeholder_id: the token id that replaces hidden tokens; default: the tokenizer's padding id.
         max_length: the number of tokens of a row that are kept; default None, which keeps all.
+        packing: train each micro-batch as one row of `per_device_train_batch_size` sequences without padding, which do
+            not see each other; default False. Losses and gradients change by rounding only. Evaluation pads.
 
     Raises:
         ValueError: the objective is unknown, or a number is out of range.
@@ -57,6 +59,13 @@ class BicoConfig(TrainingArguments):
         metadata={
             "help": "Cut longer rows to their first max_length tokens; they lose their end-of-sequence token. "
             "Default: no cut, and an error if a row is longer than the model's context."
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Train each micro-batch as one row without padding; its sequences do not see each other. Losses "
+            "and gradients change by rounding only."
         },
     )
 

@@ -29,7 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 from bico_ext.models.attach import attach, check_attached
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
-from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pad
+from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad
 from bico_ext.seeding import happens, stream_seed
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import LengthGroupedSampler, RowEncoder, Rows
@@ -73,7 +73,7 @@ class BicoTrainer(Trainer):
         TypeError: args is of another class, a dataset has no length, or the model cannot be attached.
         ValueError: the device has no kernels; a dataset is empty; a row has nothing to predict, has ids that the model
             lacks or is longer than the model's context (the message names the row); rows are text and there is no
-            tokenizer; or there is no placeholder.
+            tokenizer; there is no placeholder; or packing is on and the process trains on several GPUs.
 
     Example:
         >>> rows = [{"text": "Ada Lovelace wrote the first program."}]
@@ -100,6 +100,11 @@ class BicoTrainer(Trainer):
         args = BicoConfig() if args is None else args
         if not isinstance(args, BicoConfig):
             raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it has the same fields and more")
+        if args.packing and args.n_gpu > 1:
+            raise ValueError(
+                f"packing=True makes one row of a micro-batch, which DataParallel cannot divide among {args.n_gpu} "
+                "GPUs; start one process per GPU with torchrun, or make only one visible with CUDA_VISIBLE_DEVICES=0"
+            )
 
         # Model and tokenizer
         if isinstance(model, str):
@@ -181,7 +186,8 @@ class BicoTrainer(Trainer):
         trains_objective = happens(args.mixing_probability, "objective", args.seed, step)
         self._objective = args.objective if trains_objective else "ntp"
         batches = [
-            self._batch(rows, self._objective, "masks", args.seed, step) for rows in islice(epoch_iterator, num_batches)
+            self._batch(rows, self._objective, "masks", args.seed, step, packed=args.packing)
+            for rows in islice(epoch_iterator, num_batches)
         ]
         self._step_counts[self._objective] += bool(batches)
         return batches, self._get_num_items_in_batch(batches, device)
@@ -251,8 +257,10 @@ class BicoTrainer(Trainer):
             self._keep_row_losses(self.args.objective, inputs, batch, outputs.logits)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
-    def _batch(self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False) -> dict[str, Any]:
-        """Apply an objective to rows and pad them; the seed of a row depends on `key` and its index in the dataset.
+    def _batch(
+        self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False, packed: bool = False
+    ) -> dict[str, Any]:
+        """Apply an objective to rows and pad or pack them; a row's seed depends on `key` and its index in the dataset.
 
         The model then computes logits only where there are labels, unless `all_outputs` are wanted. DataParallel cuts
         a batch into rows, which flat positions would not survive.
@@ -262,7 +270,7 @@ class BicoTrainer(Trainer):
             apply(input_ids, self._generator.manual_seed(stream_seed(*key, index)))
             for input_ids, index in zip(rows.input_ids, rows.indices, strict=True)
         ]
-        batch = pad(sequences, self._pad_id)
+        batch = pack(sequences) if packed else pad(sequences, self._pad_id)
         return batch if all_outputs or self.args.n_gpu > 1 else labelled_only(batch)
 
     def _keep_row_losses(self, objective: str, rows: Rows, batch: dict[str, Any], logits: Any) -> None:

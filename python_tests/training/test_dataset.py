@@ -207,8 +207,10 @@ def test_plain_training_arguments_are_refused(tmp_path: Path):
 
 
 def test_config_parses_from_a_command_line(tmp_path: Path):
-    command = f"--output_dir {tmp_path} --objective infill --mask_rate 0.3 --placeholder_id 5 --use_cpu".split()
+    command = (
+        f"--output_dir {tmp_path} --objective infill --mask_rate 0.3 --placeholder_id 5 --packing --use_cpu".split()
+    )
     (args,) = HfArgumentParser(BicoConfig).parse_args_into_dataclasses(command)
     assert (args.objective, args.mask_rate, args.placeholder_id) == ("infill", 0.3, 5)
-    assert (args.mixing_probability, args.max_length) == (0.5, None)
+    assert (args.mixing_probability, args.max_length, args.packing) == (0.5, None, True)
     assert (args.remove_unused_columns, args.logging_nan_inf_filter, args.logging_steps) == (False, False, 10)

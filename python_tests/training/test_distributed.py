@@ -13,15 +13,18 @@ PROGRAM = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from tiny_training import logged, train
-trainer = train({folder!r}, objective="bico", optim="sgd", per_device_train_batch_size=4)
+trainer = train({folder!r}, objective="bico", optim="sgd", per_device_train_batch_size=4, packing={packing})
 if trainer.is_world_process_zero():
     print("LOSSES", json.dumps(logged(trainer)), trainer.args.world_size)
 """
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_two_processes_equal_one(tmp_path, packing):
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "two")))
+    program.write_text(
+        PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "two"), packing=packing)
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
