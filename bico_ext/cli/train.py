@@ -46,10 +46,9 @@ def run(arguments: list[str]) -> None:
         remedy = " but no checkpoint to resume from; name" if config.resume else "; add --resume to continue, or name"
         raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
     facts = load_facts(config.data)
-    dataset = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
     adapters = None if config.lora_r is None else lora_config(config.lora_r, config.lora_alpha, config.lora_dropout)
     model, tokenizer = checkpoints.load(config.model)
-    trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=adapters)
+    trainer = BicoTrainer(model, args, facts.train, processing_class=tokenizer, peft_config=adapters)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"The trained model is in {folder}. Evaluate it with:")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
@@ -16,6 +17,13 @@ from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
 logger = logging.get_logger(__name__)
+
+# Columns that a user may expect to have an effect, and the way out. Other columns, such as an id, are ignored.
+_REFUSED_COLUMNS = {
+    "labels": "the objective makes the labels, and the loss covers the whole row; remove the column",
+    "position_ids": "positions count from the start of the row; remove the column",
+    "span_ids": "the objective makes the span ids; remove the column",
+}
 
 
 @dataclass(frozen=True)
@@ -104,20 +112,17 @@ class RowEncoder:
 
     def row(self, row: Any, name: str) -> Tensor:
         """Return the token ids, int64 [S], of a row of any accepted kind."""
+        if not isinstance(row, Mapping) and hasattr(row, "prompt") and hasattr(row, "completion"):
+            row = {"prompt": row.prompt, "completion": row.completion}
         columns = sorted(row) if isinstance(row, Mapping) else None
         if columns is None or not ("input_ids" in row or "text" in row or {"prompt", "completion"} <= set(row)):
             raise ValueError(
-                f"{name} must be a dict with 'input_ids', 'text', or 'prompt' and 'completion', got "
-                f"{type(row).__name__ if columns is None else columns}"
+                f"{name} must be a dict with 'input_ids', 'text', or 'prompt' and 'completion' (or an object with the "
+                f"attributes prompt and completion), got {type(row).__name__ if columns is None else columns}"
             )
+        check_columns(row, name)
         if "input_ids" in row:
-            ids = row["input_ids"]
-            if not isinstance(ids, Tensor | Sequence) or isinstance(ids, str):
-                raise ValueError(f"{name}: input_ids must be a sequence of token ids, got {type(ids).__name__}")
-            ids = torch.as_tensor(ids)
-            if ids.is_floating_point() and len(ids):
-                raise ValueError(f"{name}: input_ids must be integers, got {ids.dtype}")
-            return ids.to(torch.int64)
+            return token_ids(row["input_ids"], name)
         for column in ("text",) if "text" in row else ("prompt", "completion"):
             if not isinstance(row[column], str):
                 raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
@@ -130,8 +135,6 @@ class RowEncoder:
 
     def check(self, input_ids: Tensor, name: str) -> None:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""
-        if input_ids.ndim != 1:
-            raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(input_ids.shape)}")
         check_context(self.model, len(input_ids), name, "set max_length={context} to cut long rows")
         if not may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any():
             raise ValueError(
@@ -143,3 +146,35 @@ class RowEncoder:
             raise ValueError(
                 f"{name}: ids must be in [0, {self.vocabulary}), the ids of the model, got {lowest} to {highest}"
             )
+
+
+def check_columns(row: Mapping[str, Any], name: str) -> None:
+    """Raise a ValueError if a row has a column that looks as if it had an effect and has none.
+
+    An attention mask of ones, which every tokenizer returns, says nothing and is accepted.
+    """
+    for column, reason in _REFUSED_COLUMNS.items():
+        if column in row:
+            raise ValueError(f"{name} has the column {column!r}, which would have no effect: {reason}")
+    mask = row.get("attention_mask")
+    if mask is not None and not torch.as_tensor(mask).all():
+        raise ValueError(
+            f"{name}: attention_mask contains zeros, which would have no effect: remove the padding from input_ids and "
+            "the column attention_mask; batches are padded or packed later"
+        )
+
+
+def token_ids(ids: Any, name: str) -> Tensor:
+    """Return a row's `input_ids`, a list, tensor or NumPy array of integers, as int64 [S], or raise a ValueError."""
+    if not isinstance(ids, Tensor | Sequence | np.ndarray) or isinstance(ids, str):
+        raise ValueError(f"{name}: input_ids must be a sequence of token ids, got {type(ids).__name__}")
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"{name}: input_ids must be integers, got an array of {ids.dtype}")
+        ids = ids.astype(np.int64)  # a copy: torch warns of read-only arrays, such as memory maps
+    ids = torch.as_tensor(ids)
+    if ids.ndim != 1:
+        raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(ids.shape)}")
+    if ids.is_floating_point() and len(ids):
+        raise ValueError(f"{name}: input_ids must be integers, got {ids.dtype}")
+    return ids.to(torch.int64)

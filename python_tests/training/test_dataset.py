@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -13,6 +14,8 @@ from torch import Generator, tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
+from bico_ext.facts.synthetic import generate
+from bico_ext.facts.types import Example
 from bico_ext.models.attach import detach
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.training.config import BicoConfig
@@ -38,14 +41,46 @@ def test_a_torch_dataset_is_the_list_of_its_rows(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "row",
-    [{"text": "Ada wrote it."}, {"prompt": "Ada wrote", "completion": " it."}, {"input_ids": [2, 4, 6, 5, 7, 3]}],
+    [
+        {"text": "Ada wrote it."},
+        {"prompt": "Ada wrote", "completion": " it."},
+        Example("Ada wrote", " it."),
+        {"input_ids": [2, 4, 6, 5, 7, 3], "attention_mask": [1] * 6},
+        {"input_ids": np.array([2, 4, 6, 5, 7, 3], dtype=np.uint16), "attention_mask": np.ones(6)},
+        {"input_ids": np.frombuffer(b"\2\4\6\5\7\3", dtype=np.int8)},  # read-only, as memory maps are
+        {"input_ids": np.array([2, 4, 6, 5, 7, 3], dtype=">i4"), "source": "encyclopedia"},
+    ],
+    ids=repr,
 )
-def test_kinds_of_rows(tmp_path: Path, row: dict):
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
+def test_kinds_of_rows(tmp_path: Path, row: Any):
     tokenizer = train_word_tokenizer(["Ada wrote it."])
     trainer = BicoTrainer(tiny_llama(), config(tmp_path, placeholder_id=None), [row, row], processing_class=tokenizer)
     assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [[2, 4, 6, 5, 7, 3]] * 2
     trainer.train()
     assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+def test_the_texts_of_a_set_of_facts_are_a_dataset(tmp_path: Path):
+    facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
+    tokenizer = train_word_tokenizer(text.text for text in facts.train)
+    model = tiny_llama()
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.max_position_embeddings = 64
+    trainer = BicoTrainer(model, config(tmp_path), facts.train, processing_class=tokenizer)
+    expected = [
+        [tokenizer.bos_token_id, *tokenizer(text.text, add_special_tokens=False)["input_ids"]] for text in facts.train
+    ]
+    assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [
+        [*ids, tokenizer.eos_token_id] for ids in expected
+    ]
+
+
+def test_the_array_of_a_row_is_copied(tmp_path: Path):
+    ids = np.array(GOOD["input_ids"])
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path), [{"input_ids": ids}])
+    ids[:] = 0
+    assert trainer.train_dataset[0]["input_ids"].tolist() == GOOD["input_ids"]
 
 
 def test_special_tokens_and_placeholder_come_from_the_tokenizer(tmp_path: Path):
@@ -130,10 +165,27 @@ class Stream(IterableDataset):
         ([{"input_ids": [BOS, 7, VOCABULARY]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got 2 to 40"),
         ([{"input_ids": [BOS, -1, 7]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got -1 to 7"),
         ([{"input_ids": [[BOS, 7]]}], ValueError, r"one sequence, got the shape \[1, 2\]"),
-        ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion', got \['prompt'\]"),
+        ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion' \(or .*\), got \['prompt'\]"),
         (["Ada wrote it."], ValueError, r"train_dataset\[0\] must be a dict .* got str"),
         ([{"input_ids": None}], ValueError, r"\[0\]: input_ids must be a sequence of token ids, got NoneType"),
         ([{"input_ids": [2.7, 5.2]}], ValueError, r"\[0\]: input_ids must be integers, got torch.float32"),
+        (
+            [{"input_ids": np.array([2.0, 5.0])}],
+            ValueError,
+            r"\[0\]: input_ids must be integers, got an array of float64",
+        ),
+        ([{"input_ids": np.array([True, False])}], ValueError, r"must be integers, got an array of bool"),
+        ([{"input_ids": np.array([[2, 5]])}], ValueError, r"one sequence, got the shape \[1, 2\]"),
+        ([{"input_ids": tensor(5)}], ValueError, r"one sequence, got the shape \[\]"),
+        ([{**GOOD, "labels": [7]}], ValueError, r"\[0\] has the column 'labels', .* the objective makes the labels"),
+        ([{**GOOD, "position_ids": [7]}], ValueError, r"'position_ids', .* positions count from the start of the row"),
+        ([{"text": "Ada", "span_ids": [7]}], ValueError, r"'span_ids', .* the objective makes the span ids"),
+        (
+            [GOOD, {**GOOD, "attention_mask": [1, 1, 1, 0]}],
+            ValueError,
+            r"\[1\]: attention_mask contains zeros, .* remove the padding from input_ids",
+        ),
+        ([Example("Ada", 3)], ValueError, r"\[0\]: completion must be a string, got int"),
         ([{"text": None}], ValueError, r"\[0\]: text must be a string, got NoneType"),
         ([{"prompt": "a", "completion": 3}], ValueError, r"\[0\]: completion must be a string, got int"),
         (
