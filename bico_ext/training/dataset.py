@@ -76,7 +76,8 @@ class LengthGroupedSampler(Sampler[int]):
 class RowEncoder:
     """Encodes and checks a dataset: its rows become {"input_ids": int64 [S], "index": int} in memory.
 
-    Rows that are already encoded do not change.
+    Rows that are already encoded do not change. An index counts the encoded rows, of which a long row may become
+    several.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class RowEncoder:
         max_length: int | None,
         never_predicted: frozenset[int],
         last_predicted: bool = True,
+        windows: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.model, self.tokenizer, self.max_length, self.windows = model, tokenizer, max_length, windows
         self.never_predicted, self.last_predicted = never_predicted, last_predicted
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
 
@@ -99,16 +101,33 @@ class RowEncoder:
             )
         if not len(dataset):
             raise ValueError(f"{name} is empty: it must have at least one row")
-        rows, cut = [], 0
+        sequences, cut = [], 0
         for index in range(len(dataset)):
             input_ids = self.row(dataset[index], f"{name}[{index}]")
-            cut += self.max_length is not None and len(input_ids) > self.max_length
-            input_ids = input_ids[: self.max_length]
-            self.check(input_ids, f"{name}[{index}]")
-            rows.append({"input_ids": input_ids, "index": index})
+            parts = self.parts(input_ids)
+            cut += not self.windows and len(parts[0]) < len(input_ids)
+            for part in parts:
+                self.check(part, f"{name}[{index}]")
+            sequences += parts
         if cut:
-            logger.warning(f"{name}: {cut} of {len(rows)} rows were cut to max_length={self.max_length}")
-        return rows
+            logger.warning(f"{name}: {cut} of {len(sequences)} rows were cut to max_length={self.max_length}")
+        return [{"input_ids": input_ids, "index": index} for index, input_ids in enumerate(sequences)]
+
+    def parts(self, input_ids: Tensor) -> list[Tensor]:
+        """Return the sequences that a row becomes: itself, its first `max_length` tokens, or its windows.
+
+        The last of several windows is left out if it has nothing to predict, such as an end-of-sequence token alone.
+        """
+        if self.max_length is None or len(input_ids) <= self.max_length:
+            return [input_ids]
+        if not self.windows:
+            return [input_ids[: self.max_length]]
+        parts = list(input_ids.split(self.max_length))
+        return parts if self.predicts(parts[-1]) else parts[:-1]
+
+    def predicts(self, input_ids: Tensor) -> bool:
+        """Tell whether a sequence has a token that every objective of the run can predict."""
+        return bool(may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any())
 
     def row(self, row: Any, name: str) -> Tensor:
         """Return the token ids, int64 [S], of a row of any accepted kind."""
@@ -136,7 +155,7 @@ class RowEncoder:
     def check(self, input_ids: Tensor, name: str) -> None:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""
         check_context(self.model, len(input_ids), name, "set max_length={context} to cut long rows")
-        if not may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any():
+        if not self.predicts(input_ids):
             raise ValueError(
                 f"{name} has nothing to predict: it needs a token after the first that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"

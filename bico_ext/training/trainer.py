@@ -130,7 +130,12 @@ class BicoTrainer(Trainer):
         has_specials = "special_ids" in registry.option_names(args.objective)
         never_predicted = special_ids(network, processing_class) if has_specials else frozenset()
         self._encode = RowEncoder(
-            network, processing_class, args.max_length, never_predicted, last_predicted=args.objective != "bert"
+            network,
+            processing_class,
+            args.max_length,
+            never_predicted,
+            last_predicted=args.objective != "bert",
+            windows=args.long_rows == "windows",
         )
         if train_dataset is not None:
             train_dataset = self._encode(train_dataset, "train_dataset")

@@ -109,6 +109,32 @@ def test_max_length_cuts_rows(tmp_path: Path):
     assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [row["input_ids"][:4] for row in some_rows()]
 
 
+def test_windows_split_long_rows(tmp_path: Path):
+    """A row of 9 tokens makes windows of 4, 4 and 1; nothing can be predicted in the last."""
+    rows = [{"input_ids": [BOS, *range(5, 5 + count)]} for count in (2, 3, 4, 5, 8, 9)]
+    kept = [[BOS, 5, 6], [BOS, 5, 6, 7], [BOS, 5, 6, 7], [BOS, 5, 6, 7], [8, 9], [BOS, 5, 6, 7], [8, 9, 10, 11]]
+    kept += [[BOS, 5, 6, 7], [8, 9, 10, 11], [12, 13]]
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path, max_length=4, long_rows="windows"), rows, rows)
+    for dataset in (trainer.train_dataset, trainer.eval_dataset, trainer._encode(trainer.train_dataset, "again")):
+        assert [row["input_ids"].tolist() for row in dataset] == kept
+        assert [row["index"] for row in dataset] == list(range(10))
+    trainer.train()
+    trainer.evaluate()
+    assert sorted(trainer._row_losses["ntp"]) == list(range(10))
+
+
+def test_a_window_that_has_nothing_to_predict_is_dropped_only_at_the_end(tmp_path: Path):
+    def windows(ids: list[int], **changes: Any) -> list[list[int]]:
+        trainer = constructed(tmp_path, [{"input_ids": ids}], max_length=3, long_rows="windows", **changes)
+        return [row["input_ids"].tolist() for row in trainer.train_dataset]
+
+    assert windows([BOS, 7, 8, 9, EOS]) == [[BOS, 7, 8]]  # no token after the first of [9, EOS] may be hidden
+    assert windows([BOS, 7, 8, 9, EOS], objective="infill") == [[BOS, 7, 8], [9, EOS]]
+    assert windows([BOS, 7, 8, 9, 10], objective="bert") == [[BOS, 7, 8]]  # bert does not predict the last token either
+    with pytest.raises(ValueError, match=r"train_dataset\[0\] has nothing to predict: .* got \[7, 3, 3\]"):
+        windows([BOS, 7, 8, 7, EOS, EOS, 9, 10])
+
+
 def test_grouping_by_length(tmp_path: Path):
     changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     args = config(tmp_path, train_sampling_strategy="group_by_length", **changes)
@@ -243,6 +269,8 @@ def test_a_row_of_special_tokens_is_accepted_if_they_are_predicted(tmp_path: Pat
         ({"mixing_probability": 1.5}, r"mixing_probability must be in \[0, 1\], got 1.5"),
         ({"mixing_probability": math.nan}, "mixing_probability must be in"),
         ({"max_length": 1}, "max_length must be at least 2"),
+        ({"long_rows": "windows"}, "long_rows='windows' needs the length of a window; set max_length"),
+        ({"long_rows": "drop", "max_length": 4}, "long_rows must be 'cut' or 'windows', got 'drop'"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"placeholder_id": VOCABULARY}, r"placeholder_id must be in \[0, 40\), the ids of the model, got 40"),
         ({"placeholder_id": None}, "placeholder_id is needed .* set placeholder_id=0"),
