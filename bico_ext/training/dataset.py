@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,15 +133,18 @@ class RowEncoder:
         """Return the token ids, int64 [S], of a row of any accepted kind."""
         if not isinstance(row, Mapping) and hasattr(row, "prompt") and hasattr(row, "completion"):
             row = {"prompt": row.prompt, "completion": row.completion}
-        columns = sorted(row) if isinstance(row, Mapping) else None
-        if columns is None or not ("input_ids" in row or "text" in row or {"prompt", "completion"} <= set(row)):
+        columns = set(row) if isinstance(row, Mapping) else set()
+        if not (columns & {"input_ids", "messages", "text"} or columns >= {"prompt", "completion"}):
             raise ValueError(
-                f"{name} must be a dict with 'input_ids', 'text', or 'prompt' and 'completion' (or an object with the "
-                f"attributes prompt and completion), got {type(row).__name__ if columns is None else columns}"
+                f"{name} must be a dict with 'input_ids', 'messages', 'text', or 'prompt' and 'completion' (or an "
+                "object with the attributes prompt and completion), got "
+                f"{sorted(columns) if isinstance(row, Mapping) else type(row).__name__}"
             )
         check_columns(row, name)
         if "input_ids" in row:
             return token_ids(row["input_ids"], name)
+        if "messages" in row:
+            return self.chat(row["messages"], name)
         for column in ("text",) if "text" in row else ("prompt", "completion"):
             if not isinstance(row[column], str):
                 raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
@@ -151,6 +154,25 @@ class RowEncoder:
             )
         text = row["text"] if "text" in row else row["prompt"] + row["completion"]
         return torch.tensor(encode_text(self.tokenizer, text), dtype=torch.int64)
+
+    def chat(self, messages: Any, name: str) -> Tensor:
+        """Return the token ids, int64 [S], of messages, exactly as the tokenizer's chat template writes them."""
+        if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError(
+                f"{name}: messages must be a list of {{'role': ..., 'content': ...}}, got {messages!r:.60}"
+            )
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                f"{name} has messages, which need a tokenizer with a chat template: pass that of a chat model as "
+                "processing_class, set its chat_template, or give rows with 'text'"
+            )
+        try:
+            encoded: Any = cast(Any, self.tokenizer).apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=False, return_dict=True
+            )
+        except Exception as error:  # a template raises what it likes
+            raise ValueError(f"{name}: the chat template fails on these messages: {error}") from error
+        return torch.tensor(encoded["input_ids"], dtype=torch.int64)
 
     def check(self, input_ids: Tensor, name: str) -> None:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""

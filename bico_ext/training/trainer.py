@@ -59,9 +59,10 @@ class BicoTrainer(Trainer):
             has fp32 weights for the optimizer; `bf16=True` still computes in bf16.
         args: the training arguments; default `BicoConfig()`.
         train_dataset: a list, tuple, torch Dataset or datasets.Dataset of known length. Its rows are dicts with
-            `input_ids`, or `prompt` and `completion`, or `text`, or objects with the attributes `prompt` and
-            `completion`. Text is encoded by `bico_ext.models.tokenization.encode_text`; `input_ids` (a list, tensor or
-            NumPy array of integers) are used unchanged. The loss covers the whole row.
+            `input_ids`, or `prompt` and `completion`, or `text`, or `messages`, or objects with the attributes `prompt`
+            and `completion`. Text is encoded by `bico_ext.models.tokenization.encode_text`, messages by the tokenizer's
+            chat template; `input_ids` (a list, tensor or NumPy array of integers) are used unchanged. The loss covers
+            the whole row.
         eval_dataset: a dataset like `train_dataset`, or a dict of such datasets.
         processing_class: the tokenizer; default: loaded from `model` if that is a name or path.
         compute_metrics: as for Trainer; it gets the next-token predictions.
@@ -74,8 +75,8 @@ class BicoTrainer(Trainer):
         TypeError: args is of another class, a dataset has no length, or the model cannot be attached.
         ValueError: the device has no kernels; a dataset is empty; a row has nothing to predict, has ids that the model
             lacks, is longer than the model's context or has a column that would have no effect (the message names the
-            row); rows are text and there is no tokenizer; there is no placeholder; or packing is on and the process
-            trains on several GPUs.
+            row); rows are text and there is no tokenizer; rows are messages and there is no chat template; there is no
+            placeholder; or packing is on and the process trains on several GPUs.
 
     Example:
         >>> rows = [{"text": "Ada Lovelace wrote the first program."}]

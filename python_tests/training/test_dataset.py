@@ -61,6 +61,49 @@ def test_kinds_of_rows(tmp_path: Path, row: Any):
     assert all(math.isfinite(loss) for loss in logged(trainer))
 
 
+# Writes BOS itself and ends each message with the word "end", but adds no EOS.
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ ' ' if not loop.first }}{{ message.role }} {{ message.content }} end{% endfor %}"
+    "{{ ' assistant' if add_generation_prompt }}"
+)
+CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Ada."}]
+
+
+def chat_tokenizer(template: str | None = TEMPLATE) -> Any:
+    tokenizer = train_word_tokenizer(["user Who wrote it? end assistant Ada. end"])
+    tokenizer.split_special_tokens = False  # the template writes BOS as text
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_messages_become_what_the_chat_template_writes(tmp_path: Path):
+    tokenizer = chat_tokenizer()
+    rows = [{"messages": CHAT}, {"messages": CHAT[:1], "text": "Ada."}]
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path, placeholder_id=None), rows, processing_class=tokenizer)
+    words = [" user", " Who", " wrote", " it", "?", " end", " assistant", " Ada", ".", " end"]
+    tokens = [tokenizer.convert_ids_to_tokens(row["input_ids"].tolist()) for row in trainer.train_dataset]
+    assert tokens == [["<s>", *words], ["<s>", *words[:6]]]
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+@pytest.mark.parametrize(
+    ("messages", "template", "message"),
+    [
+        (CHAT, None, r"\[0\] has messages, which need a tokenizer with a chat template: pass that of a chat model"),
+        ("Who wrote it?", TEMPLATE, r"\[0\]: messages must be a list of {'role': .*, 'content': .*}, got 'Who wrote"),
+        (["Who wrote it?"], TEMPLATE, r"messages must be a list of .*, got \['Who wrote"),
+        (None, TEMPLATE, r"\[0\]: messages must be a list of .*, got None"),
+        (CHAT, "{{ raise_exception('roles') }}", r"\[0\]: the chat template fails on these messages: roles"),
+    ],
+)
+def test_messages_refused(tmp_path: Path, messages: Any, template: str | None, message: str):
+    tokenizer = chat_tokenizer(template)
+    with pytest.raises(ValueError, match=message):
+        BicoTrainer(tiny_llama(), config(tmp_path), [{"messages": messages}], processing_class=tokenizer)
+
+
 def test_the_texts_of_a_set_of_facts_are_a_dataset(tmp_path: Path):
     facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
     tokenizer = train_word_tokenizer(text.text for text in facts.train)
@@ -190,6 +233,7 @@ class Stream(IterableDataset):
         ([{"input_ids": []}], ValueError, r"train_dataset\[0\] has nothing to predict"),
         ([{"input_ids": [BOS, 7, VOCABULARY]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got 2 to 40"),
         ([{"input_ids": [BOS, -1, 7]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got -1 to 7"),
+        ([{"messages": CHAT}], ValueError, "which need a tokenizer with a chat template"),
         ([{"input_ids": [[BOS, 7]]}], ValueError, r"one sequence, got the shape \[1, 2\]"),
         ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion' \(or .*\), got \['prompt'\]"),
         (["Ada wrote it."], ValueError, r"train_dataset\[0\] must be a dict .* got str"),
