@@ -4,22 +4,25 @@
     python benchmarks/train_step.py --model PATH --dtype bfloat16 --lengths 28 --tokens 896
 
 The model is a random Llama with 25 million parameters; its vocabulary is small, so that layers and attention dominate.
---model takes a real one instead. A step is forward, loss, backward and fused AdamW. There are five steps:
+--model takes a real one instead. A step is forward, loss, backward and fused AdamW. There are six steps:
 
 * NTP, SDPA: next-token prediction with transformers' SDPA attention, the stock step;
 * NTP, ours: the same with split-triangle attention (all span ids 1);
 * BICO, ours: BICO's mask denoising with split-triangle attention;
 * infill, ours: the same for the infill objective;
-* BICO, two matrices: as BICO, ours, with the paper's two dense score matrices instead of the op.
+* BICO, two matrices: as BICO, ours, with the paper's two dense score matrices instead of the op;
+* BICO, packing: as BICO, ours, with the sequences of the padded layout packed into one row, as BicoConfig(packing=True)
+  does. The packed layout lacks it, because there BICO, ours is the same.
 
 All but the stock step compute logits only where there are labels, as BicoTrainer does.
 
 bfloat16 is autocast over float32 weights. The steps are interleaved in one run. [a, b] are quartiles. The time of each
 step is divided by that of the stock step, round by round.
 
-All steps have the same number of token positions. In the padded layout, rows have S / 2 to S tokens and the longest has
-S; the stock step has an attention mask if it needs one. In the packed layout, such sequences lie in one row. Ours tells
-them apart by cu_seq_lens_q, and the stock step by position_ids, which transformers turns into a dense mask.
+All steps but BICO, packing have the same number of token positions. In the padded layout, rows have S / 2 to S tokens
+and the longest has S; the stock step has an attention mask if it needs one. In the packed layout, such sequences lie in
+one row. Ours tells them apart by cu_seq_lens_q, and the stock step by position_ids, which transformers turns into a
+dense mask.
 """
 
 import argparse
@@ -40,7 +43,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from bico_ext import attach, environment
 from bico_ext.files import write_json, write_text
 from bico_ext.objectives import registry
-from bico_ext.objectives.training_sequence import labelled_only, pad
+from bico_ext.objectives.training_sequence import labelled_only, pack, pad
 from bico_ext.ops.reference import visible
 
 MODEL: dict[str, Any] = {
@@ -52,8 +55,8 @@ MODEL: dict[str, Any] = {
     "max_position_embeddings": 2**15,
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-STOCK, OURS, DENSE = "NTP, SDPA", "BICO, ours", "BICO, two matrices"
-WAYS = [STOCK, "NTP, ours", OURS, "infill, ours", DENSE]
+STOCK, OURS, DENSE, PACKING = "NTP, SDPA", "BICO, ours", "BICO, two matrices", "BICO, packing"
+WAYS = [STOCK, "NTP, ours", OURS, "infill, ours", DENSE, PACKING]
 TARGET_LENGTH, CEILING = 1024, 1.1  # the ceiling is for the ratio of "BICO, ours" to "NTP, SDPA"
 SCORE_LIMIT = 4 * 2**30  # bytes; the two matrices are left out if they would take more
 
@@ -75,15 +78,7 @@ def batch(way: str, tokens: list[Tensor], packed: bool) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(SEED)
     objective = registry.bind(way.split(",")[0].lower(), placeholder_id=0, special_ids=())
     rows = [objective(sequence, generator) for sequence in tokens]
-    if packed:
-        lengths = [len(sequence) for sequence in tokens]
-        arguments = {
-            name: torch.cat([getattr(row, name) for row in rows])[None] for name in ("input_ids", "labels", "span_ids")
-        }
-        arguments["position_ids"] = torch.cat([torch.arange(n) for n in lengths])[None]
-        arguments["cu_seq_lens_q"] = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    else:
-        arguments = pad(rows, pad_id=0)
+    arguments = pack(rows) if packed or way == PACKING else pad(rows, pad_id=0)
     if way == STOCK:
         span_ids = arguments.pop("span_ids")
         if packed:
@@ -105,7 +100,7 @@ def densely(span_ids: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> Abs
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # grouped-query heads
         return two_matrices(q, k, v, cos, sin, mask)
 
-    return mock.patch("bico_ext.models.attach.split_triangle_attention", attention)
+    return mock.patch("bico_ext.models.hooks.split_triangle_attention", attention)
 
 
 def loss_of(model: Any, way: str, arguments: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -152,7 +147,7 @@ def measure_steps(
         attached: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for attached, model in trained.items()
     }
     excuses, steps = {}, {}
-    for way in WAYS:
+    for way in WAYS[:-1] if packed else WAYS:
         attached = way != STOCK
         if excuse := left_out(way, tokens, packed, dtype, trained[attached].config):
             excuses[way] = excuse

@@ -50,8 +50,8 @@ def run(arguments: list[str]) -> None:
         remedy = " but no checkpoint to resume from; name" if config.resume else "; add --resume to continue, or name"
         raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
     facts = load_facts(config.data)
-    dataset = [{"prompt": example.prompt, "completion": example.completion} for example in facts.train]
     adapters = None if config.lora_r is None else lora_config(config.lora_r, config.lora_alpha, config.lora_dropout)
+<<<<<<< HEAD
     if config.load_in_4bit and adapters is None:
         raise ValueError("load_in_4bit needs adapters, because weights of 4 bits cannot be trained; add --lora_r 32")
     model, tokenizer = checkpoints.load(
@@ -60,6 +60,10 @@ def run(arguments: list[str]) -> None:
     trainer = BicoTrainer(model, args, dataset, processing_class=tokenizer, peft_config=adapters)
     if config.load_in_4bit:
         checkpoints.mark_four_bit(folder)
+=======
+    model, tokenizer = checkpoints.load(config.model)
+    trainer = BicoTrainer(model, args, facts.train, processing_class=tokenizer, peft_config=adapters)
+>>>>>>> 1e1d85ea18f5b9b0ca55dabc71f42679a084bba9
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"The trained model is in {folder}. Evaluate it with:")

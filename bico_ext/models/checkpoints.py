@@ -62,7 +62,9 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
-    return network.merge_and_unload() if has_adapters and merge_adapters else network, tokenizer
+    if has_adapters and merge_adapters:
+        network = network.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
+    return network, tokenizer
 
 
 def mark_four_bit(folder: Path) -> None:

@@ -81,7 +81,7 @@ def text_between(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, 
 
 
 def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
-    """Pad training sequences of different lengths on the right and stack them into one batch.
+    """Pad training sequences of different lengths on the right and stack them into one batch; see also `pack`.
 
     Args:
         rows: B training sequences of one objective, at least one; S is the longest length.
@@ -121,6 +121,56 @@ def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:
     return batch
 
 
+def pack(rows: Sequence[TrainingSequence]) -> dict[str, Any]:
+    """Put training sequences one after the other into a single row, without padding.
+
+    Losses and gradients are those of `pad`, up to rounding: the attention of an attached model separates the sequences
+    by `cu_seq_lens_q`, so span ids may repeat between them, and positions start again at each. No output predicts the
+    first token of a sequence, so its label, if it has one, is dropped; otherwise the last output of the sequence before
+    it would predict it.
+
+    Args:
+        rows: N training sequences of one objective, at least one; T is the sum of their lengths.
+
+    Returns:
+        The keyword arguments of an attached model: input_ids int64 [1, T], labels int64 [1, T], span_ids int32 [1, T],
+        cu_seq_lens_q int32 [N + 1], which holds 0 and the end of each sequence, and position_ids int64 [1, T]. If the
+        rows have block_positions, these take the place of position_ids, int64 [1, 2, T]. If the rows have mirror=False,
+        also mirror=False.
+
+    Raises:
+        ValueError: rows is empty.
+
+    Example:
+        >>> import torch
+        >>> from bico_ext.objectives.causal import ntp
+        >>> batch = pack([ntp(torch.tensor(row), torch.Generator()) for row in ([2, 7, 8], [2, 9])])
+        >>> batch["labels"], batch["position_ids"]
+        (tensor([[-100,    7,    8, -100,    9]]), tensor([[0, 1, 2, 0, 1]]))
+        >>> batch["cu_seq_lens_q"]
+        tensor([0, 3, 5], dtype=torch.int32)
+    """
+    if not rows:
+        raise ValueError("pack needs at least one row, got none")
+    predicted = [functional.pad(row.labels[1:], (1, 0), value=NO_LOSS) for row in rows]
+    ends = torch.tensor([len(row.input_ids) for row in rows]).cumsum(0)
+    batch: dict[str, Any] = {
+        "input_ids": torch.cat([row.input_ids for row in rows])[None],
+        "labels": torch.cat(predicted)[None],
+        "span_ids": torch.cat([row.span_ids for row in rows])[None],
+        "cu_seq_lens_q": functional.pad(ends, (1, 0)).to(torch.int32),
+    }
+    block_positions = [row.block_positions for row in rows if row.block_positions is not None]
+    if block_positions:
+        batch["block_positions"] = torch.cat(block_positions, dim=-1)[None]
+    else:
+        positions = [torch.arange(len(row.input_ids)) if row.position_ids is None else row.position_ids for row in rows]
+        batch["position_ids"] = torch.cat(positions)[None]
+    if not rows[0].mirror:
+        batch["mirror"] = False
+    return batch
+
+
 def labelled_only(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce a batch to the outputs that have a label, so that an attached model computes logits for no others.
 
@@ -129,7 +179,8 @@ def labelled_only(batch: Mapping[str, Any]) -> dict[str, Any]:
     because the size of the result depends on the labels.
 
     Args:
-        batch: what `pad` returns. N of its labels are at positions from 1 on; no output predicts those at position 0.
+        batch: what `pad` or `pack` returns. N of its labels are at positions from 1 on; no output predicts those at
+            position 0.
 
     Returns:
         The batch with labels int64 [1, N + 1], of which the first is -100, and output_positions int64 [N + 1], the

@@ -1,7 +1,7 @@
 """`BicoConfig`: the training arguments of `BicoTrainer`."""
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -9,6 +9,8 @@ from bico_ext.bounds import check_bounds
 from bico_ext.objectives import registry
 from bico_ext.objectives.blank_infilling import Positions, check_positions
 from bico_ext.objectives.denoising import check_mask_rate
+
+LongRows = Literal["cut", "windows"]
 
 
 @dataclass
@@ -32,7 +34,11 @@ class BicoConfig(TrainingArguments):
         abi_positions: the positions of "abi": "2d" (default), as in ChatGLM-6B, or "in-place".
         entities_file: text file of names, one per line, whose words "reverse" keeps in order; default None.
         placeholder_id: the token id that replaces hidden tokens; default: the tokenizer's padding id.
-        max_length: the number of tokens of a row that are kept; default None, which keeps all.
+        max_length: the largest number of tokens of a row; default None, which keeps all.
+        long_rows: what becomes of a row of n > `max_length` tokens. "cut" (default) keeps the first `max_length`.
+            "windows" makes ceil(n / max_length) rows of consecutive tokens, the last of which may be shorter.
+        packing: train each micro-batch as one row of `per_device_train_batch_size` sequences without padding, which do
+            not see each other; default False. Losses and gradients change by rounding only. Evaluation pads.
 
     Raises:
         ValueError: the objective is unknown, or a number is out of range.
@@ -55,8 +61,23 @@ class BicoConfig(TrainingArguments):
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Cut longer rows to their first max_length tokens; they lose their end-of-sequence token. "
-            "Default: no cut, and an error if a row is longer than the model's context."
+            "help": "The largest number of tokens of a row. Longer rows are cut, and lose their end-of-sequence token, "
+            "or split (long_rows). Default: no limit, and an error if a row is longer than the model's context."
+        },
+    )
+    long_rows: str = field(
+        default="cut",
+        metadata={
+            "help": "What becomes of a row of more than max_length tokens: 'cut' keeps the first max_length, 'windows' "
+            "splits it into consecutive rows of at most max_length tokens.",
+            "choices": list(get_args(LongRows)),
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Train each micro-batch as one row without padding; its sequences do not see each other. Losses "
+            "and gradients change by rounding only."
         },
     )
 
@@ -119,6 +140,10 @@ class BicoConfig(TrainingArguments):
         registry.check_objective(self.objective)
         self.mask_rate = check_mask_rate(self.mask_rate)
         check_positions(self.abi_positions)
+        if self.long_rows not in get_args(LongRows):
+            raise ValueError(f"long_rows must be 'cut' or 'windows', got {self.long_rows!r}")
+        if self.long_rows == "windows" and self.max_length is None:
+            raise ValueError("long_rows='windows' needs the length of a window; set max_length")
         check_bounds(
             infill_spans=self.infill_spans,
             permute_segments=self.permute_segments,

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
@@ -16,6 +17,13 @@ from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
 logger = logging.get_logger(__name__)
+
+# Columns that a user may expect to have an effect, and the way out. Other columns, such as an id, are ignored.
+_REFUSED_COLUMNS = {
+    "labels": "the objective makes the labels, and the loss covers the whole row; remove the column",
+    "position_ids": "positions count from the start of the row; remove the column",
+    "span_ids": "the objective makes the span ids; remove the column",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class LengthGroupedSampler(Sampler[int]):
 class RowEncoder:
     """Encodes and checks a dataset: its rows become {"input_ids": int64 [S], "index": int} in memory.
 
-    Rows that are already encoded do not change.
+    Rows that are already encoded do not change. An index counts the encoded rows, of which a long row may become
+    several.
     """
 
     def __init__(
@@ -78,8 +87,9 @@ class RowEncoder:
         max_length: int | None,
         never_predicted: frozenset[int],
         last_predicted: bool = True,
+        windows: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.model, self.tokenizer, self.max_length, self.windows = model, tokenizer, max_length, windows
         self.never_predicted, self.last_predicted = never_predicted, last_predicted
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
 
@@ -91,33 +101,50 @@ class RowEncoder:
             )
         if not len(dataset):
             raise ValueError(f"{name} is empty: it must have at least one row")
-        rows, cut = [], 0
+        sequences, cut = [], 0
         for index in range(len(dataset)):
             input_ids = self.row(dataset[index], f"{name}[{index}]")
-            cut += self.max_length is not None and len(input_ids) > self.max_length
-            input_ids = input_ids[: self.max_length]
-            self.check(input_ids, f"{name}[{index}]")
-            rows.append({"input_ids": input_ids, "index": index})
+            parts = self.parts(input_ids)
+            cut += not self.windows and len(parts[0]) < len(input_ids)
+            for part in parts:
+                self.check(part, f"{name}[{index}]")
+            sequences += parts
         if cut:
-            logger.warning(f"{name}: {cut} of {len(rows)} rows were cut to max_length={self.max_length}")
-        return rows
+            logger.warning(f"{name}: {cut} of {len(sequences)} rows were cut to max_length={self.max_length}")
+        return [{"input_ids": input_ids, "index": index} for index, input_ids in enumerate(sequences)]
+
+    def parts(self, input_ids: Tensor) -> list[Tensor]:
+        """Return the sequences that a row becomes: itself, its first `max_length` tokens, or its windows.
+
+        The last of several windows is left out if it has nothing to predict, such as an end-of-sequence token alone.
+        """
+        if self.max_length is None or len(input_ids) <= self.max_length:
+            return [input_ids]
+        if not self.windows:
+            return [input_ids[: self.max_length]]
+        parts = list(input_ids.split(self.max_length))
+        return parts if self.predicts(parts[-1]) else parts[:-1]
+
+    def predicts(self, input_ids: Tensor) -> bool:
+        """Tell whether a sequence has a token that every objective of the run can predict."""
+        return bool(may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any())
 
     def row(self, row: Any, name: str) -> Tensor:
         """Return the token ids, int64 [S], of a row of any accepted kind."""
-        columns = sorted(row) if isinstance(row, Mapping) else None
-        if columns is None or not ("input_ids" in row or "text" in row or {"prompt", "completion"} <= set(row)):
+        if not isinstance(row, Mapping) and hasattr(row, "prompt") and hasattr(row, "completion"):
+            row = {"prompt": row.prompt, "completion": row.completion}
+        columns = set(row) if isinstance(row, Mapping) else set()
+        if not (columns & {"input_ids", "messages", "text"} or columns >= {"prompt", "completion"}):
             raise ValueError(
-                f"{name} must be a dict with 'input_ids', 'text', or 'prompt' and 'completion', got "
-                f"{type(row).__name__ if columns is None else columns}"
+                f"{name} must be a dict with 'input_ids', 'messages', 'text', or 'prompt' and 'completion' (or an "
+                "object with the attributes prompt and completion), got "
+                f"{sorted(columns) if isinstance(row, Mapping) else type(row).__name__}"
             )
+        check_columns(row, name)
         if "input_ids" in row:
-            ids = row["input_ids"]
-            if not isinstance(ids, Tensor | Sequence) or isinstance(ids, str):
-                raise ValueError(f"{name}: input_ids must be a sequence of token ids, got {type(ids).__name__}")
-            ids = torch.as_tensor(ids)
-            if ids.is_floating_point() and len(ids):
-                raise ValueError(f"{name}: input_ids must be integers, got {ids.dtype}")
-            return ids.to(torch.int64)
+            return token_ids(row["input_ids"], name)
+        if "messages" in row:
+            return self.chat(row["messages"], name)
         for column in ("text",) if "text" in row else ("prompt", "completion"):
             if not isinstance(row[column], str):
                 raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
@@ -128,12 +155,29 @@ class RowEncoder:
         text = row["text"] if "text" in row else row["prompt"] + row["completion"]
         return torch.tensor(encode_text(self.tokenizer, text), dtype=torch.int64)
 
+    def chat(self, messages: Any, name: str) -> Tensor:
+        """Return the token ids, int64 [S], of messages, exactly as the tokenizer's chat template writes them."""
+        if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError(
+                f"{name}: messages must be a list of {{'role': ..., 'content': ...}}, got {messages!r:.60}"
+            )
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                f"{name} has messages, which need a tokenizer with a chat template: pass that of a chat model as "
+                "processing_class, set its chat_template, or give rows with 'text'"
+            )
+        try:
+            encoded: Any = cast(Any, self.tokenizer).apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=False, return_dict=True
+            )
+        except Exception as error:  # a template raises what it likes
+            raise ValueError(f"{name}: the chat template fails on these messages: {error}") from error
+        return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+
     def check(self, input_ids: Tensor, name: str) -> None:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""
-        if input_ids.ndim != 1:
-            raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(input_ids.shape)}")
         check_context(self.model, len(input_ids), name, "set max_length={context} to cut long rows")
-        if not may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any():
+        if not self.predicts(input_ids):
             raise ValueError(
                 f"{name} has nothing to predict: it needs a token after the first that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"
@@ -143,3 +187,35 @@ class RowEncoder:
             raise ValueError(
                 f"{name}: ids must be in [0, {self.vocabulary}), the ids of the model, got {lowest} to {highest}"
             )
+
+
+def check_columns(row: Mapping[str, Any], name: str) -> None:
+    """Raise a ValueError if a row has a column that looks as if it had an effect and has none.
+
+    An attention mask of ones, which every tokenizer returns, says nothing and is accepted.
+    """
+    for column, reason in _REFUSED_COLUMNS.items():
+        if column in row:
+            raise ValueError(f"{name} has the column {column!r}, which would have no effect: {reason}")
+    mask = row.get("attention_mask")
+    if mask is not None and not torch.as_tensor(mask).all():
+        raise ValueError(
+            f"{name}: attention_mask contains zeros, which would have no effect: remove the padding from input_ids and "
+            "the column attention_mask; batches are padded or packed later"
+        )
+
+
+def token_ids(ids: Any, name: str) -> Tensor:
+    """Return a row's `input_ids`, a list, tensor or NumPy array of integers, as int64 [S], or raise a ValueError."""
+    if not isinstance(ids, Tensor | Sequence | np.ndarray) or isinstance(ids, str):
+        raise ValueError(f"{name}: input_ids must be a sequence of token ids, got {type(ids).__name__}")
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"{name}: input_ids must be integers, got an array of {ids.dtype}")
+        ids = ids.astype(np.int64)  # a copy: torch warns of read-only arrays, such as memory maps
+    ids = torch.as_tensor(ids)
+    if ids.ndim != 1:
+        raise ValueError(f"{name}: input_ids must be one sequence, got the shape {list(ids.shape)}")
+    if ids.is_floating_point() and len(ids):
+        raise ValueError(f"{name}: input_ids must be integers, got {ids.dtype}")
+    return ids.to(torch.int64)

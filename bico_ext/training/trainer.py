@@ -29,7 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 from bico_ext.models.attach import attach, check_attached
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
-from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pad
+from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad
 from bico_ext.seeding import happens, stream_seed
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import LengthGroupedSampler, RowEncoder, Rows
@@ -58,9 +58,11 @@ class BicoTrainer(Trainer):
         model: the model, or a name or path for `AutoModelForCausalLM.from_pretrained`. A model that is loaded by name
             has fp32 weights for the optimizer; `bf16=True` still computes in bf16.
         args: the training arguments; default `BicoConfig()`.
-        train_dataset: a list, torch Dataset or datasets.Dataset of known length. Its rows contain `input_ids`, or
-            `prompt` and `completion`, or `text`. Text is encoded by `bico_ext.models.tokenization.encode_text`;
-            `input_ids` are used unchanged. The loss covers the whole row.
+        train_dataset: a list, tuple, torch Dataset or datasets.Dataset of known length. Its rows are dicts with
+            `input_ids`, or `prompt` and `completion`, or `text`, or `messages`, or objects with the attributes `prompt`
+            and `completion`. Text is encoded by `bico_ext.models.tokenization.encode_text`, messages by the tokenizer's
+            chat template; `input_ids` (a list, tensor or NumPy array of integers) are used unchanged. The loss covers
+            the whole row.
         eval_dataset: a dataset like `train_dataset`, or a dict of such datasets.
         processing_class: the tokenizer; default: loaded from `model` if that is a name or path.
         compute_metrics: as for Trainer; it gets the next-token predictions.
@@ -72,8 +74,9 @@ class BicoTrainer(Trainer):
     Raises:
         TypeError: args is of another class, a dataset has no length, or the model cannot be attached.
         ValueError: the device has no kernels; a dataset is empty; a row has nothing to predict, has ids that the model
-            lacks or is longer than the model's context (the message names the row); rows are text and there is no
-            tokenizer; or there is no placeholder.
+            lacks, is longer than the model's context or has a column that would have no effect (the message names the
+            row); rows are text and there is no tokenizer; rows are messages and there is no chat template; there is no
+            placeholder; or packing is on and the process trains on several GPUs.
 
     Example:
         >>> rows = [{"text": "Ada Lovelace wrote the first program."}]
@@ -100,6 +103,11 @@ class BicoTrainer(Trainer):
         args = BicoConfig() if args is None else args
         if not isinstance(args, BicoConfig):
             raise TypeError(f"args must be a BicoConfig, got {type(args).__name__}; it has the same fields and more")
+        if args.packing and args.n_gpu > 1:
+            raise ValueError(
+                f"packing=True makes one row of a micro-batch, which DataParallel cannot divide among {args.n_gpu} "
+                "GPUs; start one process per GPU with torchrun, or make only one visible with CUDA_VISIBLE_DEVICES=0"
+            )
 
         # Model and tokenizer
         if isinstance(model, str):
@@ -123,7 +131,12 @@ class BicoTrainer(Trainer):
         has_specials = "special_ids" in registry.option_names(args.objective)
         never_predicted = special_ids(network, processing_class) if has_specials else frozenset()
         self._encode = RowEncoder(
-            network, processing_class, args.max_length, never_predicted, last_predicted=args.objective != "bert"
+            network,
+            processing_class,
+            args.max_length,
+            never_predicted,
+            last_predicted=args.objective != "bert",
+            windows=args.long_rows == "windows",
         )
         if train_dataset is not None:
             train_dataset = self._encode(train_dataset, "train_dataset")
@@ -181,7 +194,8 @@ class BicoTrainer(Trainer):
         trains_objective = happens(args.mixing_probability, "objective", args.seed, step)
         self._objective = args.objective if trains_objective else "ntp"
         batches = [
-            self._batch(rows, self._objective, "masks", args.seed, step) for rows in islice(epoch_iterator, num_batches)
+            self._batch(rows, self._objective, "masks", args.seed, step, packed=args.packing)
+            for rows in islice(epoch_iterator, num_batches)
         ]
         self._step_counts[self._objective] += bool(batches)
         return batches, self._get_num_items_in_batch(batches, device)
@@ -251,8 +265,10 @@ class BicoTrainer(Trainer):
             self._keep_row_losses(self.args.objective, inputs, batch, outputs.logits)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
-    def _batch(self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False) -> dict[str, Any]:
-        """Apply an objective to rows and pad them; the seed of a row depends on `key` and its index in the dataset.
+    def _batch(
+        self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False, packed: bool = False
+    ) -> dict[str, Any]:
+        """Apply an objective to rows and pad or pack them; a row's seed depends on `key` and its index in the dataset.
 
         The model then computes logits only where there are labels, unless `all_outputs` are wanted. DataParallel cuts
         a batch into rows, which flat positions would not survive.
@@ -262,7 +278,7 @@ class BicoTrainer(Trainer):
             apply(input_ids, self._generator.manual_seed(stream_seed(*key, index)))
             for input_ids, index in zip(rows.input_ids, rows.indices, strict=True)
         ]
-        batch = pad(sequences, self._pad_id)
+        batch = pack(sequences) if packed else pad(sequences, self._pad_id)
         return batch if all_outputs or self.args.n_gpu > 1 else labelled_only(batch)
 
     def _keep_row_losses(self, objective: str, rows: Rows, batch: dict[str, Any], logits: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import train_step
-from train_step import DENSE, OURS, STOCK, WAYS
+from train_step import DENSE, OURS, PACKING, STOCK, WAYS
 
 import bico_ext.models.hooks as hooks_module
 from bico_ext import split_triangle_attention
@@ -27,7 +27,7 @@ def loss_and_gradient(way: str, tokens: list, packed: bool) -> tuple[torch.Tenso
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize(("way", "peer"), [("NTP, ours", STOCK), (OURS, DENSE)])
+@pytest.mark.parametrize(("way", "peer"), [("NTP, ours", STOCK), (OURS, DENSE), (PACKING, OURS)])
 def test_a_step_and_its_peer_have_one_loss_and_one_gradient(way, peer, packed):
     tokens = train_step.sequences(16, 64, packed)
     for ours, theirs in zip(
@@ -58,6 +58,7 @@ def test_sequences_fill_the_places(length):
     assert max(map(len, padded)) == length
     assert all(sequence.min() > 0 for sequence in packed + padded)  # 0 is the placeholder
     assert train_step.batch(STOCK, padded, False)["attention_mask"].sum(1).tolist() == [*map(len, padded)]
+    assert train_step.batch(PACKING, padded, False)["input_ids"].shape == (1, sum(map(len, padded)))
 
 
 def test_a_step_moves_the_weights_and_leaves_no_gradient():
@@ -81,7 +82,7 @@ def test_a_run_prints_and_writes_every_step_and_its_target(tmp_path, monkeypatch
     assert len(record["steps"]) == 8
     for result in record["steps"]:
         place = f"| {result['dtype']} | {result['layout']} | {result['length']} |"
-        assert all(f"{place} {way} |" in text for way in WAYS)
+        assert [way for way in WAYS if f"{place} {way} |" not in text] == [PACKING] * (result["layout"] == "packed")
         assert all(len(ms) == 2 and min(ms) > 0 for ms in result["milliseconds"].values())
         judged = any(line.startswith(place) and line.endswith(f"| {verdict} |") for line in text.splitlines())
         assert judged == (result["length"] == 16)
@@ -90,7 +91,7 @@ def test_a_run_prints_and_writes_every_step_and_its_target(tmp_path, monkeypatch
 def test_two_matrices_that_would_need_too_much_are_left_out_and_said_to_be(monkeypatch):
     monkeypatch.setattr(train_step, "SCORE_LIMIT", 0)
     result = train_step.measure_steps("bfloat16", 16, 32, False, 1)
-    assert list(result["milliseconds"]) == ["NTP, SDPA", "NTP, ours", "BICO, ours", "infill, ours"]
+    assert list(result["milliseconds"]) == ["NTP, SDPA", "NTP, ours", "BICO, ours", "infill, ours", "BICO, packing"]
     assert "Left out: BICO, two matrices, bfloat16, padded, 16" in train_step.report([result])
 
 
@@ -102,7 +103,7 @@ def test_a_model_from_a_folder(tmp_path):
     train_step.main([*arguments, "--output-dir", str(tmp_path)])
     record = json.loads((tmp_path / "train_step.json").read_text())
     assert record["model"] == str(tmp_path / "model")
-    assert all(list(result["milliseconds"]) == WAYS for result in record["steps"])
+    assert [list(result["milliseconds"]) for result in record["steps"]] == [WAYS, WAYS[:-1]] * 2
 
 
 def test_wrong_lengths_are_refused(capsys):

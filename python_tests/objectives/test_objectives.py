@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bico_ext.models.attach import attach
 from bico_ext.objectives import registry
 from bico_ext.objectives.registry import OBJECTIVES
-from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pad
+from bico_ext.objectives.training_sequence import NO_LOSS, TrainingSequence, pack, pad
 from bico_ext.ops.reference import visible
 from bico_ext.seeding import happens, stream_seed
 
@@ -162,6 +162,16 @@ def test_pad_by_hand():
     assert batch["labels"].tolist() == [[NO_LOSS, 9, NO_LOSS, NO_LOSS, NO_LOSS], [NO_LOSS, 7, 8, 9, NO_LOSS]]
     assert batch["span_ids"].tolist() == [[0, 1, -1, -1, -1], [0, -1, -1, -1, 0]]
     assert batch["span_ids"].dtype == torch.int32
+
+
+def test_pack_by_hand():
+    batch = pack([apply("infill", tensor([BOS, 9]), 0), apply("bico", tensor(SEQUENCE), 0, mask_rate=1.0)])
+    assert batch["input_ids"].tolist() == [[BOS, 9, BOS, PAD, PAD, PAD, EOS]]
+    assert batch["labels"].tolist() == [[NO_LOSS, 9, NO_LOSS, 7, 8, 9, NO_LOSS]]
+    assert batch["span_ids"].tolist() == [[0, 1, 0, -1, -1, -1, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 4]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 2, 7]
+    assert batch["span_ids"].dtype == batch["cu_seq_lens_q"].dtype == torch.int32
 
 
 @given(sequences, seeds, st.floats(0.01, 1))
@@ -332,6 +342,8 @@ def test_too_few_segments_and_spans():
         apply("infill", tensor(SEQUENCE), 0, spans=0)
 
 
-def test_pad_of_nothing():
-    with pytest.raises(ValueError, match="at least one row"):
+def test_batches_of_nothing():
+    with pytest.raises(ValueError, match="pad needs at least one row"):
         pad([], 0)
+    with pytest.raises(ValueError, match="pack needs at least one row"):
+        pack([])

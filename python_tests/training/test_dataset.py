@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -13,6 +14,8 @@ from torch import Generator, tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
+from bico_ext.facts.synthetic import generate
+from bico_ext.facts.types import Example
 from bico_ext.models.attach import detach
 from bico_ext.models.tokenization import train_word_tokenizer
 from bico_ext.training.config import BicoConfig
@@ -38,14 +41,89 @@ def test_a_torch_dataset_is_the_list_of_its_rows(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "row",
-    [{"text": "Ada wrote it."}, {"prompt": "Ada wrote", "completion": " it."}, {"input_ids": [2, 4, 6, 5, 7, 3]}],
+    [
+        {"text": "Ada wrote it."},
+        {"prompt": "Ada wrote", "completion": " it."},
+        Example("Ada wrote", " it."),
+        {"input_ids": [2, 4, 6, 5, 7, 3], "attention_mask": [1] * 6},
+        {"input_ids": np.array([2, 4, 6, 5, 7, 3], dtype=np.uint16), "attention_mask": np.ones(6)},
+        {"input_ids": np.frombuffer(b"\2\4\6\5\7\3", dtype=np.int8)},  # read-only, as memory maps are
+        {"input_ids": np.array([2, 4, 6, 5, 7, 3], dtype=">i4"), "source": "encyclopedia"},
+    ],
+    ids=repr,
 )
-def test_kinds_of_rows(tmp_path: Path, row: dict):
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
+def test_kinds_of_rows(tmp_path: Path, row: Any):
     tokenizer = train_word_tokenizer(["Ada wrote it."])
     trainer = BicoTrainer(tiny_llama(), config(tmp_path, placeholder_id=None), [row, row], processing_class=tokenizer)
     assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [[2, 4, 6, 5, 7, 3]] * 2
     trainer.train()
     assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+# Writes BOS itself and ends each message with the word "end", but adds no EOS.
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ ' ' if not loop.first }}{{ message.role }} {{ message.content }} end{% endfor %}"
+    "{{ ' assistant' if add_generation_prompt }}"
+)
+CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Ada."}]
+
+
+def chat_tokenizer(template: str | None = TEMPLATE) -> Any:
+    tokenizer = train_word_tokenizer(["user Who wrote it? end assistant Ada. end"])
+    tokenizer.split_special_tokens = False  # the template writes BOS as text
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_messages_become_what_the_chat_template_writes(tmp_path: Path):
+    tokenizer = chat_tokenizer()
+    rows = [{"messages": CHAT}, {"messages": CHAT[:1], "text": "Ada."}]
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path, placeholder_id=None), rows, processing_class=tokenizer)
+    words = [" user", " Who", " wrote", " it", "?", " end", " assistant", " Ada", ".", " end"]
+    tokens = [tokenizer.convert_ids_to_tokens(row["input_ids"].tolist()) for row in trainer.train_dataset]
+    assert tokens == [["<s>", *words], ["<s>", *words[:6]]]
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+@pytest.mark.parametrize(
+    ("messages", "template", "message"),
+    [
+        (CHAT, None, r"\[0\] has messages, which need a tokenizer with a chat template: pass that of a chat model"),
+        ("Who wrote it?", TEMPLATE, r"\[0\]: messages must be a list of {'role': .*, 'content': .*}, got 'Who wrote"),
+        (["Who wrote it?"], TEMPLATE, r"messages must be a list of .*, got \['Who wrote"),
+        (None, TEMPLATE, r"\[0\]: messages must be a list of .*, got None"),
+        (CHAT, "{{ raise_exception('roles') }}", r"\[0\]: the chat template fails on these messages: roles"),
+    ],
+)
+def test_messages_refused(tmp_path: Path, messages: Any, template: str | None, message: str):
+    tokenizer = chat_tokenizer(template)
+    with pytest.raises(ValueError, match=message):
+        BicoTrainer(tiny_llama(), config(tmp_path), [{"messages": messages}], processing_class=tokenizer)
+
+
+def test_the_texts_of_a_set_of_facts_are_a_dataset(tmp_path: Path):
+    facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
+    tokenizer = train_word_tokenizer(text.text for text in facts.train)
+    model = tiny_llama()
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.max_position_embeddings = 64
+    trainer = BicoTrainer(model, config(tmp_path), facts.train, processing_class=tokenizer)
+    expected = [
+        [tokenizer.bos_token_id, *tokenizer(text.text, add_special_tokens=False)["input_ids"]] for text in facts.train
+    ]
+    assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [
+        [*ids, tokenizer.eos_token_id] for ids in expected
+    ]
+
+
+def test_the_array_of_a_row_is_copied(tmp_path: Path):
+    ids = np.array(GOOD["input_ids"])
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path), [{"input_ids": ids}])
+    ids[:] = 0
+    assert trainer.train_dataset[0]["input_ids"].tolist() == GOOD["input_ids"]
 
 
 def test_special_tokens_and_placeholder_come_from_the_tokenizer(tmp_path: Path):
@@ -72,6 +150,32 @@ def test_model_and_tokenizer_from_a_folder(tmp_path: Path):
 def test_max_length_cuts_rows(tmp_path: Path):
     trainer = BicoTrainer(tiny_llama(), config(tmp_path, max_length=4), some_rows())
     assert [row["input_ids"].tolist() for row in trainer.train_dataset] == [row["input_ids"][:4] for row in some_rows()]
+
+
+def test_windows_split_long_rows(tmp_path: Path):
+    """A row of 9 tokens makes windows of 4, 4 and 1; nothing can be predicted in the last."""
+    rows = [{"input_ids": [BOS, *range(5, 5 + count)]} for count in (2, 3, 4, 5, 8, 9)]
+    kept = [[BOS, 5, 6], [BOS, 5, 6, 7], [BOS, 5, 6, 7], [BOS, 5, 6, 7], [8, 9], [BOS, 5, 6, 7], [8, 9, 10, 11]]
+    kept += [[BOS, 5, 6, 7], [8, 9, 10, 11], [12, 13]]
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path, max_length=4, long_rows="windows"), rows, rows)
+    for dataset in (trainer.train_dataset, trainer.eval_dataset, trainer._encode(trainer.train_dataset, "again")):
+        assert [row["input_ids"].tolist() for row in dataset] == kept
+        assert [row["index"] for row in dataset] == list(range(10))
+    trainer.train()
+    trainer.evaluate()
+    assert sorted(trainer._row_losses["ntp"]) == list(range(10))
+
+
+def test_a_window_that_has_nothing_to_predict_is_dropped_only_at_the_end(tmp_path: Path):
+    def windows(ids: list[int], **changes: Any) -> list[list[int]]:
+        trainer = constructed(tmp_path, [{"input_ids": ids}], max_length=3, long_rows="windows", **changes)
+        return [row["input_ids"].tolist() for row in trainer.train_dataset]
+
+    assert windows([BOS, 7, 8, 9, EOS]) == [[BOS, 7, 8]]  # no token after the first of [9, EOS] may be hidden
+    assert windows([BOS, 7, 8, 9, EOS], objective="infill") == [[BOS, 7, 8], [9, EOS]]
+    assert windows([BOS, 7, 8, 9, 10], objective="bert") == [[BOS, 7, 8]]  # bert does not predict the last token either
+    with pytest.raises(ValueError, match=r"train_dataset\[0\] has nothing to predict: .* got \[7, 3, 3\]"):
+        windows([BOS, 7, 8, 7, EOS, EOS, 9, 10])
 
 
 def test_grouping_by_length(tmp_path: Path):
@@ -129,11 +233,29 @@ class Stream(IterableDataset):
         ([{"input_ids": []}], ValueError, r"train_dataset\[0\] has nothing to predict"),
         ([{"input_ids": [BOS, 7, VOCABULARY]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got 2 to 40"),
         ([{"input_ids": [BOS, -1, 7]}], ValueError, r"\[0\]: ids must be in \[0, 40\), .* got -1 to 7"),
+        ([{"messages": CHAT}], ValueError, "which need a tokenizer with a chat template"),
         ([{"input_ids": [[BOS, 7]]}], ValueError, r"one sequence, got the shape \[1, 2\]"),
-        ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion', got \['prompt'\]"),
+        ([{"prompt": "Ada"}], ValueError, r"'prompt' and 'completion' \(or .*\), got \['prompt'\]"),
         (["Ada wrote it."], ValueError, r"train_dataset\[0\] must be a dict .* got str"),
         ([{"input_ids": None}], ValueError, r"\[0\]: input_ids must be a sequence of token ids, got NoneType"),
         ([{"input_ids": [2.7, 5.2]}], ValueError, r"\[0\]: input_ids must be integers, got torch.float32"),
+        (
+            [{"input_ids": np.array([2.0, 5.0])}],
+            ValueError,
+            r"\[0\]: input_ids must be integers, got an array of float64",
+        ),
+        ([{"input_ids": np.array([True, False])}], ValueError, r"must be integers, got an array of bool"),
+        ([{"input_ids": np.array([[2, 5]])}], ValueError, r"one sequence, got the shape \[1, 2\]"),
+        ([{"input_ids": tensor(5)}], ValueError, r"one sequence, got the shape \[\]"),
+        ([{**GOOD, "labels": [7]}], ValueError, r"\[0\] has the column 'labels', .* the objective makes the labels"),
+        ([{**GOOD, "position_ids": [7]}], ValueError, r"'position_ids', .* positions count from the start of the row"),
+        ([{"text": "Ada", "span_ids": [7]}], ValueError, r"'span_ids', .* the objective makes the span ids"),
+        (
+            [GOOD, {**GOOD, "attention_mask": [1, 1, 1, 0]}],
+            ValueError,
+            r"\[1\]: attention_mask contains zeros, .* remove the padding from input_ids",
+        ),
+        ([Example("Ada", 3)], ValueError, r"\[0\]: completion must be a string, got int"),
         ([{"text": None}], ValueError, r"\[0\]: text must be a string, got NoneType"),
         ([{"prompt": "a", "completion": 3}], ValueError, r"\[0\]: completion must be a string, got int"),
         (
@@ -191,6 +313,8 @@ def test_a_row_of_special_tokens_is_accepted_if_they_are_predicted(tmp_path: Pat
         ({"mixing_probability": 1.5}, r"mixing_probability must be in \[0, 1\], got 1.5"),
         ({"mixing_probability": math.nan}, "mixing_probability must be in"),
         ({"max_length": 1}, "max_length must be at least 2"),
+        ({"long_rows": "windows"}, "long_rows='windows' needs the length of a window; set max_length"),
+        ({"long_rows": "drop", "max_length": 4}, "long_rows must be 'cut' or 'windows', got 'drop'"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"placeholder_id": VOCABULARY}, r"placeholder_id must be in \[0, 40\), the ids of the model, got 40"),
         ({"placeholder_id": None}, "placeholder_id is needed .* set placeholder_id=0"),
@@ -207,8 +331,10 @@ def test_plain_training_arguments_are_refused(tmp_path: Path):
 
 
 def test_config_parses_from_a_command_line(tmp_path: Path):
-    command = f"--output_dir {tmp_path} --objective infill --mask_rate 0.3 --placeholder_id 5 --use_cpu".split()
+    command = (
+        f"--output_dir {tmp_path} --objective infill --mask_rate 0.3 --placeholder_id 5 --packing --use_cpu".split()
+    )
     (args,) = HfArgumentParser(BicoConfig).parse_args_into_dataclasses(command)
     assert (args.objective, args.mask_rate, args.placeholder_id) == ("infill", 0.3, 5)
-    assert (args.mixing_probability, args.max_length) == (0.5, None)
+    assert (args.mixing_probability, args.max_length, args.packing) == (0.5, None, True)
     assert (args.remove_unused_columns, args.logging_nan_inf_filter, args.logging_steps) == (False, False, 10)

@@ -28,6 +28,10 @@ def ddp(folder: Path) -> list[float]:
     return logged(trainer)
 
 
+def packed(folder: Path) -> list[float]:
+    return logged(train(folder / "packed", objective="bico", optim="sgd", per_device_train_batch_size=4, packing=True))
+
+
 def fsdp2(folder: Path) -> list[float]:
     """Parameters are sharded when the model is loaded."""
     model = load(folder, fsdp_size=2)
@@ -71,7 +75,7 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     assert torch.distributed.get_world_size() == 2
     folder = Path(sys.argv[1])
-    results = {run.__name__: run(folder) for run in (ddp, fsdp2, example, tensor_parallel)}
+    results = {run.__name__: run(folder) for run in (ddp, packed, fsdp2, example, tensor_parallel)}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
