@@ -52,8 +52,8 @@ def load(
     load_in_4bit |= (Path(source) / _FOUR_BIT_MARK).exists()
     if load_in_4bit and has_adapters and merge_adapters:
         raise ValueError(
-            f"model {os.fspath(model)} has adapters on 4-bit weights, to which they cannot be added; start from the base "
-            "model"
+            f"model {os.fspath(model)} has adapters on 4-bit weights, to which they cannot be added; start from the "
+            "base model"
         )
     options = {"quantization_config": _four_bit(), "device_map": {"": device}} if load_in_4bit else {}
     loader: Any = _peft_loader() if has_adapters else AutoModelForCausalLM

@@ -1,6 +1,5 @@
 """Adapters load as they were saved: LoRA, DoRA, and on a base of 4 bits."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_llama, tokens
-from torch import nn
-from transformers import BitsAndBytesConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from bico_ext.cli.main import main
+from bico_ext.evaluation.evaluate import Evaluation
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.models.attach import attach
@@ -26,7 +25,8 @@ def base(tmp_path: Path) -> Path:
     write_facts(facts, tmp_path / "facts")
     tokenizer = train_word_tokenizer([example.text for example in facts.train])
     tokenizer.save_pretrained(tmp_path / "base")
-    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    # bitsandbytes needs widths that are multiples of 64 on a CPU.
+    tiny_llama(vocab_size=len(tokenizer), intermediate_size=128).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 
@@ -88,12 +88,14 @@ def test_qlora_is_trained_and_evaluated_on_the_same_base(base: Path, tmp_path: P
     options = ["--max_steps", "2", "--learning_rate", "0.01", "--use_cpu", "--report_to", "none"]
     assert main([*command, *options]) == 1  # without adapters
     assert main([*command, *options, "--lora_r", "2"]) == 0
-    seen: list[nn.Module] = []
-    quantised = BitsAndBytesConfig.__init__
-    monkeypatch.setattr(BitsAndBytesConfig, "__init__", lambda self, **kw: (seen.append(self), quantised(self, **kw))[1])
+    loaded: list[Any] = []
+    monkeypatch.setattr(
+        "bico_ext.cli.evaluate.evaluate", lambda model, *_, **__: loaded.append(model) or Evaluation(())
+    )
     ask = ["evaluate", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "scores")]
-    assert main([*ask, "--max_new_tokens", "2"]) == 0
-    assert seen
-    assert json.loads((tmp_path / "scores" / "results.json").read_text())["runs"]
+    assert main(ask) == 0
+    layer = loaded[0].get_base_model().model.layers[0].self_attn.q_proj
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    assert layer.lora_A.default.weight.shape == (2, 64)
     again = ["train", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "again"), *options]
     assert main(again) == 1
