@@ -16,6 +16,10 @@ Each relation needs templates: built-in ones (see `KNOWN`), or those of a file `
 An entity may occur in several facts. A question accepts all answers that the file gives to it: all children of Mary,
 whether the file calls her their mother or their parent, because both relations ask for children in the same words.
 Facts that share a question are stated in the same order (`bico_ext.facts.pairs`).
+
+The header may also be that of the parents and children of celebrities by Berglund et al.,
+`child,parent,parent_type,child_prediction,can_reverse`. There `parent_type` is "mother" or "father", or
+"ParentType.MOTHER" or "ParentType.FATHER" as in older versions of their file. The last two columns are ignored.
 """
 
 import csv
@@ -29,6 +33,8 @@ from bico_ext.facts.pairs import GIVEN, Pairs, build, check_templates, read_temp
 from bico_ext.facts.types import Example, FactData, Question, Task
 
 _HEADER = ["subject", "relation", "object"]
+_PARENTS_HEADER = ["child", "parent", "parent_type", "child_prediction", "can_reverse"]
+_PARENT_TYPES = {"ParentType.MOTHER": "mother", "ParentType.FATHER": "father"}
 _GAPS = {"forward": "{object}", "reverse": "{subject}"}
 _SHAPES = (
     f"{GIVEN}'s {{asked}} is",
@@ -155,16 +161,17 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, skipinitialspace=True)
         try:
-            header = next(reader, [])
-            if [field.strip() for field in header] != _HEADER:
+            header = [field.strip() for field in next(reader, [])]
+            if header not in (_HEADER, _PARENTS_HEADER):
                 raise ValueError(
-                    f"{path}, line 1: expected the header {','.join(_HEADER)}, got {','.join(header)!r:.60}"
+                    f"{path}, line 1: expected the header {','.join(_HEADER)} or {','.join(_PARENTS_HEADER)}, got "
+                    f"{','.join(header)!r:.60}"
                 )
             for fields in reader:
                 if not any(field.strip() for field in fields):
                     continue
                 where = f"{path}, line {reader.line_num}"
-                subject, relation, object_ = _check_fields(fields, known, where)
+                subject, relation, object_ = _check_fields(fields, header, known, where)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
         except (csv.Error, UnicodeDecodeError) as error:
@@ -180,14 +187,20 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
     return pairs
 
 
-def _check_fields(fields: list[str], known: list[str], where: str) -> list[str]:
+def _check_fields(fields: list[str], header: list[str], known: list[str], where: str) -> tuple[str, str, str]:
+    """Return the subject, the relation and the object of a line."""
     stripped = [field.strip() for field in fields]
-    if len(stripped) != len(_HEADER) or not all(stripped):
-        raise ValueError(f"{where}: expected {','.join(_HEADER)}, none of them blank, got {','.join(fields)!r:.80}")
-    relation = stripped[1]
+    if len(stripped) != len(header) or not all(stripped[:3]):
+        raise ValueError(
+            f"{where}: expected {','.join(header)}, none of the first three blank, got {','.join(fields)!r:.80}"
+        )
+    subject, relation, object_ = stripped[:3]
+    if header == _PARENTS_HEADER:
+        object_, subject, relation = stripped[:3]
+        relation = _PARENT_TYPES.get(relation, relation)
     if relation not in known:
         raise ValueError(
             f"{where}: relation {relation!r} has no templates; relations with templates are {', '.join(known)}; add "
             "others in a .yaml file beside the data"
         )
-    return stripped
+    return subject, relation, object_

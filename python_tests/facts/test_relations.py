@@ -72,9 +72,9 @@ def test_unknown_relation_is_named_with_the_known_ones(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("Zed,mother", "expected subject,relation,object, none of them blank, got 'Zed,mother'"),
+        ("Zed,mother", "expected subject,relation,object, none of the first three blank, got 'Zed,mother'"),
         ("Zed,mother,Yo,why", "expected subject,relation,object"),
-        ("Zed,mother, ", "expected subject,relation,object, none of them blank"),
+        ("Zed,mother, ", "expected subject,relation,object, none of the first three blank"),
         ('"Zed,mother,Yo', "expected CSV in UTF-8"),
     ],
 )
@@ -123,6 +123,49 @@ def test_facts_without_repeated_entities_are_what_they_were(tmp_path):
     assert load_facts(write(tmp_path, "\n".join(["subject,relation,object", *lines]))).digest() == "103bf365fcaba13d"
 
 
+# The header, and both ways to write the types, of the parents of celebrities by Berglund et al.; the names are made up.
+PARENTS = """child,parent,parent_type,child_prediction,can_reverse
+Tom Ash,Mary Ash,mother,,False
+Tom Ash,"Paul Ash, Sr.",father,Tom Ash,True
+Ann Oak,Mary Ash,mother,,False
+Bo Elm,Ida Elm,mother,Bo Elm,True
+Cy Fir,Joe Fir,father,,False
+Di Yew,Eve Yew,mother,,False
+Ed Bay,Max Bay,father,,False
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [PARENTS, PARENTS.replace("mother", "ParentType.MOTHER").replace("father", "ParentType.FATHER")]
+)
+def test_parents_of_celebrities(text, tmp_path):
+    facts = load_facts(write(tmp_path, text))
+    same = """subject,relation,object
+        Mary Ash,mother,Tom Ash
+        "Paul Ash, Sr.",father,Tom Ash
+        Mary Ash,mother,Ann Oak
+        Ida Elm,mother,Bo Elm
+        Joe Fir,father,Cy Fir
+        Eve Yew,mother,Di Yew
+        Max Bay,father,Ed Bay
+    """
+    assert facts == load_facts(write(tmp_path, same))
+    assert facts.tasks["to-subject-reverse"].examples[0].accepted == (" Tom Ash", " Ann Oak")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Al Ivy,Bea Ivy,aunt,,False", "relation 'aunt' has no templates"),
+        ("Al Ivy,Bea Ivy,mother", "expected child,parent,parent_type,child_prediction,can_reverse, none of the first"),
+        ("Al Ivy,,mother,,False", "none of the first three blank, got 'Al Ivy,,mother,,False'"),
+    ],
+)
+def test_broken_line_of_parents_is_named(line, message, tmp_path):
+    with pytest.raises(ValueError, match=f"facts.csv, line 9: .*{message}"):
+        load_facts(write(tmp_path, PARENTS + line + "\n"))
+
+
 def test_an_entity_may_stand_in_other_relations(tmp_path):
     facts = load_facts(write(tmp_path, CSV + "Mary,capital,Tom\nTom,capital,Yo\nYo,capital,Mary\n"))
     assert len(facts.tasks["to-subject"].examples) == 3
@@ -131,8 +174,12 @@ def test_an_entity_may_stand_in_other_relations(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: expected the header subject,relation,object, got ''"),
-        ("a,b,c\n", "line 1: expected the header subject,relation,object, got 'a,b,c'"),
+        (
+            "",
+            "line 1: expected the header subject,relation,object or "
+            "child,parent,parent_type,child_prediction,can_reverse, got ''",
+        ),
+        ("a,b,c\n", "line 1: expected the header subject,relation,object or .*, got 'a,b,c'"),
         ("subject,relation,object\n", "train holds no examples"),
         (
             "subject,relation,object\na,mother,b\nc,mother,d\n",
