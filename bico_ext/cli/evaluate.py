@@ -1,6 +1,6 @@
 """`bico evaluate`: evaluate a model on facts in both directions."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> None:
         settings=vars(config),
         data=data_from_json({**reachable(facts), "digest": facts.digest()}),
     )
-    write_json_lines(folder / "predictions.jsonl", map(asdict, evaluation.predictions))
+    write_json_lines(folder / "predictions.jsonl", (entry.to_json() for entry in evaluation.predictions))
     write_text(folder / "table.md", markdown(results))
     write_json(folder / "results.json", results.to_json())
     print_report(summary_table(results), config.output_dir)

@@ -125,7 +125,7 @@ def check_model(config: CompareConfig, facts: FactData) -> None:
         for task in facts.tasks.values()
         for question in task.examples
         if question.distractor is not None  # only these are scored by likelihood
-        for text in (question.text, question.prompt + question.distractor)
+        for text in (question.prompt + answer for answer in (*question.accepted, question.distractor))
     ]
     for text, length in lengths:
         check_context(model, length, f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")

@@ -108,9 +108,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
             curve=tuple(_curve(trainer)) if label == name else (),
             fluency=_fluency(config, trainer.model, tokenizer) if config.model != "tiny" and likelihood else None,
         )
-        predictions = [
-            {"system": label, "seed": seed, **dataclasses.asdict(prediction)} for prediction in evaluation.predictions
-        ]
+        predictions = [{"system": label, "seed": seed, **prediction.to_json()} for prediction in evaluation.predictions]
         return Finished(record, predictions)
 
     return [evaluated(label, generator) for label, generator in generators.items()]
@@ -129,7 +127,7 @@ def before_fine_tuning(config: CompareConfig) -> Finished:
         parameters=model.num_parameters(),
         fluency=_fluency(config, model, tokenizer),
     )
-    return Finished(record, [{"system": BEFORE, **dataclasses.asdict(entry)} for entry in evaluation.predictions])
+    return Finished(record, [{"system": BEFORE, **entry.to_json()} for entry in evaluation.predictions])
 
 
 def _fluency(config: CompareConfig, model: Any, tokenizer: Any) -> Fluency:

@@ -1,6 +1,7 @@
 """The ceiling of each task: the share of its answers that the training texts contain, to compare scores with."""
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -13,8 +14,9 @@ from bico_ext.models.tokenization import train_word_tokenizer
 def reachable(facts: FactData) -> dict[str, Any]:
     """Return the ceiling of each task: the share of its targets that some training text contains.
 
-    A target is reachable if `metrics.contains(text, target, answer)` holds for at least one text. A model can still
-    give an answer that no text contains, by putting the words together itself. So this bounds what copying can reach.
+    A target is reachable if `metrics.contains(text, target, answer)` holds for at least one text. If a question accepts
+    several answers, one reachable answer is enough. A model can still give an answer that no text contains, by putting
+    the words together itself. So this bounds what copying can reach.
 
     The training texts are those of `facts.train` and `facts.pretraining`. For a model that is not pre-trained, leave
     out the latter with `dataclasses.replace(facts, pretraining=())`. `facts.other_order` does not count.
@@ -50,15 +52,17 @@ def reachable(facts: FactData) -> dict[str, Any]:
 
 
 def _ceiling(task: Task, texts: Iterable[str], words: PreTrainedTokenizerFast) -> dict[str, Any]:
-    targets = {question: normalised_target(question.completion, task.answer) for question in task.examples}
-    found = {target: any(target in text for text in texts) for target in set(targets.values())}
+    targets = {
+        question: [normalised_target(answer, task.answer) for answer in question.accepted] for question in task.examples
+    }
+    found = {target: any(target in text for text in texts) for target in {*chain.from_iterable(targets.values())}}
     templates: dict[str, list[Question]] = {}
     for question in task.examples:
         if question.template is not None:
             templates.setdefault(question.template, []).append(question)
 
     def counted(questions: Iterable[Question]) -> dict[str, Any]:
-        hits = [found[targets[question]] for question in questions]
+        hits = [any(found[target] for target in targets[question]) for question in questions]
         return {"n": len(hits), "reachable": sum(hits) / len(hits)}
 
     return {

@@ -1,7 +1,7 @@
 """Evaluation of a model on tasks: ordinary greedy causal generation, and the scores of the answers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
@@ -18,21 +18,26 @@ from bico_ext.generation.inference import BATCH_SIZE
 class Prediction:
     """One question, the model's answer and its scores (see `bico_ext.evaluation.metrics`).
 
+    Where several answers are right, each score is the best that any of them gives.
+
     Attributes:
         task: the task's key in the mapping given to `evaluate`.
         prompt: the question.
-        target: the expected answer, as in the data.
+        target: the expected answer, as in the data; the main one of several.
         completion: everything that the model wrote.
-        contains: whether the completion contains the target, ignoring case.
-        exact_match: whether the completion equals the target, apart from surrounding white space.
+        contains: whether the completion contains a right answer, ignoring case.
+        exact_match: whether the completion equals a right answer, apart from surrounding white space.
         bleu_char: the paper's character-level BLEU-4, 0 to 1.
         bleu: sacrebleu's word-level BLEU-4, 0 to 1.
         entity: the entity that the question is about. None if the data does not tell.
         template: the question's prompt with "..." in place of the entity. None if the data does not tell.
-        any_wording: whether the completion contains any target that this task has for the entity, whatever its wording.
-            None if the task does not ask for descriptions, or if it has only one wording of each.
-        echo: whether the completion merely repeats the name that the question gives (`metrics.echoes`). None unless all
-            tasks ask for names, and so give names, too; and if the question has no template, which tells what it gives.
+        any_wording: whether the completion contains any right answer that this task has for the entity, whatever its
+            wording. None if the task does not ask for descriptions, or if all its questions about an entity have the
+            same right answers.
+        echo: whether the completion has the name that the question gives and no right answer (`metrics.echoes`). None
+            unless all tasks ask for names, and so give names, too; and if the question has no template, which tells
+            what it gives.
+        also: the other right answers, as in the data.
     """
 
     task: str
@@ -47,6 +52,17 @@ class Prediction:
     template: str | None = None
     any_wording: bool | None = None
     echo: bool | None = None
+    also: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of `predictions.jsonl`: all fields, but `also` only if there are other right answers.
+
+        Example:
+            >>> row = Prediction("t", "Who?", " Ada", " Bo", True, True, 0.0, 1.0, also=(" Bo",)).to_json()
+            >>> row["target"], row["also"]
+            (' Ada', (' Bo',))
+        """
+        return {name: value for name, value in asdict(self).items() if name != "also" or value}
 
 
 @dataclass(frozen=True)
@@ -135,25 +151,28 @@ def evaluate(
     for name, task in tasks.items():
         wordings = _wordings(task)
         for example in task.examples:
-            completion, target = next(completions), example.completion
-            targets = wordings.get(example.entity, {target})
+            completion, accepted = next(completions), example.accepted
             given = _given(example) if names_only else None
             predictions.append(
                 Prediction(
                     task=name,
                     prompt=example.prompt,
-                    target=target,
+                    target=example.completion,
                     completion=completion,
-                    contains=metrics.contains(completion, target, task.answer),
-                    exact_match=metrics.exact_match(completion, target),
-                    bleu_char=metrics.bleu_char(completion, target),
-                    bleu=metrics.bleu(completion, target),
+                    contains=any(metrics.contains(completion, target, task.answer) for target in accepted),
+                    exact_match=any(metrics.exact_match(completion, target) for target in accepted),
+                    bleu_char=max(metrics.bleu_char(completion, target) for target in accepted),
+                    bleu=max(metrics.bleu(completion, target) for target in accepted),
                     entity=example.entity,
                     template=example.template,
-                    any_wording=any(metrics.contains(completion, wording, task.answer) for wording in targets)
+                    any_wording=any(
+                        metrics.contains(completion, wording, task.answer)
+                        for wording in wordings.get(example.entity, accepted)
+                    )
                     if wordings
                     else None,
-                    echo=metrics.echoes(completion, target, given) if given else None,
+                    echo=all(metrics.echoes(completion, target, given) for target in accepted) if given else None,
+                    also=example.also,
                 )
             )
     tests = {
@@ -165,17 +184,23 @@ def evaluate(
 
 
 def _wordings(task: Task) -> dict[str | None, set[str]]:
-    """Return the wordings of the description of each entity: its targets in a task that asks for descriptions.
+    """Return the wordings of the description of each entity: the right answers of a task that asks for descriptions.
 
-    The result is empty if no entity has more than one wording, and for a task that asks for names: two names of an
-    entity are two facts, not two wordings.
+    The result is empty if all questions about an entity have the same right answers, and for a task that asks for
+    names: two names of an entity are two facts, not two wordings.
     """
     wordings: dict[str | None, set[str]] = {}
     for example in task.examples:
         if task.answer == "description" and example.entity is not None:
-            wordings.setdefault(example.entity, set()).add(example.completion)
+            wordings.setdefault(example.entity, set()).update(example.accepted)
+
+    def compared(targets: Iterable[str]) -> set[str]:
+        return {metrics.normalised_target(target, task.answer) for target in targets}
+
     several = any(
-        len({metrics.normalised_target(target, task.answer) for target in targets}) > 1 for targets in wordings.values()
+        compared(wordings[example.entity]) != compared(example.accepted)
+        for example in task.examples
+        if example.entity in wordings
     )
     return wordings if several else {}
 

@@ -33,12 +33,12 @@ def leakage(facts: FactData) -> list[Leak]:
 
     1. No text contains the prompt of a question verbatim. One case is allowed: the prompt follows a capitalised word
        and starts with a capital itself. Then the text is about a longer name: "Papua New Guinea's capital is" does not
-       ask for the capital of Guinea. The rule skips a forward task if each of its questions, with the target, starts a
-       training text: such a task asks, on purpose, for what training states in the same words.
-    2. No text contains what a reverse question gives and, later, the question's target, both compared as in
-       `metrics.contains`. A question gives the name of its entity, if the prompt contains it, and the answers to the
-       forward questions about the same entity. For example, N2D-reverse gives the description that N2D asks for, so no
-       text may contain this description and later the name. This rule skips questions without an entity.
+       ask for the capital of Guinea. The rule skips a forward task if each of its questions, with a right answer,
+       starts a training text: such a task asks, on purpose, for what training states in the same words.
+    2. No text contains what a reverse question gives and, later, one of the question's right answers, both compared as
+       in `metrics.contains`. A question gives the name of its entity, if the prompt contains it, and the right answers
+       to the forward questions about the same entity. For example, N2D-reverse gives the description that N2D asks
+       for, so no text may contain this description and later the name. This rule skips questions without an entity.
 
     A task is a reverse task if it has a forward counterpart, or by its name (`bico_ext.facts.types.is_reverse`). The
     second rule only finds the given text as some question writes it. It misses a paraphrase that no question uses.
@@ -65,18 +65,21 @@ def leakage(facts: FactData) -> list[Leak]:
         # The texts that contain a target, by target. They are few, so the search in them is cheap.
         holders: dict[str, dict[str, str]] = {}
         as_trained = not _is_reverse(task) and all(
-            any(text.startswith(question.text) for text in texts) for question in task.examples
+            any(text.startswith(tuple(question.prompt + answer for answer in question.accepted)) for text in texts)
+            for question in task.examples
         )
         for question in task.examples:
             asked = () if as_trained else prompted
             found = {text for text in asked if question.prompt in text and _asks(question.prompt, text)}
             if _is_reverse(task) and question.entity is not None:
-                target = normalised_target(question.completion, task.answer)
-                given = (answers.get(question.entity, set()) | _named(question.entity, question.prompt)) - {target}
-                if target not in holders:
-                    holders[target] = {text: lowered for text, lowered in texts.items() if _starts(target, lowered)}
-                found |= {text for text, lowered in holders[target].items() if _follows(target, given, lowered)}
-            leaks += [Leak(task.name, question, text) for text in prompted if text in found]
+                targets = _targets(question, task)
+                given = (answers.get(question.entity, set()) | _named(question.entity, question.prompt)) - targets
+                for target in targets:
+                    if target not in holders:
+                        holders[target] = {text: lowered for text, lowered in texts.items() if _starts(target, lowered)}
+                    found |= {text for text, lowered in holders[target].items() if _follows(target, given, lowered)}
+            if found:
+                leaks += [Leak(task.name, question, text) for text in prompted if text in found]
     return leaks
 
 
@@ -86,8 +89,12 @@ def _forward_answers(facts: FactData) -> dict[str, set[str]]:
     for task in facts.tasks.values():
         for question in task.examples:
             if question.entity is not None and not _is_reverse(task):
-                answers.setdefault(question.entity, set()).add(normalised_target(question.completion, task.answer))
+                answers.setdefault(question.entity, set()).update(_targets(question, task))
     return answers
+
+
+def _targets(question: Question, task: Task) -> set[str]:
+    return {normalised_target(answer, task.answer) for answer in question.accepted}
 
 
 def _is_reverse(task: Task) -> bool:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from statistics import mean
 from typing import Any
 
@@ -89,6 +90,9 @@ def likelihood_test(
     Kolmogorov-Smirnov test asks whether both sets come from the same distribution. Both treat questions as independent,
     so their p-values are too small if several questions ask about the same fact.
 
+    Where a question accepts several answers, the right answer is the one with the highest log-probability. A model that
+    knows nothing then prefers it to the distractor in more than half of the questions.
+
     Args:
         model, tokenizer, batch_size, progress: as in `log_probabilities`.
         task: the task. Its questions without a distractor are left out.
@@ -98,7 +102,7 @@ def likelihood_test(
 
         * "n": the number of questions with a distractor;
         * "correct", "distractor": the mean log-probabilities of whole answers;
-        * "correct_per_token", "distractor_per_token": the same per token, because a longer answer is less likely;
+        * "correct_per_token", "distractor_per_token": the same answers per token, because a longer one is less likely;
         * "difference": the mean of correct - distractor;
         * "t", "t_p": the statistic of the t-test and its two-sided p-value;
         * "ks", "ks_p": the statistic of the Kolmogorov-Smirnov test and its p-value;
@@ -117,10 +121,11 @@ def likelihood_test(
     pairs = [(question, question.distractor) for question in task.examples if question.distractor is not None]
     if not pairs:
         raise ValueError(f"task {task.name} must have a question with a distractor, got none; leave the test out")
-    right = [Example(question.prompt, question.completion) for question, _ in pairs]
+    right = [Example(question.prompt, answer) for question, _ in pairs for answer in question.accepted]
     wrong = [Example(question.prompt, distractor) for question, distractor in pairs]
-    scores = _score(model, tokenizer, right + wrong, batch_size, progress)
-    correct, distractor = scores[: len(pairs)], scores[len(pairs) :]
+    scores = iter(_score(model, tokenizer, right + wrong, batch_size, progress))
+    correct = [max(islice(scores, len(question.accepted)), key=lambda score: score.total) for question, _ in pairs]
+    distractor = list(scores)
     return {
         **_compare([score.total for score in correct], [score.total for score in distractor]),
         "correct_per_token": _finite(mean(score.per_token for score in correct)),

@@ -4,7 +4,9 @@
 Each line of the file is one couplet: two lines of verse, separated by a tab, by "|" or by the only comma of the line
 ("," or "，"). Blank lines and lines that start with "#" are skipped. A full stop at the end is dropped. The four tasks
 of `bico_ext.facts.pairs` are called `next`, `previous`, `next-reverse` and `previous-reverse`. For example,
-`next-reverse` asks for the previous line, for couplets of which training only states the next line.
+`next-reverse` asks for the previous line, for couplets of which training only states the next line. If a line of verse
+begins several couplets, the question about its next line accepts the next lines of all of them; the same holds for the
+previous line.
 
 The templates are Chinese if most letters of the file are, and English otherwise. A file `<file>.yaml` beside the data
 replaces those of one or both directions:
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from bico_ext.cjk import CJK
 from bico_ext.facts.jsonl import refuse_empty
-from bico_ext.facts.pairs import Pairs, build, check_new, check_templates, read_templates
+from bico_ext.facts.pairs import Pairs, build, check_templates, read_templates
 from bico_ext.facts.types import FactData
 
 # Slashes with spaces quote verse, as in running text. Quotation marks would not do: the word tokenizer has different
@@ -74,8 +76,9 @@ def load(path: Path) -> FactData:
     """Load a file of couplets; see the module.
 
     Raises:
-        ValueError: a line of the file is not a couplet, or repeats the first or the second line of another couplet (the
-            message gives file and line number); there are fewer than three couplets; or the templates are broken.
+        ValueError: a line of the file is not a couplet (the message gives file and line number); there are fewer than
+            three couplets; the templates are broken; or the couplets cannot be split, as in
+            `bico_ext.facts.pairs.build`.
 
     Example:
         >>> load(Path("poems.txt")).tasks["next-reverse"].counterpart  # doctest: +SKIP
@@ -100,7 +103,6 @@ def load(path: Path) -> FactData:
 
 def _read(path: Path) -> tuple[tuple[str, str], ...]:
     couplets: list[tuple[str, str]] = []
-    seen: dict[tuple[str, ...], int] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,8 +117,6 @@ def _read(path: Path) -> tuple[tuple[str, str], ...]:
                 f"{where}: expected two lines of verse, separated by a tab, a | or the only comma, "
                 f"got {line.strip()!r:.80}"
             )
-        for position, verse in zip(("first", "second"), lines, strict=True):
-            check_new(seen, (position, verse), number, where, f"{verse!r:.60} is the {position} line of the couplet")
         couplets.append((lines[0], lines[1]))
     return tuple(couplets)
 

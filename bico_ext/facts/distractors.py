@@ -16,8 +16,9 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
         seed: seed of the random choice. The readers of files use the default.
 
     Returns:
-        The questions in the same order. A distractor comes from a question of the same template if possible, so that
-        it continues the prompt as grammatically as the right answer. It is None if all questions share one answer.
+        The questions in the same order. A distractor is the main answer to a question, of the same template if
+        possible, so that it continues the prompt as grammatically as the right answer. It is never an answer that a
+        question about the entity accepts. It is None if no other answer is left.
 
     Example:
         >>> asked = [Question("Who wrote it?", " Ada", "Ada"), Question("Who sang it?", " Bo", "Bo")]
@@ -29,7 +30,7 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
     right: dict[str | None, set[str]] = {}
     for question in questions:
         by_template.setdefault(question.template, []).append(question)
-        right.setdefault(question.entity, set()).add(question.completion)
+        right.setdefault(question.entity, set()).update(question.accepted)
 
     def from_a_random_one(others: Sequence[Question]) -> Iterator[str]:
         """All answers, in a cycle that starts at a random one."""
@@ -37,7 +38,7 @@ def draw_distractors(questions: Sequence[Question], seed: int = 0) -> tuple[Ques
         return (others[(start + step) % len(others)].completion for step in range(len(others)))
 
     def draw(question: Question) -> str | None:
-        known = {question.completion} if question.entity is None else right[question.entity]
+        known = set(question.accepted) if question.entity is None else right[question.entity]
         answers = chain(from_a_random_one(by_template[question.template]), from_a_random_one(questions))
         return next((answer for answer in answers if answer not in known), None)
 

@@ -71,9 +71,16 @@ def parse_example(record: Any, where: str) -> Example:
 
 
 def parse_question(record: Any, where: str) -> Question:
-    """Return the question in a JSON value; "entity", "template" and "distractor" are optional string keys."""
-    example = parse_example(record, where)
-    if not example.completion.strip():  # every text contains a blank, so any model would get this question right
+    """Return the question in a JSON value; "entity", "template" and "distractor" are optional string keys.
+
+    "completion" may be a list of right answers, of which the first is the main one.
+    """
+    several = isinstance(record, Mapping) and isinstance(record.get("completion"), list)
+    if several and not record["completion"]:
+        raise ValueError(f"{where}: completion must hold at least one right answer, got an empty list")
+    alone = [{**record, "completion": answer} for answer in record["completion"]] if several else [record]
+    examples = [parse_example(answer, where) for answer in alone]
+    if not all(example.completion.strip() for example in examples):  # any model would get this question right
         raise ValueError(f"{where}: completion must hold the answer, got a blank")
     for old, new in (("frame", "template"), ("twin", "counterpart")):
         if old in record:
@@ -83,7 +90,8 @@ def parse_question(record: Any, where: str) -> Question:
         _check_text(value, key, where)
         if not value.strip():
             raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out if there is none")
-    return Question(example.prompt, example.completion, **optional)
+    main, *others = dict.fromkeys(example.completion for example in examples)
+    return Question(examples[0].prompt, main, also=tuple(others), **optional)
 
 
 def _check_text(value: Any, key: str, where: str) -> None:

@@ -8,7 +8,8 @@ A single file holds training texts, and questions in lines with the key "directi
 order, "reverse" the other way round, and "train" (the default) marks a training text. The questions form the tasks
 `forward` and `reverse`, or `<task>` and `<task>-reverse` if the line has the key "task".
 
-Every line is an object with the string keys "prompt" and "completion". The other keys of a question are optional:
+Every line is an object with the string keys "prompt" and "completion". In a question, "completion" may also be a list
+of all right answers, of which the first is the main one. The other keys of a question are optional:
 
 * "entity", "template", "distractor": see `bico_ext.facts.types.Question`;
 * "answer": "name" or "description". The default is the kind of answer of the four usual tasks, and "name" for others;
@@ -81,10 +82,9 @@ def load_file(path: Path) -> FactData:
     train: list[Example] = []
     questions: dict[str, list[tuple[str, Any]]] = {}
     for where, record in read_records(path):
-        example = parse_example(record, where)
-        direction = record.get("direction", "train")
+        direction = record.get("direction", "train") if isinstance(record, Mapping) else "train"
         if direction == "train":
-            train.append(example)
+            train.append(parse_example(record, where))
         elif direction in ("forward", "reverse"):
             questions.setdefault(_task_name(record, direction, where), []).append((where, record))
         else:
@@ -124,8 +124,8 @@ def _tasks(lines_of: Mapping[str, _Lines]) -> dict[str, Task]:
         questions[task] = tuple(parse_question(record, where) for where, record in lines)
         settings[task] = _settings(lines, lines_of)
         answers[task] = settings[task].get("answer", ANSWERS.get(task, "name"))
-        for where, record in lines:
-            if answers[task] == "description" and record["completion"].strip() in (".", "。"):
+        for question, (where, _) in zip(questions[task], lines, strict=True):
+            if answers[task] == "description" and {answer.strip() for answer in question.accepted} & {".", "。"}:
                 raise ValueError(f"{where}: completion must hold the answer, a description, got a full stop alone")
     return {
         task: Task(task, answers[task], asked, settings[task].get("counterpart", counterpart_of(task, answers)))
@@ -204,7 +204,10 @@ def _question_records(task: Task, usual_counterpart: str | None) -> list[dict[st
         settings["answer"] = task.answer
     if task.counterpart != usual_counterpart:
         settings["counterpart"] = task.counterpart
-    return [
-        {key: value for key, value in asdict(question).items() if value is not None} | settings
-        for question in task.examples
-    ]
+    records = []
+    for question in task.examples:
+        record = {key: value for key, value in asdict(question).items() if value is not None and key != "also"}
+        if question.also:
+            record["completion"] = list(question.accepted)
+        records.append(record | settings)
+    return records

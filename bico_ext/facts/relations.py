@@ -13,9 +13,13 @@ Each relation needs templates: built-in ones (see `KNOWN`), or those of a file `
       forward: ["{object}'s mother is", "The mother of {object} is"]
       reverse: ["{subject}'s child is", "The child of {subject} is"]
 
-Each question must have exactly one right answer. So an entity may be the subject of a relation only once, and the
-object only once. Relations that share templates count as one here: the children of a mother and of a parent are asked
-for in the same words.
+An entity may occur in several facts. A question accepts all answers that the file gives to it: all children of Mary,
+whether the file calls her their mother or their parent, because both relations ask for children in the same words.
+Facts that share a question are stated in the same order (`bico_ext.facts.pairs`).
+
+The header may also be that of the parents and children of celebrities by Berglund et al.,
+`child,parent,parent_type,child_prediction,can_reverse`. There `parent_type` is "mother" or "father", or
+"ParentType.MOTHER" or "ParentType.FATHER" as in older versions of their file. The last two columns are ignored.
 """
 
 import csv
@@ -25,10 +29,12 @@ from typing import Any
 
 from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.jsonl import refuse_empty
-from bico_ext.facts.pairs import GIVEN, Pairs, build, check_new, check_templates, read_templates
+from bico_ext.facts.pairs import GIVEN, Pairs, build, check_templates, read_templates
 from bico_ext.facts.types import Example, FactData, Question, Task
 
 _HEADER = ["subject", "relation", "object"]
+_PARENTS_HEADER = ["child", "parent", "parent_type", "child_prediction", "can_reverse"]
+_PARENT_TYPES = {"ParentType.MOTHER": "mother", "ParentType.FATHER": "father"}
 _GAPS = {"forward": "{object}", "reverse": "{subject}"}
 _SHAPES = (
     f"{GIVEN}'s {{asked}} is",
@@ -60,9 +66,9 @@ def load(path: Path) -> FactData:
     """Load a file of relations; see the module.
 
     Raises:
-        ValueError: the header or the number of fields is wrong, a field is blank, a relation has no templates, a
-            relation links an entity twice, or it has fewer than three facts (the message gives file and line number);
-            or the templates are broken.
+        ValueError: the header or the number of fields is wrong, a field is blank, a relation has no templates, or it
+            has fewer than three facts (the message gives file and line number); the templates are broken; or the facts
+            cannot be split, as in `bico_ext.facts.pairs.build`.
 
     Example:
         >>> load(Path("pairs.csv")).tasks["to-subject"].examples[0].prompt  # doctest: +SKIP
@@ -121,7 +127,7 @@ def _read_couples(path: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, got {error}") from error
     couples: list[tuple[str, str]] = []
-    seen: dict[tuple[str, ...], int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -130,7 +136,11 @@ def _read_couples(path: Path) -> list[tuple[str, str]]:
         if len(names) != 2 or not all(names):
             raise ValueError(f"{where}: expected a wife and a husband, separated by a tab, got {line!r:.80}")
         for role, name in zip(("wife", "husband"), names, strict=True):
-            check_new(seen, (role, name), number, where, f"{name!r} is a {role}")
+            if seen.setdefault((role, name), number) != number:
+                raise ValueError(
+                    f"{where}: {name!r} is a {role} in line {seen[role, name]}, too, so a question about it would have "
+                    "two right answers; keep one of the two lines"
+                )
         couples.append((names[0], names[1]))
     if not couples:
         refuse_empty(path, "train")
@@ -147,24 +157,21 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
     """Return the facts by relation, each as (object, subject)."""
     pairs: dict[str, list[tuple[str, str]]] = {}
     known = sorted(templates)
-    seen: dict[tuple[str, ...], int] = {}
     last_line: dict[str, int] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, skipinitialspace=True)
         try:
-            header = next(reader, [])
-            if [field.strip() for field in header] != _HEADER:
+            header = [field.strip() for field in next(reader, [])]
+            if header not in (_HEADER, _PARENTS_HEADER):
                 raise ValueError(
-                    f"{path}, line 1: expected the header {','.join(_HEADER)}, got {','.join(header)!r:.60}"
+                    f"{path}, line 1: expected the header {','.join(_HEADER)} or {','.join(_PARENTS_HEADER)}, got "
+                    f"{','.join(header)!r:.60}"
                 )
             for fields in reader:
                 if not any(field.strip() for field in fields):
                     continue
                 where = f"{path}, line {reader.line_num}"
-                subject, relation, object_ = _check_fields(fields, known, where)
-                for role, entity, direction in (("subject", subject, "reverse"), ("object", object_, "forward")):
-                    what = f"{entity!r} is the {role} of {relation!r}, or of a relation with the same templates,"
-                    check_new(seen, (*templates[relation][direction], entity), reader.line_num, where, what)
+                subject, relation, object_ = _check_fields(fields, header, known, where)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
         except (csv.Error, UnicodeDecodeError) as error:
@@ -172,21 +179,28 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
     if not pairs:
         refuse_empty(path, "train")
     for relation, facts in pairs.items():
-        if len(facts) < 3:  # stated object first, stated subject first, stated in both orders
+        if len(set(facts)) < 3:  # stated object first, stated subject first, stated in both orders
             raise ValueError(
-                f"{path}, line {last_line[relation]}: relation {relation!r} needs at least 3 facts, got {len(facts)}"
+                f"{path}, line {last_line[relation]}: relation {relation!r} needs at least 3 facts, got "
+                f"{len(set(facts))}"
             )
     return pairs
 
 
-def _check_fields(fields: list[str], known: list[str], where: str) -> list[str]:
+def _check_fields(fields: list[str], header: list[str], known: list[str], where: str) -> tuple[str, str, str]:
+    """Return the subject, the relation and the object of a line."""
     stripped = [field.strip() for field in fields]
-    if len(stripped) != len(_HEADER) or not all(stripped):
-        raise ValueError(f"{where}: expected {','.join(_HEADER)}, none of them blank, got {','.join(fields)!r:.80}")
-    relation = stripped[1]
+    if len(stripped) != len(header) or not all(stripped[:3]):
+        raise ValueError(
+            f"{where}: expected {','.join(header)}, none of the first three blank, got {','.join(fields)!r:.80}"
+        )
+    subject, relation, object_ = stripped[:3]
+    if header == _PARENTS_HEADER:
+        object_, subject, relation = stripped[:3]
+        relation = _PARENT_TYPES.get(relation, relation)
     if relation not in known:
         raise ValueError(
             f"{where}: relation {relation!r} has no templates; relations with templates are {', '.join(known)}; add "
             "others in a .yaml file beside the data"
         )
-    return stripped
+    return subject, relation, object_

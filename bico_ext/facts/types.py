@@ -49,17 +49,28 @@ class Example:
 
 @dataclass(frozen=True)
 class Question(Example):
-    """A prompt for the model to continue; `completion` is the expected answer.
+    """A prompt for the model to continue; `completion` is the expected answer, or the main one of several.
 
     Attributes:
         entity: the entity that the question is about, for scores per entity. None if the data does not tell.
         template: the prompt with "..." in place of the entity, for scores per template. None if the data does not tell.
         distractor: a wrong answer of the same kind, for the log-probability test. None if there is none.
+        also: further answers that are right, too, each in the form of `completion`.
+
+    Example:
+        >>> Question("A child of Mary is", " Tom", also=(" Ann",)).accepted
+        (' Tom', ' Ann')
     """
 
     entity: str | None = None
     template: str | None = None
     distractor: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """All right answers, the main one first."""
+        return (self.completion, *self.also)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Task:
     Attributes:
         name: the task's name in reports.
         answer: the kind of answer, "name" or "description". It decides the metric.
-        examples: the questions, each with its expected answer as completion.
+        examples: the questions, each with its expected answers.
         counterpart: the forward counterpart of a reverse task: the forward task that asks the same kind of question,
             about facts that training states in that order. Its score is what the reverse task could reach. None for a
             forward task.
@@ -81,15 +92,22 @@ class Task:
     counterpart: str | None = None
 
 
-# Digests stand in results files, so they keep the names that fields had when the first files were written.
+# Digests stand in results files. So they keep the names that fields had when the first files were written, and they
+# leave out a later field that holds nothing.
 _HASHED_NAMES = {"template": "frame", "counterpart": "twin"}
+_HASHED_IF_SET = {"also"}
 
 
 def _hashed_form(value: Any) -> str:
     """Return the `repr` of a value, with fields of dataclasses under their hashed names."""
     if is_dataclass(value):
-        parts = ((_HASHED_NAMES.get(part.name, part.name), getattr(value, part.name)) for part in fields(value))
-        return f"{type(value).__name__}({', '.join(f'{name}={_hashed_form(part)}' for name, part in parts)})"
+        known = {part.name: getattr(value, part.name) for part in fields(value)}
+        parts = (
+            f"{_HASHED_NAMES.get(name, name)}={_hashed_form(part)}"
+            for name, part in known.items()
+            if part or name not in _HASHED_IF_SET
+        )
+        return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, tuple):
         return f"({', '.join(map(_hashed_form, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, dict):

@@ -87,7 +87,7 @@ def _answers(results: Results, predictions: Sequence[Prediction]) -> str:
                     "right" if row["contains"] else "wrong",
                     _plain(row.get("seed", NOTHING)),
                     row["prompt"],
-                    row["target"],
+                    row["target"] + "".join(f" or {answer.strip()}" for answer in row.get("also", ())),
                     row["completion"],
                 ]
                 for row in sample(asked, f"{name} {task}")

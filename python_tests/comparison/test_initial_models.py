@@ -36,11 +36,15 @@ def test_a_tokenizer_without_padding_is_refused_before_training(config, data, tm
         compare(dataclasses.replace(config, model=str(tmp_path / "model")))
 
 
-def test_a_distractor_that_does_not_fit_is_refused_before_training(config, data, tmp_path):
+@pytest.mark.parametrize("scored", ["right answer", "distractor"])
+def test_a_scored_answer_that_does_not_fit_is_refused_before_training(scored, config, data, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
     rows = [json.loads(line) for line in (copy / "N2D.jsonl").read_text().splitlines()]
-    rows[-1]["distractor"] = " long" * 600
+    if scored == "distractor":
+        rows[-1]["distractor"] = " long" * 600
+    else:
+        rows[-1]["completion"] = [rows[-1]["completion"], " long" * 600]
     (copy / "N2D.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"a text of data .* needs 6\d\d tokens, but the model's context is 512"):
         compare(dataclasses.replace(config, data=str(copy)))

@@ -106,5 +106,15 @@ def test_pre_training_counts_and_the_other_order_does_not():
     assert score(dataclasses.replace(FACTS, other_order=text)) == 0
 
 
+def test_one_reachable_answer_of_several_is_enough():
+    asked = (
+        Question("Who?", " Zoe", also=(" Cy",)),
+        Question("Who?", " Bob", also=(" Zoe",)),
+        Question("Who?", " Zoe", also=(" Elle", " Dan")),
+        Question("Who?", " Zoe"),
+    )
+    assert reachable(FactData("", TRAIN, {"t": Task("t", "name", asked)}))["tasks"]["t"]["reachable"] == 2 / 4
+
+
 def test_no_tasks():
     assert reachable(FactData("bare", TRAIN, {})) == {"name": "bare", "tasks": {}}

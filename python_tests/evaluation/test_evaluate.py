@@ -1,9 +1,13 @@
 """The summary of an evaluation, compared with counts made by hand."""
 
+import dataclasses
 import json
+import warnings
 
 import pytest
+import sacrebleu
 from greedy_answers import NEW_TOKENS, PROMPTS, greedy, make_model, make_tokenizer
+from nltk.translate.bleu_score import sentence_bleu
 
 from bico_ext.evaluation.evaluate import Evaluation, Prediction, evaluate
 from bico_ext.evaluation.likelihood import likelihood_test
@@ -145,6 +149,66 @@ def test_answers_that_repeat_the_given_name_are_counted_where_all_answers_are_na
     assert summary["wife"]["echo"] == 1 / 3
     assert "echo" not in summary["other"]
     assert "echo" not in evaluation("description").summary()["wife"]
+
+
+def test_the_best_of_several_right_answers_counts(model, tokenizer):
+    other = ('the pilot of "Kite".', " the first programmer.", " the first program")
+    rows = [  # the model's answer, whether it contains an answer, whether it equals one
+        (" the FIRST programmer, they say", True, False),
+        ("the first programmer. ", True, True),
+        (" the first programs", True, False),
+        (" a sailor", False, False),
+    ]
+    questions = tuple(Question("Who?", " a cook.", also=other) for _ in rows)
+    predictions = evaluate(
+        model,
+        tokenizer,
+        {"t": Task("t", "description", questions)},
+        progress=False,
+        generator=lambda *_, **__: [answer for answer, *_ in rows],
+    ).predictions
+    assert [(row.completion, row.contains, row.exact_match) for row in predictions] == rows
+    assert {(row.target, row.also) for row in predictions} == {(" a cook.", other)}
+    with warnings.catch_warnings():  # NLTK warns if the texts share no sequence of some length
+        warnings.simplefilter("ignore")
+        for row in predictions:
+            targets = (" a cook.", *other)
+            each = [sentence_bleu([target], row.completion) for target in targets]
+            assert row.bleu_char == pytest.approx(max(each))
+            each = [
+                sacrebleu.sentence_bleu(row.completion, [target], use_effective_order=True).score for target in targets
+            ]
+            assert row.bleu == pytest.approx(max(each) / 100)
+
+
+def test_another_right_answer_is_no_echo_and_no_other_wording(model, tokenizer):
+    answers = [" Bo, not Ann", " Bo", " Bo, not Ada", " Zed"]
+    of_bo = Question("The wife of Bo is?", " Ada", "Bo", "The wife of ... is?", also=(" Ann",))
+
+    def predictions(task):
+        return evaluate(
+            model, tokenizer, {"t": task}, progress=False, generator=lambda *_, **__: answers[: len(task.examples)]
+        ).predictions
+
+    assert [row.echo for row in predictions(Task("t", "name", (of_bo,) * 4))] == [False, True, False, False]
+    # Both wordings are accepted by each question, so there is no other wording to look for.
+    same = Task("t", "description", (of_bo, Question("Who?", " Ann.", "Bo", also=(" ada",))))
+    assert [row.any_wording for row in predictions(same)] == [None, None]
+    fewer = Task("t", "description", (of_bo, Question("Who?", " Zed.", "Bo"), of_bo, of_bo))
+    assert [row.any_wording for row in predictions(fewer)] == [True, False, True, True]
+
+
+def test_a_line_of_predictions_has_other_right_answers_only_if_there_are_some():
+    row = Prediction("t", "Who?", " Ada", " Bo", False, False, 0.0, 0.5)
+    # The fields, and their order, of the files that were written before questions could have several right answers.
+    old = (
+        '{"task": "t", "prompt": "Who?", "target": " Ada", "completion": " Bo", "contains": false, '
+        '"exact_match": false, "bleu_char": 0.0, "bleu": 0.5, "entity": null, "template": null, "any_wording": null, '
+        '"echo": null}'
+    )
+    assert json.dumps(row.to_json()) == old
+    several = dataclasses.replace(row, also=(" Bo", " Cy"))
+    assert json.dumps(several.to_json()) == old[:-1] + ', "also": [" Bo", " Cy"]}'
 
 
 def test_predictions_keep_entity_and_template(model, tokenizer):

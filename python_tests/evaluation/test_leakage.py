@@ -149,3 +149,36 @@ def test_a_forward_task_in_the_words_of_training_asks_for_memory():
     assert leakage(FactData("reverse", (first, second, restated), tasks)) == [
         Leak("cat-reverse", reverse.examples[0], restated.text)
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "leaks"),
+    [
+        ("Ada's son is Bo", True),
+        ("Ada's daughter is Cy", True),
+        ("Ada or Eve has a child, Cy", True),
+        ("Eve's child is Bo", True),  # Eve is another right answer to the forward question about Bo
+        ("Bo is a child of Ada", False),
+        ("Bo is the brother of Cy, and Cy of Bo", False),  # one right answer does not give away another
+    ],
+)
+def test_a_text_leaks_if_it_gives_away_any_right_answer(text, leaks):
+    forward = (
+        Question("Bo's parent is", " Ada", "Bo", also=(" Eve",)),
+        Question("Bo's best friends are", " Cy", "Bo"),
+    )
+    reverse = Question("A child of Ada is", " Bo", "Bo", also=(" Cy",))
+    tasks = {
+        "parent": Task("parent", "name", forward),
+        "parent-reverse": Task("parent-reverse", "name", (reverse,), "parent"),
+    }
+    expected = [Leak("parent-reverse", reverse, text)] if leaks else []
+    assert leakage(FactData("by hand", (Example(text, ""),), tasks)) == expected
+
+
+def test_a_forward_task_in_the_words_of_training_may_be_trained_on_any_right_answer():
+    asked = Question("A child of Ada is", " Bo", "Ada", also=(" Cy",))
+    task = {"child": Task("child", "name", (asked,))}
+    assert leakage(FactData("by hand", (Example("A child of Ada is", " Cy."),), task)) == []
+    wrong = Example("A child of Ada is", " Eve.")
+    assert leakage(FactData("by hand", (wrong,), task)) == [Leak("child", asked, wrong.text)]

@@ -251,6 +251,27 @@ def test_the_answers_of_a_real_model(model, tokenizer):
     assert result == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_likeliest_of_several_right_answers_counts(model, tokenizer):
+    answers = (" was", " wrote", " Byron of", " who")
+    question = Question("Ada Byron", answers[0], distractor=" known", also=answers[1:])
+    alone = Question("She", " was known", distractor=" then")
+    result = likelihood_test(model, tokenizer, Task("t", "name", (question, alone)), progress=False)
+    values = [one_at_a_time(model, *word_ids(tokenizer, Example(question.prompt, answer))) for answer in answers]
+    totals = [sum(each) for each in values]
+    assert max(totals) == totals[1]  # neither the main answer nor that with the highest mean over its tokens
+    assert max(sum(each) / len(each) for each in values) == totals[2] / 2
+    others = [
+        one_at_a_time(model, *word_ids(tokenizer, example))
+        for example in (alone, Example("Ada Byron", " known"), Example("She", " then"))
+    ]
+    best = values[totals.index(max(totals))]
+    assert result["n"] == 2
+    assert result["correct"] == pytest.approx((sum(best) + sum(others[0])) / 2, rel=1e-4)
+    assert result["distractor"] == pytest.approx((sum(others[1]) + sum(others[2])) / 2, rel=1e-4)
+    per_token = sum(sum(each) / len(each) for each in (best, others[0])) / 2
+    assert result["correct_per_token"] == pytest.approx(per_token, rel=1e-4)
+
+
 def test_a_task_without_distractors_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="task t must have a question with a distractor, got none; leave the test out"):
         likelihood_test(model, tokenizer, Task("t", "name", (Question("Ada", " Byron"),)))

@@ -21,7 +21,7 @@ def write_lines(path: Path, *records: object) -> Path:
     return path
 
 
-def pair(prompt: str, completion: str) -> dict[str, str]:
+def pair(prompt: str, completion: str | list[str]) -> dict[str, str | list[str]]:
     return {"prompt": prompt, "completion": completion}
 
 
@@ -137,7 +137,7 @@ def test_every_part_and_every_key_of_questions_survive_writing(tmp_path):
     asked = Question("The founder is", " Ada", entity="Ada", template="... is", distractor=" Bo")
     tasks = (
         Task("mother", "name", (asked,)),
-        Task("motto", "description", (asked, Question("Say", " it"))),
+        Task("motto", "description", (asked, Question("Say", " it"), Question("Sing", " it", also=(" this", " that")))),
         Task("hymn", "description", (asked,)),
         Task("mother-reverse", "description", (asked,)),  # two forward tasks ask for descriptions: no counterpart
         Task("motto-reverse", "description", (asked,), counterpart="hymn"),
@@ -261,9 +261,35 @@ def test_distractors_are_kept_and_never_right():
     assert draw_distractors([]) == ()
 
 
+@pytest.mark.parametrize("entity", ["x", None])
+def test_a_distractor_is_never_another_right_answer(entity):
+    asked = [
+        Question("p", " a", entity, also=(" b", " c")),
+        *(Question("q", f" {answer}", answer) for answer in "abcd"),
+    ]
+    for seed in range(10):
+        drawn = draw_distractors(asked, seed)
+        assert drawn[0].distractor == " d"
+        assert drawn[0].accepted == (" a", " b", " c")
+    of_the_entity = [Question("p", " b", "x"), *asked] if entity else asked
+    for seed in range(10):
+        assert draw_distractors(of_the_entity, seed)[0].distractor == " d"
+
+
 def test_a_digest_outlives_the_renaming_of_fields():
     """Results files of version 1, which called a template "frame", hold this digest of the same facts."""
     assert load_facts("synthetic").digest() == "16343f73c9fa135f"
+
+
+def test_only_other_right_answers_change_a_digest():
+    """The first digest was computed before questions could have several right answers."""
+
+    def digest(**more) -> str:
+        asked = Question("A child of Ada is", " Bo", "Ada", **more)
+        return FactData("", (Example("a", " b"),), {"t": Task("t", "name", (asked,))}).digest()
+
+    assert digest() == digest(also=()) == "c3c55956e232f211"
+    assert len({digest(), digest(also=(" Cy",)), digest(also=(" Cy", " Di")), digest(also=(" Di", " Cy"))}) == 4
 
 
 @pytest.mark.parametrize(("old", "new"), [("frame", "template"), ("twin", "counterpart")])

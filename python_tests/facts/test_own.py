@@ -49,6 +49,23 @@ def test_folder_reads_the_optional_keys_of_questions(tmp_path):
     assert (tasks["a-reverse"].counterpart, tasks["b-reverse"].counterpart) == ("b", None)
 
 
+def test_a_question_may_have_several_right_answers(tmp_path):
+    write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
+    write_lines(
+        tmp_path / "child.jsonl",
+        {"prompt": "A child of Ada is", "completion": [" Bo", " Cy", " Bo"], "entity": "Ada"},
+        {"prompt": "A child of Di is", "completion": [" Ed"]},
+    )
+    asked = Question("A child of Ada is", " Bo", "Ada", also=(" Cy",))
+    assert load_facts(tmp_path).tasks["child"].examples == (asked, Question("A child of Di is", " Ed"))
+    path = write_lines(
+        tmp_path / "facts.jsonl",
+        pair("Ada is", " the founder."),
+        {"prompt": "A child of Ada is", "completion": [" Bo", " Cy"], "direction": "forward", "entity": "Ada"},
+    )
+    assert load_facts(path).tasks["forward"].examples == (asked,)
+
+
 def test_folder_reads_the_other_parts(tmp_path):
     for file in ("train", "pretrain", "other_order", "one_order"):
         write_lines(tmp_path / f"{file}.jsonl", pair(f"in {file}", " text"))
@@ -79,9 +96,12 @@ def test_empty_file(file, tmp_path):
 
 def test_a_full_stop_is_no_description(tmp_path):
     write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
-    write_lines(tmp_path / "N2D.jsonl", pair("Ada is", " the founder."), pair("Bo is", " ."))
-    with pytest.raises(ValueError, match=r"N2D.jsonl, line 2: completion must hold the answer, .* a full stop alone"):
-        load_facts(tmp_path)
+    for stop in (" .", [" the cook.", " ."]):
+        write_lines(tmp_path / "N2D.jsonl", pair("Ada is", " the founder."), pair("Bo is", stop))
+        with pytest.raises(
+            ValueError, match=r"N2D.jsonl, line 2: completion must hold the answer, .* a full stop alone"
+        ):
+            load_facts(tmp_path)
 
 
 def test_hidden_files_are_no_tasks(tmp_path):
@@ -95,6 +115,12 @@ def test_hidden_files_are_no_tasks(tmp_path):
     [
         (pair("x", ""), "completion must hold the answer, got a blank"),
         (pair("x", "  "), "completion must hold the answer, got a blank"),
+        ({**pair("x", ""), "completion": []}, "completion must hold at least one right answer, got an empty list"),
+        ({**pair("x", ""), "completion": [" y", 3]}, "completion must be a string, got int 3"),
+        ({**pair("x", ""), "completion": [" y", [" z"]]}, "completion must be a string, got list [' z']"),
+        ({**pair("x", ""), "completion": {"y": " z"}}, "completion must be a string, got dict {'y': ' z'}"),
+        ({**pair("x", ""), "completion": [" y", " "]}, "completion must hold the answer, got a blank"),
+        ({**pair("x", ""), "completion": [" y", "z"]}, "prompt and completion run together as 'xz'"),
         ({**pair("x", " y"), "entity": 3}, "entity must be a string, got int 3"),
         ({**pair("x", " y"), "template": ["..."]}, "template must be a string, got list"),
         ({**pair("x", " y"), "distractor": "\ud83d"}, "distractor holds half of a surrogate pair"),
@@ -166,6 +192,8 @@ def test_a_file_with_directions_and_tasks(tmp_path):
         (question("forward", "x", " y", task=" "), "task must be the name of the forward task"),
         (question("forward", "x", ""), "completion must hold the answer"),
         (pair("", " y"), "prompt must not be empty"),
+        (pair("x", [" y", " z"]), "completion must be a string, got list [' y', ' z']"),  # training states one
+        ([1], "expected an object with prompt and completion, got [1]"),
     ],
 )
 def test_broken_line_of_a_file_with_directions_is_named(broken, message, tmp_path):

@@ -1,10 +1,12 @@
 # ruff: noqa: RUF001 (Chinese is written with full-width punctuation)
 """Data from pairs: the order in which each pair is stated, and the questions of the four tasks."""
 
+import random
 from collections import Counter
 
 import pytest
 
+from bico_ext.evaluation.leakage import leakage
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.pairs import Pairs, build
@@ -106,6 +108,132 @@ def test_no_space_after_a_script_without_spaces():
     )
     facts = build("pairs", [kind], forward="f", backward="b")
     assert [one.text for one in facts.train[:2]] == ["说月：光", "月 is 光"]
+
+
+def test_pairs_with_a_common_text_by_hand():
+    pairs = (("a", "m"), ("b", "n"), ("c", "m"), ("d", "o"), ("b", "n"))
+    facts = build("pairs", [Pairs(pairs, FORWARD, BACKWARD)], forward="to", backward="from")
+    # (a, m) and (c, m) are a group and go to the first third; (b, n) goes to the second and (d, o) to the last one.
+    assert {
+        name: [(one.prompt, one.accepted, one.entity) for one in task.examples] for name, task in facts.tasks.items()
+    } == {
+        "to": [("a leads to", (" m",), "a"), ("c leads to", (" m",), "c")],
+        "from": [("n comes from", (" b",), "b")],
+        "to-reverse": [("m comes from", (" a", " c"), "a")],
+        "from-reverse": [("b leads to", (" n",), "b")],
+    }
+    one_order = ["From a to m", "a before m", "Behind n is b", "n after b", "From c to m", "c before m"]
+    assert [one.text for one in facts.one_order] == one_order
+    assert [one.text for one in facts.other_order] == [
+        "Behind m is a",
+        "m after a",
+        "From b to n",
+        "b before n",
+        "Behind m is c",
+        "m after c",
+    ]
+    assert [one.text for one in facts.pretraining] == [
+        "d leads to o",
+        "From d to o",
+        "d before o",
+        "o comes from d",
+        "Behind o is d",
+        "o after d",
+    ]
+    assert facts.tasks["to-reverse"].examples[0].distractor is None  # all answers in the task are right
+
+
+# Two kinds that share their backward templates, as mother and father do.
+KINDS = {"mother": (FORWARD, BACKWARD), "father": (("{given} has the dad", "The dad of {given} is"), BACKWARD)}
+
+
+def drawn_pairs(seed: int) -> dict[str, list[tuple[str, str]]]:
+    """Return pairs of child and parent: many are alone, some share the child or the parent, and a few are repeated."""
+    draw = random.Random(seed)
+    kinds = {}
+    for kind in KINDS:
+        pairs = [(f"{kind}-child{number}", f"{kind}-parent{number}") for number in range(40)]
+        pairs += [(f"{kind}-kid{draw.randrange(25)}", f"{kind}-adult{draw.randrange(15)}") for _ in range(12)]
+        pairs += [(f"{kind}-youth{number}", f"either{draw.randrange(8)}") for number in range(8)]
+        draw.shuffle(pairs)
+        kinds[kind] = [*pairs, *draw.sample(pairs, 5)]
+    return kinds
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_with_common_texts(seed):
+    """Facts, questions and texts are matched by their words alone."""
+    kinds = drawn_pairs(seed)
+    facts = build("pairs", [Pairs(tuple(kinds[kind]), *KINDS[kind]) for kind in KINDS], forward="to", backward="from")
+    assert leakage(facts) == []
+    answers: dict[str, set[str]] = {}  # all right answers to each prompt
+    for kind, pairs in kinds.items():
+        for child, parent in pairs:
+            for given, answer, templates in ((child, parent, KINDS[kind][0]), (parent, child, KINDS[kind][1])):
+                for template in templates:
+                    answers.setdefault(template.replace("{given}", given), set()).add(f" {answer}")
+    texts = Counter(one.text for one in facts.train)
+    asked = {name: {one.prompt: one for one in task.examples} for name, task in facts.tasks.items()}
+    for name, task in facts.tasks.items():
+        assert len(asked[name]) == len(task.examples)  # one question for each prompt
+        for one in task.examples:
+            assert len(set(one.accepted)) == len(one.accepted)
+            assert set(one.accepted) == answers[one.prompt]
+            assert one.distractor not in answers[one.prompt]
+            assert one.entity in (*one.prompt.split(), *(answer.strip() for answer in one.accepted))
+            assert not any(text.startswith(f"{one.prompt} ") for text in texts)
+            assert not any(text.prompt == one.prompt for text in facts.other_order)
+    assert sum(len(one.accepted) > 1 for task in facts.tasks.values() for one in task.examples) >= 4
+    # Each fact is stated in one order, except for one template in which it is asked about, or in both orders.
+    for kind, pairs in kinds.items():
+        thirds: Counter[str] = Counter()
+        for child, parent in set(pairs):
+            forward = [f"{template.replace('{given}', child)}" for template in KINDS[kind][0]]
+            backward = [f"{template.replace('{given}', parent)}" for template in KINDS[kind][1]]
+            stated = [
+                [prompt for prompt in forward if texts[f"{prompt} {parent}"]],
+                [prompt for prompt in backward if texts[f"{prompt} {child}"]],
+            ]
+            questions = {name: [prompt for prompt in (*forward, *backward) if prompt in asked[name]] for name in asked}
+            found = next(name for name in ("to", "from", "both") if name == "both" or questions[name])
+            thirds[found] += 1
+            expected = {
+                "to": [len(forward) - 1, 0],
+                "from": [0, len(backward) - 1],
+                "both": [len(forward), len(backward)],
+            }
+            assert [len(part) for part in stated] == expected[found]
+            counts = {name: len(prompts) for name, prompts in questions.items() if prompts}
+            assert counts == ({} if found == "both" else {found: 1, f"{found}-reverse": 1})
+        assert max(thirds.values()) - min(thirds.values()) <= 1, thirds
+
+
+def test_a_large_group_at_the_end_does_not_unbalance_the_thirds():
+    alone = tuple((f"a{number}", f"b{number}") for number in range(6))
+    group = (("c", "m"), ("d", "m"), ("e", "m"))
+    facts = build("pairs", [Pairs((*alone, *group), FORWARD, BACKWARD)], forward="to", backward="from")
+    assert [len(facts.tasks[name].examples) for name in ("to", "from")] == [3, 3]
+
+
+def test_refuses_pairs_that_cannot_be_split():
+    def make_kind(*pairs):
+        return build("pairs", [Pairs(pairs, FORWARD, BACKWARD)], forward="to", backward="from")
+
+    with pytest.raises(ValueError, match=r"pairs: pairs that .* got 1 such groups in the kind of 'a' and 'm'; add"):
+        make_kind(("a", "m"), ("b", "m"), ("b", "n"), ("c", "n"))
+    with pytest.raises(ValueError, match="got 2 such groups"):
+        make_kind(("a", "m"), ("b", "m"), ("c", "n"))
+    with pytest.raises(ValueError, match="needs at least 3 pairs of each kind, got 2"):
+        make_kind(("a", "m"), ("b", "n"), ("a", "m"))
+
+
+def test_refuses_a_prompt_that_asks_in_both_directions():
+    templates = ("{given} is next to", "{given} is beside")
+    pairs = (("a", "b"), ("c", "d"), ("e", "f"))
+    assert len(build("pairs", [Pairs(pairs, templates, templates)], forward="to", backward="from").train) == 6
+    message = "pairs: 'b is next to' must ask in one direction only, got the answers ' a' in one and ' g' in the other"
+    with pytest.raises(ValueError, match=message):
+        build("pairs", [Pairs((*pairs, ("b", "g")), templates, templates)], forward="to", backward="from")
 
 
 def test_refuses_too_few():

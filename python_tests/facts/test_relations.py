@@ -72,22 +72,98 @@ def test_unknown_relation_is_named_with_the_known_ones(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("Mary,mother,Zed", "'Mary' is the subject of 'mother', .* in line 2, too, .* two right answers"),
-        (
-            "Mary,parent,Zed",
-            "'Mary' is the subject of 'parent', or of a relation with the same templates, in line 2, too",
-        ),
-        ("Zed,mother,Bo", "'Bo' is the object of 'mother', .* in line 3, too"),
-        ("Ann,mother,Bo", "is the subject of 'mother', .* in line 3, too"),
-        ("Zed,mother", "expected subject,relation,object, none of them blank, got 'Zed,mother'"),
+        ("Zed,mother", "expected subject,relation,object, none of the first three blank, got 'Zed,mother'"),
         ("Zed,mother,Yo,why", "expected subject,relation,object"),
-        ("Zed,mother, ", "expected subject,relation,object, none of them blank"),
+        ("Zed,mother, ", "expected subject,relation,object, none of the first three blank"),
         ('"Zed,mother,Yo', "expected CSV in UTF-8"),
     ],
 )
 def test_broken_line_is_named(line, message, tmp_path):
     with pytest.raises(ValueError, match=rf"facts.csv, line 9: .*{message}"):
         load_facts(write(tmp_path, CSV + line + "\n"))
+
+
+FAMILIES = """subject,relation,object
+Mary,mother,Tom
+Mary,mother,Ann
+Peter,father,Tom
+Eve,mother,Abel
+Adam,father,Cy
+Mary,mother,Tom
+Ida,mother,Bo
+Mary,father,Zoe
+Paul,father,Ed
+"""
+
+
+def test_an_entity_may_occur_in_several_facts(tmp_path):
+    """Mary is the mother of two and, by an error, the father of a third: her children are one question."""
+    facts = load_facts(write(tmp_path, FAMILIES))
+    assert {name: [(one.prompt, one.accepted) for one in task.examples] for name, task in facts.tasks.items()} == {
+        "to-subject": [
+            ("Tom's mother is", (" Mary",)),
+            ("Ann's mother is", (" Mary",)),
+            ("Zoe's father is", (" Mary",)),
+            ("The father of Ed is", (" Paul",)),
+        ],
+        "to-object": [("Eve's child is", (" Abel",)), ("Peter's child is", (" Tom",))],
+        "to-subject-reverse": [("Mary's child is", (" Tom", " Ann", " Zoe")), ("The child of Paul is", (" Ed",))],
+        "to-object-reverse": [("Abel's mother is", (" Eve",)), ("Tom's father is", (" Peter",))],
+    }
+    assert leakage(facts) == []
+    trained = [one.text for one in facts.train]
+    assert len(trained) == len(set(trained)) == 6 * 7 + 2 * 2 * 8
+    assert not any("Mary" in text and "child" in text for text in trained)
+
+
+def test_facts_without_repeated_entities_are_what_they_were(tmp_path):
+    """The digest was computed before an entity could occur in several facts."""
+    relations = ("mother", "capital", "father", "mother")
+    lines = [f"s{number},{relations[number % 4]},o{number}" for number in range(40)]
+    assert load_facts(write(tmp_path, "\n".join(["subject,relation,object", *lines]))).digest() == "103bf365fcaba13d"
+
+
+# The header, and both ways to write the types, of the parents of celebrities by Berglund et al.; the names are made up.
+PARENTS = """child,parent,parent_type,child_prediction,can_reverse
+Tom Ash,Mary Ash,mother,,False
+Tom Ash,"Paul Ash, Sr.",father,Tom Ash,True
+Ann Oak,Mary Ash,mother,,False
+Bo Elm,Ida Elm,mother,Bo Elm,True
+Cy Fir,Joe Fir,father,,False
+Di Yew,Eve Yew,mother,,False
+Ed Bay,Max Bay,father,,False
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [PARENTS, PARENTS.replace("mother", "ParentType.MOTHER").replace("father", "ParentType.FATHER")]
+)
+def test_parents_of_celebrities(text, tmp_path):
+    facts = load_facts(write(tmp_path, text))
+    same = """subject,relation,object
+        Mary Ash,mother,Tom Ash
+        "Paul Ash, Sr.",father,Tom Ash
+        Mary Ash,mother,Ann Oak
+        Ida Elm,mother,Bo Elm
+        Joe Fir,father,Cy Fir
+        Eve Yew,mother,Di Yew
+        Max Bay,father,Ed Bay
+    """
+    assert facts == load_facts(write(tmp_path, same))
+    assert facts.tasks["to-subject-reverse"].examples[0].accepted == (" Tom Ash", " Ann Oak")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Al Ivy,Bea Ivy,aunt,,False", "relation 'aunt' has no templates"),
+        ("Al Ivy,Bea Ivy,mother", "expected child,parent,parent_type,child_prediction,can_reverse, none of the first"),
+        ("Al Ivy,,mother,,False", "none of the first three blank, got 'Al Ivy,,mother,,False'"),
+    ],
+)
+def test_broken_line_of_parents_is_named(line, message, tmp_path):
+    with pytest.raises(ValueError, match=f"facts.csv, line 9: .*{message}"):
+        load_facts(write(tmp_path, PARENTS + line + "\n"))
 
 
 def test_an_entity_may_stand_in_other_relations(tmp_path):
@@ -98,12 +174,24 @@ def test_an_entity_may_stand_in_other_relations(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: expected the header subject,relation,object, got ''"),
-        ("a,b,c\n", "line 1: expected the header subject,relation,object, got 'a,b,c'"),
+        (
+            "",
+            "line 1: expected the header subject,relation,object or "
+            "child,parent,parent_type,child_prediction,can_reverse, got ''",
+        ),
+        ("a,b,c\n", "line 1: expected the header subject,relation,object or .*, got 'a,b,c'"),
         ("subject,relation,object\n", "train holds no examples"),
         (
             "subject,relation,object\na,mother,b\nc,mother,d\n",
             "line 3: relation 'mother' needs at least 3 facts, got 2",
+        ),
+        (
+            "subject,relation,object\na,mother,b\nc,mother,d\na,mother,b\n",
+            "line 4: relation 'mother' needs at least 3 facts, got 2",
+        ),
+        (
+            "subject,relation,object\na,mother,b\na,mother,c\na,mother,d\n",
+            "pairs that are connected by common texts .* got 1 such groups in the kind of 'b' and 'a'; add",
         ),
     ],
 )

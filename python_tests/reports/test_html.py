@@ -82,6 +82,13 @@ def test_the_output_of_a_model_is_escaped(plot):
     assert "<u>, <i>: 8 of 16 right" in shown
 
 
+def test_all_right_answers_are_shown():
+    made = made_up.results()
+    answers = [row | {"also": [" Bo", " Cy"]} for row in made_up.predictions(made)]
+    shown = Reader(html_page(made_up.typed(made), answers, {})).text
+    assert " Ada or Bo or Cy" in shown
+
+
 def test_old_results_and_no_predictions():
     text = html_page(made_up.typed(made_up.old_results()), [], {})
     shown = "".join(Reader(text).text)
