@@ -38,7 +38,8 @@ def generate(
         model: a transformers causal LM or a PEFT model around one, on any device and with any dtype. Unwrap it from DDP
             first.
         tokenizer: the model's tokenizer; `encode_prompt` makes the ids (BOS and the prompt). Its EOS ends a completion;
-            the model's own list of end tokens is ignored. Its `padding_side` is neither used nor changed.
+            the model's own list of end tokens is ignored. Its `padding_side` is neither used nor changed, and it needs
+            no pad token.
         prompts: the texts to continue, in any order; equal ones are generated once.
         max_new_tokens: the largest number of tokens of a completion, at least 1; default 40, as in the paper's script.
         batch_size: the number of prompts in a batch, at least 1; prompts are sorted by length. The default, 128, is the
@@ -50,8 +51,8 @@ def generate(
 
     Raises:
         TypeError: prompts is a single string.
-        ValueError: the tokenizer has no pad token; a prompt has no tokens, or leaves fewer than max_new_tokens tokens
-            of the model's context; or max_new_tokens or batch_size is less than 1.
+        ValueError: a prompt has no tokens, or leaves fewer than max_new_tokens tokens of the model's context; or
+            max_new_tokens or batch_size is less than 1.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -64,18 +65,12 @@ def generate(
         2
     """
     check_request(prompts, max_new_tokens, batch_size)
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        raise ValueError(
-            "tokenizer must have a pad token to generate in batches, got none; set tokenizer.pad_token = "
-            "tokenizer.eos_token"
-        )
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
         use_cache=True,
         max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
+        pad_token_id=tokenizer.pad_token_id or 0,  # any id: the mask hides padding, and answers are cut at EOS
         eos_token_id=tokenizer.eos_token_id,
     )
     with _prepared(model, settings):

@@ -1,13 +1,13 @@
 """The dataset of `BicoTrainer`: rows are encoded and checked, optionally grouped by length, and collated unmasked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
@@ -73,6 +73,26 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batches[i]
 
 
+class EncodedStream(IterableDataset):
+    """A stream of encoded rows, {"input_ids": int64 [S], "index": int}, which are checked when they are read.
+
+    The index counts the encoded rows from the start of the stream.
+    """
+
+    def __init__(self, encoder: "RowEncoder", rows: Iterable[Any], name: str) -> None:
+        self.encoder, self.rows, self.name = encoder, rows, name
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        index = 0
+        for number, row in enumerate(self.rows):
+            name = f"{self.name}[{number}]"
+            for input_ids in self.encoder.parts(self.encoder.row(row, name), name):
+                yield {"input_ids": input_ids, "index": index}
+                index += 1
+        if not index:
+            raise ValueError(f"{self.name} is empty: it must have at least one row")
+
+
 class RowEncoder:
     """Encodes and checks a dataset: its rows become {"input_ids": int64 [S], "index": int} in memory.
 
@@ -97,33 +117,44 @@ class RowEncoder:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, Mapping | str):
             raise TypeError(
                 f"{name} must be a list, torch Dataset or datasets.Dataset of rows with a known length, got "
-                f"{type(dataset).__name__}; read a stream into a list first"
+                f"{type(dataset).__name__}; only train_dataset may be a stream, so read it into a list first"
             )
         if not len(dataset):
             raise ValueError(f"{name} is empty: it must have at least one row")
         sequences, cut = [], 0
         for index in range(len(dataset)):
             input_ids = self.row(dataset[index], f"{name}[{index}]")
-            parts = self.parts(input_ids)
+            parts = self.parts(input_ids, f"{name}[{index}]")
             cut += not self.windows and len(parts[0]) < len(input_ids)
-            for part in parts:
-                self.check(part, f"{name}[{index}]")
             sequences += parts
         if cut:
             logger.warning(f"{name}: {cut} of {len(sequences)} rows were cut to max_length={self.max_length}")
         return [{"input_ids": input_ids, "index": index} for index, input_ids in enumerate(sequences)]
 
-    def parts(self, input_ids: Tensor) -> list[Tensor]:
-        """Return the sequences that a row becomes: itself, its first `max_length` tokens, or its windows.
+    def stream(self, dataset: Any, name: str, max_steps: int) -> EncodedStream:
+        """Encode a dataset of unknown length while it is read."""
+        if iter(dataset) is dataset:
+            raise TypeError(
+                f"{name} can be read only once, got {type(dataset).__name__}; give an IterableDataset of torch or "
+                "datasets, or an object whose __iter__ starts anew"
+            )
+        if max_steps < 1:
+            raise ValueError(f"{name} has no length, so max_steps must say how long to train, got {max_steps}")
+        return EncodedStream(self, dataset, name)
+
+    def parts(self, input_ids: Tensor, name: str) -> list[Tensor]:
+        """Return the checked sequences that a row becomes: itself, its first `max_length` tokens, or its windows.
 
         The last of several windows is left out if it has nothing to predict, such as an end-of-sequence token alone.
         """
-        if self.max_length is None or len(input_ids) <= self.max_length:
-            return [input_ids]
-        if not self.windows:
-            return [input_ids[: self.max_length]]
-        parts = list(input_ids.split(self.max_length))
-        return parts if self.predicts(parts[-1]) else parts[:-1]
+        parts = [input_ids]
+        if self.max_length is not None and len(input_ids) > self.max_length:
+            windows = list(input_ids.split(self.max_length))
+            last = len(windows) if self.predicts(windows[-1]) else -1
+            parts = windows[:last] if self.windows else windows[:1]
+        for part in parts:
+            self.check(part, name)
+        return parts
 
     def predicts(self, input_ids: Tensor) -> bool:
         """Tell whether a sequence has a token that every objective of the run can predict."""

@@ -58,12 +58,13 @@ class BicoTrainer(Trainer):
         model: the model, or a name or path for `AutoModelForCausalLM.from_pretrained`. A model that is loaded by name
             has fp32 weights for the optimizer; `bf16=True` still computes in bf16.
         args: the training arguments; default `BicoConfig()`.
-        train_dataset: a list, tuple, torch Dataset or datasets.Dataset of known length. Its rows are dicts with
-            `input_ids`, or `prompt` and `completion`, or `text`, or `messages`, or objects with the attributes `prompt`
-            and `completion`. Text is encoded by `bico_ext.models.tokenization.encode_text`, messages by the tokenizer's
-            chat template; `input_ids` (a list, tensor or NumPy array of integers) are used unchanged. The loss covers
-            the whole row.
-        eval_dataset: a dataset like `train_dataset`, or a dict of such datasets.
+        train_dataset: a list, tuple, torch Dataset or datasets.Dataset of known length; or, with `max_steps`, a stream,
+            such as an IterableDataset of torch or datasets, whose rows are trained in their order. The rows are dicts
+            with `input_ids`, or `prompt` and `completion`, or `text`, or `messages`, or objects with the attributes
+            `prompt` and `completion`. Text is encoded by `bico_ext.models.tokenization.encode_text`, messages by the
+            tokenizer's chat template; `input_ids` (a list, tensor or NumPy array of integers) are used unchanged. The
+            loss covers the whole row.
+        eval_dataset: a dataset like `train_dataset` with a length, or a dict of such datasets.
         processing_class: the tokenizer; default: loaded from `model` if that is a name or path.
         compute_metrics: as for Trainer; it gets the next-token predictions.
         callbacks: as for Trainer.
@@ -72,7 +73,8 @@ class BicoTrainer(Trainer):
         peft_config: a PEFT configuration to wrap the model with, for example `peft.LoraConfig(task_type="CAUSAL_LM")`.
 
     Raises:
-        TypeError: args is of another class, a dataset has no length, or the model cannot be attached.
+        TypeError: args is of another class, a stream can be read only once, a dataset for evaluation has no length, or
+            the model cannot be attached.
         ValueError: the device has no kernels; a dataset is empty; a row has nothing to predict, has ids that the model
             lacks, is longer than the model's context or has a column that would have no effect (the message names the
             row); rows are text and there is no tokenizer; rows are messages and there is no chat template; there is no
@@ -138,7 +140,13 @@ class BicoTrainer(Trainer):
             last_predicted=args.objective != "bert",
             windows=args.long_rows == "windows",
         )
-        if train_dataset is not None:
+        if hasattr(train_dataset, "__iter__") and not hasattr(train_dataset, "__len__"):
+            if args.train_sampling_strategy == "group_by_length":
+                raise ValueError("train_sampling_strategy='group_by_length' needs a train_dataset with a length")
+            train_dataset = self._encode.stream(train_dataset, "train_dataset", args.max_steps)
+            # Each process reads the stream itself: accelerate's dispatcher would cut a batch that it takes for a dict.
+            cast(Any, args.accelerator_config).dispatch_batches = False
+        elif train_dataset is not None:
             train_dataset = self._encode(train_dataset, "train_dataset")
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {name: self._encode(rows, f"eval_dataset[{name!r}]") for name, rows in eval_dataset.items()}

@@ -47,6 +47,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = train(tmp_path / "one", **SETTINGS)
     assert two["ddp"] == pytest.approx(logged(one), rel=1e-5)
     assert two["packed"] == pytest.approx(logged(one), rel=1e-5)
+    in_order = train(tmp_path / "in_order", train_sampling_strategy="sequential", **SETTINGS)
+    assert two["streamed"] == pytest.approx(logged(in_order), rel=1e-5)
     assert two["fsdp2"] == pytest.approx(logged(one), rel=1e-5)
     check_that_the_sharded_model_is_saved_whole(tmp_path / "fsdp2", one.model.state_dict())
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("example-model", "example"))

@@ -3,17 +3,25 @@
 import json
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
-from tiny_training import config, logged, some_rows, train
+from tiny_training import config, logged, some_rows, tiny_llama, train
 from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
 from transformers import LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 
 from bico_ext.models.attach import attach
 from bico_ext.training.trainer import BicoTrainer
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[Any]:
+        yield from some_rows()
 
 
 def ddp(folder: Path) -> list[float]:
@@ -30,6 +38,13 @@ def ddp(folder: Path) -> list[float]:
 
 def packed(folder: Path) -> list[float]:
     return logged(train(folder / "packed", objective="bico", optim="sgd", per_device_train_batch_size=4, packing=True))
+
+
+def streamed(folder: Path) -> list[float]:
+    args = config(folder / "streamed", objective="bico", optim="sgd", per_device_train_batch_size=4)
+    trainer = BicoTrainer(tiny_llama(), args, Stream())
+    trainer.train()
+    return logged(trainer)
 
 
 def fsdp2(folder: Path) -> list[float]:
@@ -75,7 +90,7 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     assert torch.distributed.get_world_size() == 2
     folder = Path(sys.argv[1])
-    results = {run.__name__: run(folder) for run in (ddp, packed, fsdp2, example, tensor_parallel)}
+    results = {run.__name__: run(folder) for run in (ddp, packed, streamed, fsdp2, example, tensor_parallel)}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
