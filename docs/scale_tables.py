@@ -55,13 +55,13 @@ MODELS = (Llama("Llama 2 7B", 32, 4096, 11008, 32, 32), Llama("Llama 2 70B", 80,
 
 def weights_table() -> str:
     """Memory that does not depend on the texts, in GB."""
-    rows = ["| model | parameters | LoRA (r 32) | bfloat16 weights | + LoRA | all weights, AdamW |"]
+    rows = ["| model | parameters | of LoRA (r 32) | LoRA | LoRA on 4 bits | all weights |"]
     rows.append("|---|---|---|---|---|---|")
     for model in MODELS:
-        frozen = 2 * model.parameters  # bfloat16
-        lora = frozen + 16 * model.adapters()  # float32 weight, gradient and two moments
-        full = 16 * model.parameters
-        sizes = [f"{size / GB:,.0f} GB" for size in (frozen, lora, full)]
+        adapters = 16 * model.adapters()  # float32 weight, gradient and two moments
+        rest = 4 * (model.parameters - model.linear)  # embeddings and head keep float32
+        lora, qlora = 4 * model.parameters + adapters, model.linear / 2 + rest + adapters
+        sizes = [f"{size / GB:,.0f} GB" for size in (lora, qlora, 16 * model.parameters)]
         rows.append(
             f"| {model.name} | {model.parameters / 1e9:.1f} B | {model.adapters() / 1e6:.0f} M | {' | '.join(sizes)} |"
         )

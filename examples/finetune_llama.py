@@ -43,7 +43,7 @@ def main() -> None:
         logging_steps=max(1, args.steps // 5),
         save_strategy="no",
     )
-    trainer = BicoTrainer(model, config, [{"text": fact.text} for fact in facts.train], processing_class=tokenizer)
+    trainer = BicoTrainer(model, config, facts.train, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()  # a stock Llama checkpoint, with its tokenizer
 

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--output-dir", default="out/finetune-sharded")
     args = parser.parse_args()
     on_gpu = torch.cuda.is_available()
-    if not torch.distributed.is_initialized():
+    if started := not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
 
     # Each process reads and keeps its part of every weight, of its gradient and of the optimizer's state.
@@ -42,10 +42,11 @@ def main() -> None:
         save_only_model=True,  # transformers cannot save the optimizer's state of a model that is sharded this way
         report_to="none",
     )
-    rows = [{"text": fact.text} for fact in load_facts(args.data).train]
-    trainer = BicoTrainer(model, config, rows, processing_class=tokenizer)
+    trainer = BicoTrainer(model, config, load_facts(args.data).train, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()  # a stock Llama checkpoint, not sharded, with its tokenizer
+    if started:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

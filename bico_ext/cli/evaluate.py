@@ -73,7 +73,6 @@ def run(arguments: list[str]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = checkpoints.load(config.model, config.dtype, load_in_4bit=config.load_in_4bit, device=device)
     folder = empty_folder(config.output_dir)
-    model = model.to(device)
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":
         from bico_ext.generation.blanks import generate_blank

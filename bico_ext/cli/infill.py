@@ -39,7 +39,10 @@ class InfillConfig:
         metadata={"help": "Numbers of tokens of a middle, of which the one that gives the likeliest text is chosen."},
     )
     mirror: bool = field(
-        default=True, metadata={"help": "Score later tokens with flipped sines; without it for models of infill-naive."}
+        default=True,
+        metadata={
+            "help": "Score later tokens with flipped sines, as infill trains; models of infill-naive need --no_mirror."
+        },
     )
     causal_context: bool = field(
         default=False, metadata={"help": "Read the context causally, for models of infill-causal."}
@@ -59,8 +62,9 @@ class InfillConfig:
 def run(arguments: list[str]) -> None:
     (config,) = parse("infill", [InfillConfig], arguments)
     lengths, gaps = _lengths(config.lengths), _gaps(config)
-    model, tokenizer = checkpoints.load(config.model, config.dtype)
-    attach(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = checkpoints.load(config.model, config.dtype, device=device)
+    attach(model)
     options: dict[str, Any] = {"mirror": config.mirror, "causal_context": config.causal_context}
     middles = generate_infill(model, tokenizer, gaps, lengths=lengths, batch_size=config.batch_size, **options)
     if config.output is None:

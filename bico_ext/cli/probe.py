@@ -85,11 +85,11 @@ def run(arguments: list[str]) -> None:
         name, texts = facts.name, facts.pretraining if config.texts == "pretraining" else facts.train
     if not texts:
         raise ValueError(f"data {config.data!r} has no pre-training texts; use texts='train'")
-    model, tokenizer = checkpoints.load(config.model, config.dtype)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = checkpoints.load(config.model, config.dtype, device=device)
     prepare = partial(sequences_by_length, model, tokenizer, texts, running=running, seed=config.seed)
     sequences = prepare(config.lengths, samples=config.samples, tokens=config.tokens)
     folder = empty_folder(config.output_dir)
-    model = model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     measured: dict[str, Any] = {}
     if config.details:  # before the rest, because they may find the texts too short

@@ -51,14 +51,13 @@ def run(arguments: list[str]) -> None:
         raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
     facts = load_facts(config.data)
     adapters = None if config.lora_r is None else lora_config(config.lora_r, config.lora_alpha, config.lora_dropout)
-    if config.load_in_4bit and adapters is None:
+    load_in_4bit = config.load_in_4bit or (checkpoint is not None and checkpoints.has_four_bit_base(checkpoint))
+    if load_in_4bit and adapters is None:
         raise ValueError("load_in_4bit needs adapters, because weights of 4 bits cannot be trained; add --lora_r 32")
     model, tokenizer = checkpoints.load(
-        config.model, load_in_4bit=config.load_in_4bit, device=args.device, merge_adapters=True
+        config.model, load_in_4bit=load_in_4bit, device=args.device, merge_adapters=True
     )
     trainer = BicoTrainer(model, args, facts.train, processing_class=tokenizer, peft_config=adapters)
-    if config.load_in_4bit:
-        checkpoints.mark_four_bit(folder)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer
     print(f"The trained model is in {folder}. Evaluate it with:")

@@ -91,6 +91,9 @@ def parse_question(record: Any, where: str) -> Question:
         if not value.strip():
             raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out if there is none")
     main, *others = dict.fromkeys(example.completion for example in examples)
+    distractor = optional.get("distractor")
+    if distractor is not None and distractor.strip() in {answer.strip() for answer in (main, *others)}:
+        raise ValueError(f"{where}: distractor must be a wrong answer, got {distractor!r}, which is a right one")
     return Question(examples[0].prompt, main, also=tuple(others), **optional)
 
 

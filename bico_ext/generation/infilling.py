@@ -223,10 +223,11 @@ def _log_probabilities(model: Any, batch: list[_Candidate], middles: list[list[i
         first = index * width + len(row.prefix) - 1
         places.extend(range(first, first + len(scored)))
         targets.extend(scored)
+    ids = torch.tensor(input_ids, device=model.device)
     logits = model(
-        input_ids=torch.tensor(input_ids, device=model.device),
+        input_ids=ids,
+        span_ids=torch.ones_like(ids, dtype=torch.int32),  # causal, also if the model is attached as bidirectional
         output_positions=torch.tensor(places, device=model.device),
-        use_cache=False,
     ).logits[0]
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
     of_targets = log_p.gather(1, torch.tensor(targets, device=model.device)[:, None])[:, 0]

@@ -11,18 +11,15 @@ so that whatever the model does with its hidden states, it does with the selecte
 """
 
 import inspect
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from bico_ext.models.hooks import IMPLEMENTATION, attention, attention_hook, decoder_hook, output_hook
+from bico_ext.models.hooks import IMPLEMENTATION, Attachment, attention
 from bico_ext.models.proof import prove
-from bico_ext.models.rotary import Pairing, probe_pairing
+from bico_ext.models.rotary import probe_pairing
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,19 +53,21 @@ def attach(
     the call. Layers that do not rotate q and k (SmolLM3, Cohere2) have no frames: they follow `span_ids` alone.
 
     `state_dict` and `config.json` do not change. A saved model is therefore a stock model; attach it again after
-    loading. A model that is already attached is returned as it is. Three forwards of 32 random embeddings prove that
-    every layer follows `span_ids`; they do not change the random state, the training mode or the gradients.
+    loading. A model that is already attached is returned as it is, so `bidirectional` then needs `detach` first. Three
+    forwards of 32 random embeddings prove that every layer follows `span_ids`; they do not change the random state, the
+    training mode or the gradients.
 
     Args:
         model: a transformers causal LM or decoder, or a PEFT model around one. Its attention modules must take
             `position_embeddings=(cos, sin)` and rotate the first elements of a head in pairs: (i, i + R/2), as in
             Llama, Qwen2 and Mistral, or (2i, 2i + 1), as in GLM and Cohere. docs/families.md lists families.
         bidirectional: calls without `span_ids` read the whole text as context, for encoders (embeddings): tokens see
-            each other in both directions, and padding is where `attention_mask` [B, S] is 0. Such a model cannot
-            generate. Default: False.
+            each other in both directions, and padding is where `attention_mask` [B, S] is 0. Such a model has no KV
+            cache, so `generate` refuses it; with `use_cache=False` it would read the prompt in both directions.
+            Default: False.
         mirror: what calls without `span_ids` use for `mirror` if `bidirectional`; default True.
         allow_causal_layers: accept a model in which something else mixes tokens too (a convolution, a recurrence) and
-            stays causal. Default: False, which refuses it.
+            stays causal. Such a model takes no packed sequences. Default: False, which refuses it.
 
     Returns:
         The same object.
@@ -77,7 +76,7 @@ def attach(
         TypeError: the model cannot be attached: it has other positions or another pairing, a layer that `span_ids` do
             not reach, an attention mask of its own, soft-capping, attention sinks, values and keys of different widths,
             layers that mix tokens without attention, or weights on the meta device. The model is left as it was.
-        ValueError: mirror is False without bidirectional.
+        ValueError: mirror is False without bidirectional, or the model is attached with other values of the two.
 
     Example:
         >>> import torch
@@ -96,24 +95,34 @@ def attach(
             "mirror=False themselves"
         )
     inner = _pretrained(model)
-    if hasattr(inner, "_bico_attachment"):
+    present: Any = getattr(inner, "_bico_attachment", None)
+    if present is not None:
+        if bidirectional and (present.bidirectional, present.mirror) != (True, mirror):
+            raise ValueError(
+                f"{type(inner).__name__} is already attached with bidirectional={present.bidirectional}, mirror="
+                f"{present.mirror}; detach(model) first"
+            )
         return model
     layers = _rotary_layers(inner, allow_causal_layers)
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # transformers drops padding for an unknown name
-    pairing = probe_pairing(type(next(iter(layers.values()))))  # one for all layers: the proof finds one that differs
-    before = partial(decoder_hook, pairing=pairing, bidirectional=bidirectional, mirror=mirror)
-    handles = [
-        inner.base_model.register_forward_pre_hook(before, with_kwargs=True),
-        inner.base_model.register_forward_hook(output_hook, with_kwargs=True),
-    ]
-    attachment: Any = _Attachment(inner.config._attn_implementation, handles, allow_causal_layers)
+    attachment: Any = Attachment(
+        pairing=probe_pairing(
+            type(next(iter(layers.values())))
+        ),  # one for all layers: the proof finds one that differs
+        stock_implementation=inner.config._attn_implementation,
+        bidirectional=bidirectional,
+        mirror=mirror,
+        allow_causal_layers=allow_causal_layers,
+    )
     inner._bico_attachment = attachment
     inner.set_attn_implementation(IMPLEMENTATION)
     try:
-        attachment.hook(layers, pairing, unrotated=set())
-        if unrotated := prove(model, inner, layers, allow_causal_layers):
-            attachment.hook(layers, pairing, unrotated)
+        attachment.hook(inner, layers, unrotated=set())
+        found = prove(model, inner, layers, allow_causal_layers)
+        attachment.causal_layers = found.causal_layers or len(layers) < _layer_count(inner)
+        if found.unrotated:
+            attachment.hook(inner, layers, found.unrotated)
             prove(model, inner, layers, allow_causal_layers)
     except BaseException as error:
         detach(model)
@@ -140,8 +149,7 @@ def detach(model: Model) -> Model:
     """
     inner = _attached(model)
     attachment: Any = inner._bico_attachment
-    for handle in (*attachment.handles, *attachment.layer_handles):
-        handle.remove()
+    attachment.remove()
     del inner._bico_attachment
     inner.set_attn_implementation(attachment.stock_implementation)
     return model
@@ -166,30 +174,6 @@ def check_attached(model: nn.Module) -> None:
     attachment: Any = inner._bico_attachment
     allow_causal_layers = attachment.allow_causal_layers
     prove(model, inner, _rotary_layers(inner, allow_causal_layers), allow_causal_layers)
-
-
-@dataclass
-class _Attachment:
-    """What `detach` and `check_attached` need.
-
-    It is stored on the model, so that a deep copy of an attached model is attached, too.
-    """
-
-    stock_implementation: str
-    handles: list[RemovableHandle]
-    allow_causal_layers: bool
-    layer_handles: list[RemovableHandle] = field(default_factory=list)
-
-    def hook(self, layers: dict[str, nn.Module], pairing: Pairing, unrotated: set[nn.Module]) -> None:
-        """Put a hook on each attention layer, in place of an earlier one; `unrotated` layers do not rotate q and k."""
-        for handle in self.layer_handles:
-            handle.remove()
-        self.layer_handles = [
-            layer.register_forward_pre_hook(
-                partial(attention_hook, pairing=pairing, rotates=layer not in unrotated), with_kwargs=True
-            )
-            for layer in layers.values()
-        ]
 
 
 def _pretrained(model: nn.Module) -> PreTrainedModel:
@@ -221,7 +205,7 @@ def _rotary_layers(inner: PreTrainedModel, allow_causal_layers: bool) -> dict[st
         if "Attention" in type(module).__name__
         and "position_embeddings" in inspect.signature(type(module).forward).parameters
     }
-    expected = inner.config.get_text_config().num_hidden_layers
+    expected = _layer_count(inner)
     if not layers or len(layers) > expected or (len(layers) < expected and not allow_causal_layers):
         accept = "; allow_causal_layers=True accepts other layers, which stay causal" if layers else ""
         raise TypeError(
@@ -229,3 +213,7 @@ def _rotary_layers(inner: PreTrainedModel, allow_causal_layers: bool) -> dict[st
             f"position_embeddings; split-triangle attention needs rotary positions in every layer{accept}"
         )
     return layers
+
+
+def _layer_count(inner: PreTrainedModel) -> int:
+    return inner.config.get_text_config().num_hidden_layers

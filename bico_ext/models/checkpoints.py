@@ -29,7 +29,7 @@ def load(
         load_in_4bit: quantise the linear layers to 4 bits as in QLoRA (arXiv 2305.14314: NF4, quantised constants,
             computed in bfloat16), with bitsandbytes; default False. Adapters that `bico train` has trained on such a
             base are loaded on one in any case.
-        device: where 4-bit weights are put, because they cannot be moved to another kind of device; default "cpu".
+        device: where the weights are put; default "cpu".
         merge_adapters: add adapters to the weights, so that the model can be trained on; default False.
 
     Returns:
@@ -49,7 +49,7 @@ def load(
 
     source = _source(os.fspath(model))
     has_adapters = (Path(source) / "adapter_config.json").exists()
-    load_in_4bit |= (Path(source) / _FOUR_BIT_MARK).exists()
+    load_in_4bit |= has_four_bit_base(source)
     if load_in_4bit and has_adapters and merge_adapters:
         raise ValueError(
             f"model {os.fspath(model)} has adapters on 4-bit weights, to which they cannot be added; start from the "
@@ -64,12 +64,17 @@ def load(
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
     if has_adapters and merge_adapters:
         network = network.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
-    return network, tokenizer
+    return network if load_in_4bit else network.to(device), tokenizer  # 4-bit weights are there, and cannot be moved
 
 
 def mark_four_bit(folder: Path) -> None:
     """Note in a folder of adapters that their base has 4-bit weights; `load` reads the note."""
     write_json(folder / _FOUR_BIT_MARK, {"load_in_4bit": True})
+
+
+def has_four_bit_base(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder has the note of `mark_four_bit`."""
+    return (Path(folder) / _FOUR_BIT_MARK).exists()
 
 
 def count_parameters(model: str | os.PathLike[str]) -> int:

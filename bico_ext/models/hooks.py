@@ -1,9 +1,13 @@
 """What `attach` puts into a model: hooks on the decoder and its attention layers, and the attention function."""
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bico_ext.models.proof import Proof
@@ -18,15 +22,53 @@ IMPLEMENTATION = "bico"  # the name under which transformers looks up the attent
 _UNSUPPORTED = {"softcap": "soft-capping of scores", "s_aux": "attention sinks", "position_bias": "a position bias"}
 
 
-def decoder_hook(
-    decoder: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    pairing: Pairing,
-    bidirectional: bool,
-    mirror: bool,
-) -> Any:
+@dataclass
+class Attachment:
+    """How a model is attached: its hooks, and what they need to know.
+
+    It is stored on the model, so that a deep copy of an attached model is attached, too.
+
+    Attributes:
+        pairing: which elements of a head are rotated together.
+        stock_implementation: the attention implementation that the model had before.
+        bidirectional, mirror, allow_causal_layers: the arguments of `attach`.
+        causal_layers: something other than attention mixes tokens, and stays causal.
+    """
+
+    pairing: Pairing
+    stock_implementation: str
+    bidirectional: bool
+    mirror: bool
+    allow_causal_layers: bool
+    causal_layers: bool = False
+    _handles: list[RemovableHandle] = field(default_factory=list)
+
+    def hook(self, inner: PreTrainedModel, layers: dict[str, nn.Module], unrotated: set[nn.Module]) -> None:
+        """Put hooks on the decoder and its attention layers, in place of earlier ones.
+
+        Args:
+            inner: the model.
+            layers: its attention modules by name.
+            unrotated: those that do not rotate q and k.
+        """
+        self.remove()
+        before = partial(decoder_hook, attachment=self)
+        self._handles = [
+            inner.base_model.register_forward_pre_hook(before, with_kwargs=True),
+            inner.base_model.register_forward_hook(output_hook, with_kwargs=True),
+        ]
+        for layer in layers.values():
+            before = partial(attention_hook, pairing=self.pairing, rotates=layer not in unrotated)
+            self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, attachment: "Attachment") -> Any:
     """Forward pre-hook of the decoder: check the call's arguments and prepare them for the attention layers.
 
     It refuses contradictory arguments and builds the tables of `block_positions`. In a call with `span_ids` it also
@@ -34,10 +76,10 @@ def decoder_hook(
     call without `span_ids` gets those of context, and `mirror` unless the call has its own.
     """
     if kwargs.get("block_positions") is not None:
-        kwargs = {**kwargs, "block_tables": _block_tables(decoder, kwargs, pairing)}
-    if bidirectional and kwargs.get("span_ids") is None and kwargs.get("attach_proof") is None:
+        kwargs = {**kwargs, "block_tables": _block_tables(decoder, kwargs, attachment.pairing)}
+    if attachment.bidirectional and kwargs.get("span_ids") is None and kwargs.get("attach_proof") is None:
         span_ids = _context(decoder, args, kwargs)
-        kwargs = {"mirror": mirror, **kwargs, "span_ids": span_ids, "attention_mask": None}
+        kwargs = {"mirror": attachment.mirror, **kwargs, "span_ids": span_ids, "attention_mask": None}
     if kwargs.get("span_ids") is None:
         for name in ("mirror", "span_cache"):
             if name in kwargs:
@@ -54,7 +96,8 @@ def decoder_hook(
         )
     if len(args) > 1:
         raise TypeError(
-            f"with span_ids, only input_ids may be positional, got {len(args)} positional arguments; name the others"
+            "with span_ids, or attached with bidirectional=True, only input_ids may be positional, got "
+            f"{len(args)} positional arguments; name the others"
         )
     if kwargs.get("attention_mask") is not None:
         raise ValueError("attention_mask cannot be given together with span_ids; mark padding with -1 in span_ids")
@@ -67,8 +110,16 @@ def decoder_hook(
     output_attentions = kwargs.get("output_attentions")
     if config.output_attentions if output_attentions is None else output_attentions:
         raise ValueError(
-            "output_attentions is not available with span_ids, because the attention matrix is never built"
+            "output_attentions is not available with span_ids, or attached with bidirectional=True, because the "
+            "attention matrix is never built"
         )
+    if attachment.causal_layers:
+        for name in ("cu_seq_lens_q", "span_cache"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{type(decoder).__name__} has layers that carry information from token to token without attention "
+                    f"(allow_causal_layers), so it cannot take {name}; use padded sequences without a cache"
+                )
     _check_window(decoder, sliding_window(config), kwargs)  # some families (Phi-3.5-MoE) have it in their masks only
     # transformers passes a 4-D mask through unchanged. Without one it would build a [B, 1, S, S] mask for packed
     # position ids, and under torch.compile for any position ids.
@@ -194,7 +245,7 @@ def attention(
         )
     if attention_mask is not None and attention_mask.numel() > 1:
         raise TypeError(f"{name} makes an attention mask of its own, which split-triangle attention would ignore")
-    _check_window(module, kwargs.get("sliding_window"), {**kwargs, "span_ids": span_ids})
+    _check_window(module, kwargs.get("sliding_window"), {**kwargs, "span_ids": span_ids, "span_cache": span_cache})
     if span_cache is not None:
         if module in span_cache:  # the context is there, and this is the next token of the span
             return span_cache.attend(module, query, key, value, rotation, scaling).transpose(1, 2), None
@@ -219,6 +270,8 @@ def attention(
 
 def _check_window(module: nn.Module, window: int | None, kwargs: dict[str, Any]) -> None:
     """Raise a ValueError if a sequence is longer than a sliding window, which would then hide keys."""
+    if kwargs.get("span_cache") is not None:
+        return  # the row may be padded on both sides of a gap, so the writer of the text checks its length
     length, cu_seqlens = kwargs["span_ids"].shape[-1], kwargs.get("cu_seq_lens_q")
     if window is not None and length > window and cu_seqlens is not None:
         length = int(cu_seqlens.diff().max())  # waits for the GPU, but only if the packed row is longer than the window

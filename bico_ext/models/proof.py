@@ -30,12 +30,14 @@ class Proof:
         agreed: the layers whose second forward agrees with the stock one.
         faults: what is wrong with each of the other layers.
         unrotated: the layers that do not rotate q and k.
+        causal_layers: something other than attention mixes tokens.
     """
 
     stock: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     agreed: set[nn.Module] = field(default_factory=set)
     faults: dict[nn.Module, str] = field(default_factory=dict)
     unrotated: set[nn.Module] = field(default_factory=set)
+    causal_layers: bool = False
 
     def undo_factor(
         self, layer: nn.Module, q: Tensor, k: Tensor, rotation: Rotation
@@ -84,9 +86,7 @@ class Proof:
         return stock_out
 
 
-def prove(
-    model: nn.Module, inner: PreTrainedModel, layers: dict[str, nn.Module], allow_causal_layers: bool
-) -> set[nn.Module]:
+def prove(model: nn.Module, inner: PreTrainedModel, layers: dict[str, nn.Module], allow_causal_layers: bool) -> Proof:
     """Prove that every layer of an attached model follows `span_ids`.
 
     The proof does not change the random state, the training mode or the gradients.
@@ -95,10 +95,10 @@ def prove(
         model: the attached model, or the PEFT model around it.
         inner: the attached model itself.
         layers: its attention modules by name.
-        allow_causal_layers: leave out the proof that nothing but attention mixes tokens.
+        allow_causal_layers: accept that something other than attention mixes tokens.
 
     Returns:
-        The attention modules that do not rotate q and k.
+        What was found.
 
     Raises:
         TypeError: a layer does not compute split-triangle attention, something else mixes tokens, or the weights are on
@@ -120,12 +120,18 @@ def prove(
             model(**inputs)
             model(**inputs, span_ids=torch.ones(1, LENGTH, dtype=torch.int32, device=weight.device))
             _check_faults(inner, layers, proof)
-            if not allow_causal_layers:
-                _check_mixing(model, inner, noise)
+            mixing = _mixing_layer(model, noise)
     finally:
         for module, mode in training.items():
             module.training = mode
-    return proof.unrotated
+    if mixing is not None and not allow_causal_layers:
+        raise TypeError(
+            f"{type(inner).__name__} mixes tokens in layer {mixing} by something other than attention (a convolution "
+            "or a recurrence, say), which span_ids do not reach and which would stay causal; to accept that, use "
+            "attach(model, allow_causal_layers=True)"
+        )
+    proof.causal_layers = mixing is not None
+    return proof
 
 
 def _check_faults(inner: PreTrainedModel, layers: dict[str, nn.Module], proof: Proof) -> None:
@@ -139,12 +145,11 @@ def _check_faults(inner: PreTrainedModel, layers: dict[str, nn.Module], proof: P
         raise TypeError(f"{type(inner).__name__} cannot have split-triangle attention. {reasons}")
 
 
-def _check_mixing(model: nn.Module, inner: PreTrainedModel, noise: Tensor) -> None:
-    """Raise a TypeError if a changed token changes others although every token sees itself only.
+def _mixing_layer(model: nn.Module, noise: Tensor) -> int | None:
+    """Return the first layer in which a changed token changes others although every token sees itself only.
 
     Args:
         model: the attached model, or the PEFT model around it.
-        inner: the attached model itself.
         noise: two rows of embeddings [2, S, E].
     """
     changed = LENGTH // 2
@@ -161,8 +166,5 @@ def _check_mixing(model: nn.Module, inner: PreTrainedModel, noise: Tensor) -> No
         added = (after.float() - before.float())[:, others]  # [2, S - 1, E]
         difference = (added[1] - added[0]).norm(dim=-1) / added[0].norm(dim=-1).clamp_min(1e-12)
         if not difference.max() <= tolerance:
-            raise TypeError(
-                f"{type(inner).__name__} mixes tokens in layer {layer} by something other than attention (a "
-                "convolution or a recurrence, say), which span_ids do not reach and which would stay causal; to accept "
-                "that, use attach(model, allow_causal_layers=True)"
-            )
+            return layer
+    return None

@@ -70,8 +70,8 @@ def infill_causal(input_ids: Tensor, generator: Generator, *, spans: int = 1) ->
     """As `infill`, with a context that is read causally, as in generation, except where an output has a label.
 
     The context token before a span predicts the span's first token, so it sees the context on both sides, as the span
-    does. Every other context token sees the context up to itself only. All context is visible to the span. So is the
-    token before the span to the context after it, which therefore learns of later tokens from the second layer on.
+    does. Every other context token sees the context up to itself only. All context is visible to the span. The context
+    after the span sees the token before it, and therefore learns of later tokens from the second layer on.
 
     Example:
         >>> infill_causal(torch.tensor([2]), torch.Generator()).span_ids

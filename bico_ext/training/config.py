@@ -35,8 +35,9 @@ class BicoConfig(TrainingArguments):
         entities_file: text file of names, one per line, whose words "reverse" keeps in order; default None.
         placeholder_id: the token id that replaces hidden tokens; default: the tokenizer's padding id.
         max_length: the largest number of tokens of a row; default None, which keeps all.
-        long_rows: what becomes of a row of n > `max_length` tokens. "cut" (default) keeps the first `max_length`.
-            "windows" makes ceil(n / max_length) rows of consecutive tokens, the last of which may be shorter.
+        long_rows: what happens to a row of more than `max_length` tokens. "cut" (default) keeps the first `max_length`.
+            "windows" makes several rows of `max_length` consecutive tokens. The last may be shorter, and is left out,
+            with a warning, if it has nothing to predict.
         packing: train each micro-batch as one row of `per_device_train_batch_size` sequences without padding, which do
             not see each other; default False. Losses and gradients change by rounding only. Evaluation pads.
 
@@ -68,7 +69,7 @@ class BicoConfig(TrainingArguments):
     long_rows: str = field(
         default="cut",
         metadata={
-            "help": "What becomes of a row of more than max_length tokens: 'cut' keeps the first max_length, 'windows' "
+            "help": "What happens to a row of more than max_length tokens: 'cut' keeps the first max_length, 'windows' "
             "splits it into consecutive rows of at most max_length tokens.",
             "choices": list(get_args(LongRows)),
         },

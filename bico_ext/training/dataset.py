@@ -23,7 +23,12 @@ _REFUSED_COLUMNS = {
     "labels": "the objective makes the labels, and the loss covers the whole row; remove the column",
     "position_ids": "positions count from the start of the row; remove the column",
     "span_ids": "the objective makes the span ids; remove the column",
+    "completion_mask": "the loss covers the whole row; remove the column",
+    "assistant_masks": "the loss covers the whole row; remove the column",
+    "tools": "a row is what the chat template makes of its messages alone; render it yourself and give 'text'",
 }
+# What a row may consist of: exactly one of these.
+_SOURCES = ({"input_ids"}, {"messages"}, {"text"}, {"prompt", "completion"})
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,10 @@ class RowEncoder:
         parts = [input_ids]
         if self.max_length is not None and len(input_ids) > self.max_length:
             windows = list(input_ids.split(self.max_length))
-            last = len(windows) if self.predicts(windows[-1]) else -1
-            parts = windows[:last] if self.windows else windows[:1]
+            if self.windows and not self.predicts(windows[-1]):
+                logger.warning(f"{name}: the last {len(windows[-1])} tokens have nothing to predict and are left out")
+                windows.pop()
+            parts = windows if self.windows else windows[:1]
         for part in parts:
             self.check(part, name)
         return parts
@@ -165,12 +172,16 @@ class RowEncoder:
         if not isinstance(row, Mapping) and hasattr(row, "prompt") and hasattr(row, "completion"):
             row = {"prompt": row.prompt, "completion": row.completion}
         columns = set(row) if isinstance(row, Mapping) else set()
-        if not (columns & {"input_ids", "messages", "text"} or columns >= {"prompt", "completion"}):
+        sources = [source for source in _SOURCES if columns >= source]
+        if not sources:
             raise ValueError(
                 f"{name} must be a dict with 'input_ids', 'messages', 'text', or 'prompt' and 'completion' (or an "
                 "object with the attributes prompt and completion), got "
                 f"{sorted(columns) if isinstance(row, Mapping) else type(row).__name__}"
             )
+        if len(sources) > 1:
+            found = " and ".join(" with ".join(sorted(source)) for source in sources)
+            raise ValueError(f"{name} must hold its text once, got {found}; remove all but one")
         check_columns(row, name)
         if "input_ids" in row:
             return token_ids(row["input_ids"], name)

@@ -9,6 +9,7 @@ how a step is split into micro-batches and processes, and a resumed run needs no
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
 from bico_ext.models.attach import attach, check_attached
+from bico_ext.models.checkpoints import mark_four_bit
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
 from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad
@@ -272,6 +274,11 @@ class BicoTrainer(Trainer):
                 outputs = model(**self._prepare_inputs(unlabelled))
             self._keep_row_losses(self.args.objective, inputs, batch, outputs.logits)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            mark_four_bit(Path(output_dir or cast(str, self.args.output_dir)))
 
     def _batch(
         self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False, packed: bool = False

@@ -124,6 +124,10 @@ def test_hidden_files_are_no_tasks(tmp_path):
         ({**pair("x", " y"), "entity": 3}, "entity must be a string, got int 3"),
         ({**pair("x", " y"), "template": ["..."]}, "template must be a string, got list"),
         ({**pair("x", " y"), "distractor": "\ud83d"}, "distractor holds half of a surrogate pair"),
+        (
+            {**pair("x", [" y", " z"]), "distractor": "z "},
+            "distractor must be a wrong answer, got 'z ', which is a right",
+        ),
         ({**pair("x", " y"), "distractor": " "}, "distractor must hold text, got ' '; leave it out"),
         ({**pair("x", " y"), "answer": "place"}, "answer must be 'name' or 'description', got 'place'"),
         (

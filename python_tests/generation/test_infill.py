@@ -200,6 +200,20 @@ def test_errors() -> None:
         fill(model, words, GAPS[:1], lengths=[122])
 
 
+def test_an_encoder_fills_as_any_other_model() -> None:
+    """Its plain calls are bidirectional, so the choice of a length must ask for causal ones."""
+    expected = fill(attach(random_model()), tokenizer(), GAPS)
+    assert fill(attach(random_model(), bidirectional=True), tokenizer(), GAPS) == expected
+
+
+def test_texts_of_a_batch_need_not_fit_in_the_window_together() -> None:
+    """A long prefix beside a long suffix makes a row of 50 columns, but no text has more than 32 tokens."""
+    model = attach(tiny_family("mistral", vocab_size=60, sliding_window=32).double())
+    gaps = [(" ".join(WORDS[:25]), " w30"), ("w31", " " + " ".join(WORDS[:25]))]
+    alone = [fill(model, tokenizer(), [gap], lengths=[3]) for gap in gaps]
+    assert fill(model, tokenizer(), gaps, lengths=[3]) == [middle for (middle,) in alone]
+
+
 def test_a_text_beyond_the_sliding_window_is_refused() -> None:
     model = attach(tiny_family("mistral", vocab_size=60, sliding_window=32))
     prefix = " ".join(WORDS[:25])  # 26 tokens with BOS; with " w30" and EOS, 4 are left for the middle

@@ -51,6 +51,20 @@ def test_it_cannot_generate() -> None:
         model.generate(IDS, max_new_tokens=2, do_sample=False)
 
 
+def test_an_attached_model_does_not_become_an_encoder_silently() -> None:
+    """It once came back as it was, and its embeddings were causal."""
+    model = attach(tiny_llama())
+    with pytest.raises(
+        ValueError, match=r"already attached with bidirectional=False, mirror=True; detach\(model\) first"
+    ):
+        attach(model, bidirectional=True)
+    encoder = attach(detach(model), bidirectional=True, mirror=False)
+    assert attach(encoder) is encoder
+    assert attach(encoder, bidirectional=True, mirror=False) is encoder
+    with pytest.raises(ValueError, match="already attached with bidirectional=True, mirror=False"):
+        attach(encoder, bidirectional=True)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="mirror=False needs bidirectional=True"):
         attach(tiny_llama(), mirror=False)

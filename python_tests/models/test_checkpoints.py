@@ -85,17 +85,19 @@ def test_qlora_is_trained_and_evaluated_on_the_same_base(base: Path, tmp_path: P
     """Adapters were once scored on the base as it is. Here `bico evaluate` gets a 4-bit base without a flag."""
     facts, out = str(tmp_path / "facts"), tmp_path / "qlora"
     command = ["train", "--data", facts, "--model", str(base), "--output-dir", str(out), "--load_in_4bit"]
-    options = ["--max_steps", "2", "--learning_rate", "0.01", "--use_cpu", "--report_to", "none"]
+    options = ["--max_steps", "2", "--save_steps", "1", "--learning_rate", "0.01", "--use_cpu", "--report_to", "none"]
     assert main([*command, *options]) == 1  # without adapters
     assert main([*command, *options, "--lora_r", "2"]) == 0
     loaded: list[Any] = []
     monkeypatch.setattr(
         "bico_ext.cli.evaluate.evaluate", lambda model, *_, **__: loaded.append(model) or Evaluation(())
     )
-    ask = ["evaluate", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "scores")]
-    assert main(ask) == 0
-    layer = loaded[0].get_base_model().model.layers[0].self_attn.q_proj
-    assert type(layer.base_layer).__name__ == "Linear4bit"
-    assert layer.lora_A.default.weight.shape == (2, 64)
+    for folder in (out, out / "checkpoint-1"):
+        scores = str(tmp_path / f"scores-{folder.name}")
+        assert main(["evaluate", "--data", facts, "--model", str(folder), "--output-dir", scores]) == 0
+        layer = loaded.pop().get_base_model().model.layers[0].self_attn.q_proj
+        assert type(layer.base_layer).__name__ == "Linear4bit"
+        assert layer.lora_A.default.weight.shape == (2, 64)
+    assert main([*command[:-1], *options, "--lora_r", "2", "--resume"]) == 0
     again = ["train", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "again"), *options]
     assert main(again) == 1

@@ -9,6 +9,7 @@ from tiny_models import LENGTH, relative, some_span_ids, tokens
 from transformers import AutoConfig
 
 from bico_ext.models.attach import attach, check_attached, detach
+from bico_ext.models.span_cache import SpanCache
 
 
 def installed(*families: str) -> list[Any]:
@@ -37,6 +38,16 @@ def test_logits_match_the_dense_definition(family: str) -> None:
 def test_layers_that_stay_causal_must_be_accepted(family: str) -> None:
     with pytest.raises(TypeError, match="allow_causal_layers=True"):
         attach(small(family))
+
+
+@pytest.mark.parametrize("arguments", [{"cu_seq_lens_q": torch.tensor([0, 9, 19])}, {"span_cache": SpanCache(9)}])
+def test_layers_that_stay_causal_take_no_packs_and_no_span_cache(arguments: dict) -> None:
+    """A convolution would run across the borders of packed sequences, and has no state in the cache."""
+    model = attach(small("lfm2"), allow_causal_layers=True)
+    with pytest.raises(
+        ValueError, match=rf"has layers that carry .* without attention .* take {next(iter(arguments))}"
+    ):
+        model(input_ids=tokens(1, LENGTH), span_ids=some_span_ids(1), **arguments)
 
 
 @pytest.mark.parametrize("family", installed(*REFUSED))

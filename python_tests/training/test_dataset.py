@@ -79,7 +79,7 @@ def chat_tokenizer(template: str | None = TEMPLATE) -> Any:
 
 def test_messages_become_what_the_chat_template_writes(tmp_path: Path):
     tokenizer = chat_tokenizer()
-    rows = [{"messages": CHAT}, {"messages": CHAT[:1], "text": "Ada."}]
+    rows = [{"messages": CHAT}, {"messages": CHAT[:1], "id": 7}]
     trainer = BicoTrainer(tiny_llama(), config(tmp_path, placeholder_id=None), rows, processing_class=tokenizer)
     words = [" user", " Who", " wrote", " it", "?", " end", " assistant", " Ada", ".", " end"]
     tokens = [tokenizer.convert_ids_to_tokens(row["input_ids"].tolist()) for row in trainer.train_dataset]
@@ -242,6 +242,22 @@ GOOD = {"input_ids": [BOS, 7, 8, EOS]}
         ([{"input_ids": np.array([[2, 5]])}], ValueError, r"one sequence, got the shape \[1, 2\]"),
         ([{"input_ids": tensor(5)}], ValueError, r"one sequence, got the shape \[\]"),
         ([{**GOOD, "labels": [7]}], ValueError, r"\[0\] has the column 'labels', .* the objective makes the labels"),
+        ([{"text": "Ada", "completion_mask": [1]}], ValueError, "'completion_mask', .* the loss covers the whole row"),
+        (
+            [{"messages": CHAT, "tools": []}],
+            ValueError,
+            "'tools', .* what the chat template makes of its messages alone",
+        ),
+        (
+            [{**GOOD, "text": "Ada"}],
+            ValueError,
+            r"\[0\] must hold its text once, got input_ids and text; remove all but",
+        ),
+        (
+            [{"prompt": "a", "completion": " b", "messages": CHAT}],
+            ValueError,
+            "must hold its text once, got messages and completion with prompt",
+        ),
         ([{**GOOD, "position_ids": [7]}], ValueError, r"'position_ids', .* positions count from the start of the row"),
         ([{"text": "Ada", "span_ids": [7]}], ValueError, r"'span_ids', .* the objective makes the span ids"),
         (
