@@ -37,6 +37,9 @@ OBJECTIVES: dict[str, Callable[..., TrainingSequence]] = {
     "reverse-segments": reverse_segments,
 }
 
+# Objectives whose labels stand at the places of their tokens in the text, so that some tokens may be left out.
+IN_PLACE = ("ntp", "bico", "naive", "attended-pad", "new-token", "infill", "infill-naive", "infill-causal")
+
 
 def check_objective(name: str) -> None:
     """Raise a ValueError that lists the known objectives if `name` is not one of them."""

@@ -6,12 +6,12 @@ token with s > 0 sees the context and the past of its own span. `CAUSAL_CONTEXT`
 token. `bico_ext.ops.reference.visible` states this rule.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
@@ -78,6 +78,45 @@ def text_between(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, 
     """
     positions = [position for position, token in enumerate(input_ids.tolist()) if token not in special_ids]
     return (positions[0], positions[-1] + 1) if positions else (0, 0)
+
+
+def predict_only(
+    objective: Callable[[Tensor, Generator], TrainingSequence],
+    input_ids: Tensor,
+    predicted: Tensor,
+    generator: Generator,
+) -> TrainingSequence:
+    """Apply an objective so that it predicts some of the tokens only, such as those of an assistant.
+
+    Other tokens have no label, and where the objective hides them they are shown again. The objective is drawn again
+    until a token has a label.
+
+    Args:
+        objective: a function of the input ids and a generator, whose labels stand at the places of their tokens
+            (`bico_ext.objectives.registry.IN_PLACE`).
+        input_ids: int64 [S].
+        predicted: bool [S], the tokens that may be predicted. The objective must be able to predict one of them.
+        generator: the source of random numbers.
+
+    Example:
+        >>> import torch
+        >>> from bico_ext.objectives.causal import ntp
+        >>> predicted = torch.tensor([False, False, True])
+        >>> predict_only(ntp, torch.tensor([2, 7, 8]), predicted, torch.Generator()).labels
+        tensor([-100, -100,    8])
+    """
+    while True:
+        sequence = objective(input_ids, generator)
+        labels = sequence.labels.masked_fill(~predicted, NO_LOSS)
+        if (labels[1:] != NO_LOSS).any():
+            break
+    shown = (sequence.labels != labels) & ((sequence.input_ids != input_ids) | (sequence.span_ids == -1))
+    return replace(
+        sequence,
+        input_ids=torch.where(shown, input_ids, sequence.input_ids),
+        labels=labels,
+        span_ids=sequence.span_ids.masked_fill(shown, 0),
+    )
 
 
 def pad(rows: Sequence[TrainingSequence], pad_id: int) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class BicoConfig(TrainingArguments):
         long_rows: what happens to a row of more than `max_length` tokens. "cut" (default) keeps the first `max_length`.
             "windows" makes several rows of `max_length` consecutive tokens. The last may be shorter, and is left out,
             with a warning, if it has nothing to predict.
+        assistant_only_loss: for rows with `messages`, predict the words of the assistant only; default False. The chat
+            template must mark them with {% generation %}. Only for objectives that leave tokens at their places
+            (`bico_ext.objectives.registry.IN_PLACE`).
         packing: train each micro-batch as one row of `per_device_train_batch_size` sequences without padding, which do
             not see each other; default False. Losses and gradients change by rounding only. Evaluation pads.
 
@@ -73,6 +76,10 @@ class BicoConfig(TrainingArguments):
             "splits it into consecutive rows of at most max_length tokens.",
             "choices": list(get_args(LongRows)),
         },
+    )
+    assistant_only_loss: bool = field(
+        default=False,
+        metadata={"help": "For rows with messages, predict the words of the assistant only."},
     )
     packing: bool = field(
         default=False,
@@ -141,6 +148,11 @@ class BicoConfig(TrainingArguments):
         registry.check_objective(self.objective)
         self.mask_rate = check_mask_rate(self.mask_rate)
         check_positions(self.abi_positions)
+        if self.assistant_only_loss and self.objective not in registry.IN_PLACE:
+            raise ValueError(
+                f"assistant_only_loss needs an objective that leaves tokens at their places "
+                f"({', '.join(registry.IN_PLACE)}), got {self.objective!r}"
+            )
         if self.long_rows not in get_args(LongRows):
             raise ValueError(f"long_rows must be 'cut' or 'windows', got {self.long_rows!r}")
         if self.long_rows == "windows" and self.max_length is None:

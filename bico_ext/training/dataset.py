@@ -40,15 +40,17 @@ class Rows:
     Attributes:
         input_ids: int64 [S] for each row.
         indices: the index of each row in the dataset.
+        predicted: for each row bool [S], the tokens that may be predicted, or None for all.
     """
 
     input_ids: list[Tensor]
     indices: list[int]
+    predicted: list[Tensor | None]
 
     @staticmethod
     def collate(rows: list[dict[str, Any]]) -> Any:  # Any, because Trainer declares that a collator returns a dict
         """Make a batch from encoded rows."""
-        return Rows([row["input_ids"] for row in rows], [row["index"] for row in rows])
+        return Rows(*([row[name] for row in rows] for name in ("input_ids", "index", "predicted")))
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -79,7 +81,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class EncodedStream(IterableDataset):
-    """A stream of encoded rows, {"input_ids": int64 [S], "index": int}, which are checked when they are read.
+    """A stream of rows in the form of `RowEncoder`, which are encoded and checked when they are read.
 
     The index counts the encoded rows from the start of the stream.
     """
@@ -91,18 +93,22 @@ class EncodedStream(IterableDataset):
         index = 0
         for number, row in enumerate(self.rows):
             name = f"{self.name}[{number}]"
-            for input_ids in self.encoder.parts(self.encoder.row(row, name), name):
-                yield {"input_ids": input_ids, "index": index}
+            for part in self.encoder.parts(*self.encoder.row(row, name), name):
+                yield {**part, "index": index}
                 index += 1
         if not index:
             raise ValueError(f"{self.name} is empty: it must have at least one row")
 
 
-class RowEncoder:
-    """Encodes and checks a dataset: its rows become {"input_ids": int64 [S], "index": int} in memory.
+class EncodedRows(list):
+    """Rows that `RowEncoder` has encoded."""
 
-    Rows that are already encoded do not change. An index counts the encoded rows, of which a long row may become
-    several.
+
+class RowEncoder:
+    """Encodes and checks a dataset: its rows become {"input_ids": int64 [S], "predicted", "index": int} in memory.
+
+    "predicted" is bool [S], the tokens that may be predicted, or None for all. An index counts the encoded rows, of
+    which a long row may become several.
     """
 
     def __init__(
@@ -113,12 +119,16 @@ class RowEncoder:
         never_predicted: frozenset[int],
         last_predicted: bool = True,
         windows: bool = False,
+        assistant_only: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.max_length, self.windows = model, tokenizer, max_length, windows
         self.never_predicted, self.last_predicted = never_predicted, last_predicted
+        self.assistant_only = assistant_only
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
 
-    def __call__(self, dataset: Any, name: str) -> list[dict[str, Any]]:
+    def __call__(self, dataset: Any, name: str) -> EncodedRows:
+        if isinstance(dataset, EncodedRows):  # Trainer.evaluate passes the dataset of the construction again
+            return dataset
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, Mapping | str):
             raise TypeError(
                 f"{name} must be a list, torch Dataset or datasets.Dataset of rows with a known length, got "
@@ -126,15 +136,16 @@ class RowEncoder:
             )
         if not len(dataset):
             raise ValueError(f"{name} is empty: it must have at least one row")
-        sequences, cut = [], 0
+        sequences: list[dict[str, Any]] = []
+        cut = 0
         for index in range(len(dataset)):
-            input_ids = self.row(dataset[index], f"{name}[{index}]")
-            parts = self.parts(input_ids, f"{name}[{index}]")
-            cut += not self.windows and len(parts[0]) < len(input_ids)
+            input_ids, predicted = self.row(dataset[index], f"{name}[{index}]")
+            parts = self.parts(input_ids, predicted, f"{name}[{index}]")
+            cut += not self.windows and len(parts[0]["input_ids"]) < len(input_ids)
             sequences += parts
         if cut:
             logger.warning(f"{name}: {cut} of {len(sequences)} rows were cut to max_length={self.max_length}")
-        return [{"input_ids": input_ids, "index": index} for index, input_ids in enumerate(sequences)]
+        return EncodedRows({**part, "index": index} for index, part in enumerate(sequences))
 
     def stream(self, dataset: Any, name: str, max_steps: int) -> EncodedStream:
         """Encode a dataset of unknown length while it is read."""
@@ -147,28 +158,33 @@ class RowEncoder:
             raise ValueError(f"{name} has no length, so max_steps must say how long to train, got {max_steps}")
         return EncodedStream(self, dataset, name)
 
-    def parts(self, input_ids: Tensor, name: str) -> list[Tensor]:
+    def parts(self, input_ids: Tensor, predicted: Tensor | None, name: str) -> list[dict[str, Any]]:
         """Return the checked sequences that a row becomes: itself, its first `max_length` tokens, or its windows.
 
-        The last of several windows is left out if it has nothing to predict, such as an end-of-sequence token alone.
+        The last of several windows is left out if it has nothing to predict, such as an end-of-sequence token alone. So
+        is any window in which the assistant says nothing, if only its words are predicted.
         """
-        parts = [input_ids]
-        if self.max_length is not None and len(input_ids) > self.max_length:
-            windows = list(input_ids.split(self.max_length))
-            if self.windows and not self.predicts(windows[-1]):
-                logger.warning(f"{name}: the last {len(windows[-1])} tokens have nothing to predict and are left out")
-                windows.pop()
-            parts = windows if self.windows else windows[:1]
+        size = self.max_length or max(1, len(input_ids))
+        masks = [None] * len(input_ids.split(size)) if predicted is None else predicted.split(size)
+        parts = [{"input_ids": ids, "predicted": mask} for ids, mask in zip(input_ids.split(size), masks, strict=True)]
+        if not self.windows:
+            parts = parts[:1]
+        kept = [part for part in parts if self.predicts(**part) or (predicted is None and part is not parts[-1])]
+        if kept and len(kept) < len(parts):
+            lost = sum(len(part["input_ids"]) for part in parts) - sum(len(part["input_ids"]) for part in kept)
+            logger.warning(f"{name}: {lost} tokens, in windows that have nothing to predict, are left out")
+            parts = kept
         for part in parts:
-            self.check(part, name)
+            self.check(**part, name=name)
         return parts
 
-    def predicts(self, input_ids: Tensor) -> bool:
+    def predicts(self, input_ids: Tensor, predicted: Tensor | None) -> bool:
         """Tell whether a sequence has a token that every objective of the run can predict."""
-        return bool(may_be_hidden(input_ids, self.never_predicted, self.last_predicted).any())
+        can_be = may_be_hidden(input_ids, self.never_predicted, self.last_predicted)
+        return bool((can_be if predicted is None else can_be & predicted).any())
 
-    def row(self, row: Any, name: str) -> Tensor:
-        """Return the token ids, int64 [S], of a row of any accepted kind."""
+    def row(self, row: Any, name: str) -> tuple[Tensor, Tensor | None]:
+        """Return the token ids of a row of any accepted kind, int64 [S], and which of them may be predicted."""
         if not isinstance(row, Mapping) and hasattr(row, "prompt") and hasattr(row, "completion"):
             row = {"prompt": row.prompt, "completion": row.completion}
         columns = set(row) if isinstance(row, Mapping) else set()
@@ -183,10 +199,12 @@ class RowEncoder:
             found = " and ".join(" with ".join(sorted(source)) for source in sources)
             raise ValueError(f"{name} must hold its text once, got {found}; remove all but one")
         check_columns(row, name)
-        if "input_ids" in row:
-            return token_ids(row["input_ids"], name)
         if "messages" in row:
             return self.chat(row["messages"], name)
+        if self.assistant_only:
+            raise ValueError(f"{name} has no messages, which assistant_only_loss needs to tell who speaks")
+        if "input_ids" in row:
+            return token_ids(row["input_ids"], name), None
         for column in ("text",) if "text" in row else ("prompt", "completion"):
             if not isinstance(row[column], str):
                 raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
@@ -195,10 +213,10 @@ class RowEncoder:
                 f"{name} is text, which needs a tokenizer: pass processing_class, or give rows with 'input_ids'"
             )
         text = row["text"] if "text" in row else row["prompt"] + row["completion"]
-        return torch.tensor(encode_text(self.tokenizer, text), dtype=torch.int64)
+        return torch.tensor(encode_text(self.tokenizer, text), dtype=torch.int64), None
 
-    def chat(self, messages: Any, name: str) -> Tensor:
-        """Return the token ids, int64 [S], of messages, exactly as the tokenizer's chat template writes them."""
+    def chat(self, messages: Any, name: str) -> tuple[Tensor, Tensor | None]:
+        """Return the token ids of messages, exactly as the tokenizer's chat template writes them, as `row` does."""
         if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
             raise ValueError(
                 f"{name}: messages must be a list of {{'role': ..., 'content': ...}}, got {messages!r:.60}"
@@ -210,17 +228,30 @@ class RowEncoder:
             )
         try:
             encoded: Any = cast(Any, self.tokenizer).apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=False, return_dict=True
+                messages,
+                tokenize=True,
+                add_generation_prompt=False,
+                return_dict=True,
+                return_assistant_tokens_mask=self.assistant_only,
             )
         except Exception as error:  # a template raises what it likes
             raise ValueError(f"{name}: the chat template fails on these messages: {error}") from error
-        return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+        input_ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+        if not self.assistant_only:
+            return input_ids, None
+        predicted = torch.tensor(encoded["assistant_masks"], dtype=torch.bool)
+        if not predicted.any():
+            raise ValueError(
+                f"{name}: the chat template marks no words of an assistant, which assistant_only_loss needs; it must "
+                "put {% generation %} and {% endgeneration %} around them, and the messages must have some"
+            )
+        return input_ids, predicted
 
-    def check(self, input_ids: Tensor, name: str) -> None:
+    def check(self, input_ids: Tensor, predicted: Tensor | None, name: str) -> None:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""
         remedy = "set max_length={context} to cut long rows, or to split them with long_rows='windows'"
         check_context(self.model, len(input_ids), name, remedy, with_span_ids=True)
-        if not self.predicts(input_ids):
+        if not self.predicts(input_ids, predicted):
             raise ValueError(
                 f"{name} has nothing to predict: it needs a token after the first that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"

@@ -31,7 +31,7 @@ from bico_ext.models.attach import attach, check_attached
 from bico_ext.models.checkpoints import mark_four_bit
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
-from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad
+from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad, predict_only
 from bico_ext.seeding import happens, stream_seed
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import LengthGroupedSampler, RowEncoder, Rows
@@ -141,6 +141,7 @@ class BicoTrainer(Trainer):
             never_predicted,
             last_predicted=args.objective != "bert",
             windows=args.long_rows == "windows",
+            assistant_only=args.assistant_only_loss,
         )
         if hasattr(train_dataset, "__iter__") and not hasattr(train_dataset, "__len__"):
             if args.train_sampling_strategy == "group_by_length":
@@ -289,10 +290,14 @@ class BicoTrainer(Trainer):
         a batch into rows, which flat positions would not survive.
         """
         apply = self._objectives[objective]
-        sequences = [
-            apply(input_ids, self._generator.manual_seed(stream_seed(*key, index)))
-            for input_ids, index in zip(rows.input_ids, rows.indices, strict=True)
-        ]
+        sequences = []
+        for input_ids, index, predicted in zip(rows.input_ids, rows.indices, rows.predicted, strict=True):
+            generator = self._generator.manual_seed(stream_seed(*key, index))
+            sequences.append(
+                apply(input_ids, generator)
+                if predicted is None
+                else predict_only(apply, input_ids, predicted, generator)
+            )
         batch = pack(sequences) if packed else pad(sequences, self._pad_id)
         return batch if all_outputs or self.args.n_gpu > 1 else labelled_only(batch)
 
