@@ -35,7 +35,7 @@ struct KeyVisit {
   static constexpr int none = -1;
 
   Frame frame;
-  TileWindow window;
+  Lookahead ahead;
   int tile;
   TileView view;   // of this warp's queries
   bool nonfinite;  // some value
@@ -103,22 +103,22 @@ struct KeySchedule {
   }
 
   BICO_DEVICE KeyVisit first() const {
-    return after({Frame::plus, TileWindow::before(range(Frame::plus)), KeyVisit::none, TileView::nothing, false});
+    return after({Frame::plus, Lookahead::before(range(Frame::plus)), KeyVisit::none, TileView::nothing, false});
   }
 
   // All lanes of a warp call.
   BICO_DEVICE KeyVisit after(KeyVisit visit) const {
-    while (visit.window.left == 0) {
-      if (visit.window.is_last(range(visit.frame))) {
-        if (visit.frame == Frame::minus) return {visit.frame, visit.window, KeyVisit::none, TileView::nothing, false};
+    while (visit.ahead.left == 0) {
+      if (visit.ahead.is_last(range(visit.frame))) {
+        if (visit.frame == Frame::minus) return {visit.frame, visit.ahead, KeyVisit::none, TileView::nothing, false};
         visit.frame = Frame::minus;
-        visit.window = TileWindow::before(range(visit.frame));
+        visit.ahead = Lookahead::before(range(visit.frame));
       }
-      visit.window = visit.window.next(range(visit.frame), [&](int tile) { return sight(visit.frame, tile); });
+      visit.ahead = visit.ahead.next(range(visit.frame), [&](int tile) { return sight(visit.frame, tile); });
     }
-    visit.tile = visit.window.take();
-    visit.view = visit.window.view(visit.tile);
-    visit.nonfinite = visit.window.is_nonfinite(visit.tile);
+    visit.tile = visit.ahead.take();
+    visit.view = visit.ahead.view(visit.tile);
+    visit.nonfinite = visit.ahead.is_nonfinite(visit.tile);
     return visit;
   }
 };

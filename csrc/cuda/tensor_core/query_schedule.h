@@ -9,7 +9,7 @@ namespace bico::cuda {
 // A tile of queries to visit, of one of the heads of the group; at the end of the schedule, it sees nothing.
 struct QueryVisit {
   int head;  // within the group
-  TileWindow window;
+  Lookahead ahead;
   int tile;
   TileView view;
   bool nonfinite;  // some row of q or grad_out
@@ -52,27 +52,27 @@ struct QuerySchedule {
     return nonfinite_queries.of_tile<queries>(index, problem.length, tile * queries);
   }
 
-  BICO_DEVICE QueryVisit first() const { return after({0, TileWindow::before(range()), 0, TileView::nothing, false}); }
+  BICO_DEVICE QueryVisit first() const { return after({0, Lookahead::before(range()), 0, TileView::nothing, false}); }
 
   // Of the same head or the next one of the group: the queries of all heads see the same keys. All lanes of a warp
   // call.
   BICO_DEVICE QueryVisit after(QueryVisit visit) const {
-    while (visit.window.left == 0) {
-      if (visit.window.is_last(range())) {
+    while (visit.ahead.left == 0) {
+      if (visit.ahead.is_last(range())) {
         if (visit.head + 1 == int(problem.query_heads / problem.kv_heads)) {
-          return {visit.head, visit.window, 0, TileView::nothing, false};
+          return {visit.head, visit.ahead, 0, TileView::nothing, false};
         }
         ++visit.head;
-        visit.window = TileWindow::before(range());
+        visit.ahead = Lookahead::before(range());
       }
-      visit.window = visit.window.next(range(), [&](int tile) {
+      visit.ahead = visit.ahead.next(range(), [&](int tile) {
         const TileView view = view_of(tile, block_tile());
         return TileSight{view != TileView::nothing, view, bad_queries(visit.head, tile) != 0};
       });
     }
-    visit.tile = visit.window.take();
-    visit.view = visit.window.view(visit.tile);
-    visit.nonfinite = visit.window.is_nonfinite(visit.tile);
+    visit.tile = visit.ahead.take();
+    visit.view = visit.ahead.view(visit.tile);
+    visit.nonfinite = visit.ahead.is_nonfinite(visit.tile);
     return visit;
   }
 

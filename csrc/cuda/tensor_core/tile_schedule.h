@@ -95,7 +95,7 @@ struct TileSight {
 
 // Tiles [begin, begin + 32), which the lanes of a warp look at all at once: one after the other, each tile would cost a
 // chain of dependent loads. All warps of a block visit the same tiles.
-struct TileWindow {
+struct Lookahead {
   static constexpr int size = 32;
 
   int begin;                     // a multiple of the size
@@ -104,11 +104,11 @@ struct TileWindow {
   uint32_t nonfinite;
 
   // Before all tiles of a range.
-  static BICO_DEVICE TileWindow before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0, 0}; }
+  static BICO_DEVICE Lookahead before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0, 0}; }
 
-  // The window after this one.
+  // Those after these.
   template <class SightOf>
-  BICO_DEVICE TileWindow next(const Range& range, const SightOf& sight_of) const {
+  BICO_DEVICE Lookahead next(const Range& range, const SightOf& sight_of) const {
     const int tile = begin + size + thread_index() % 32;
     TileSight sight = {false, TileView::nothing, false};
     if (range.begin <= tile && tile < range.end) sight = sight_of(tile);
