@@ -60,6 +60,7 @@ struct Problem {
   int64_t span_batch_stride = 0;
   const int32_t* cu_seqlens = nullptr;  // [sequences + 1], B = 1; null: each batch entry is one sequence
   int64_t sequences = 0;
+  int64_t window = INT64_MAX;  // a query sees no key at this distance or farther
   double scale = 1.0;
   bool mirror = true;  // keys after the query are scored in the minus frame (visibility.h)
 

@@ -19,13 +19,19 @@ static constexpr bool is_context(int32_t span_n) {
   return (span_n == 0) | (span_n == causal_context);
 }
 
-// Query m sees key n of the same sequence: the key is context, which causal context sees up to itself only, or it is
-// the past of m's own span (> 0). No branches, and one test less by `own`: it runs in vectors.
+// Query m sees key n of the same sequence and within the window: the key is context, which causal context sees up to
+// itself only, or it is the past of m's own span (> 0). No branches, and one test less by `own`: it runs in vectors.
 template <typename Index>
 static constexpr bool visible(int32_t span_m, int32_t span_n, Index m, Index n) {
   const int32_t own = span_m > 0 ? span_m : 0;  // past context is visible anyway
   const bool past = n <= m, looks_ahead = span_m != causal_context;
   return (is_context(span_n) & (past | looks_ahead)) | ((span_n == own) & past);
+}
+
+// The distance between query m and key n is below the window.
+template <typename Index>
+static constexpr bool in_window(Index m, Index n, Index window) {
+  return (m < n ? n - m : m - n) < window;
 }
 
 // The two rotations of a row at position t. In the plus frame it is rotated by R(t): this frame scores keys up to the
@@ -105,19 +111,37 @@ static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<I
   return TileView::by_pair;
 }
 
+// Every query is within the window of every key.
 template <typename Index>
-static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<Index>& keys) {
-  return tile_view(queries, keys, side(queries, keys));
+static constexpr bool all_in_window(const RowsOf<Index>& queries, const RowsOf<Index>& keys, Index window) {
+  return in_window(queries.begin, keys.last(), window) && in_window(queries.last(), keys.begin, window);
+}
+
+// `view` of two tiles, as it is within the window.
+template <typename Index>
+static constexpr TileView within_window(TileView view, const RowsOf<Index>& queries, const RowsOf<Index>& keys,
+                                        Index window) {
+  if (view == TileView::nothing || all_in_window(queries, keys, window)) return view;
+  const Side where = side(queries, keys);
+  const bool some_in_window = where == Side::below   ? in_window(queries.begin, keys.last(), window)
+                              : where == Side::above ? in_window(queries.last(), keys.begin, window)
+                                                     : true;
+  return some_in_window ? TileView::by_pair : TileView::nothing;
+}
+
+template <typename Index>
+static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<Index>& keys, Index window) {
+  return within_window(tile_view(queries, keys, side(queries, keys)), queries, keys, window);
 }
 
 // The same of the pairs in one frame alone. `keys_full`: the tile of keys is not cut off by the end of the tensor.
 template <typename Index>
 static constexpr TileView tile_view_in(Frame frame, const RowsOf<Index>& queries, const RowsOf<Index>& keys,
-                                       bool keys_full) {
+                                       bool keys_full, Index window) {
   const Side where = side(queries, keys);
   if (where == (frame == Frame::plus ? Side::above : Side::below)) return TileView::nothing;
   if (frame == Frame::minus && !sees_later(queries, keys)) return TileView::nothing;
-  const TileView view = tile_view(queries, keys, where);
+  const TileView view = within_window(tile_view(queries, keys, where), queries, keys, window);
   if (view == TileView::nothing) return TileView::nothing;
   if (where == Side::on_diagonal) return TileView::by_pair;
   if (view != TileView::everything || keys_full) return view;

@@ -22,6 +22,7 @@ class Case:
     B: int = 2
     spans: str = "none"
     packed: tuple[int, ...] | None = None
+    window: int | None = None
     mirror: bool = True
     interleaved: bool = False
     scale: float | None = None
@@ -119,6 +120,7 @@ def make_problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0, 
     cos, sin = rotary_table(case, generator)
     options = {
         "span_ids": span_ids(case, generator) if ids is None else ids,
+        "window": case.window,
         "mirror": case.mirror,
         "interleaved": case.interleaved,
         "scale": case.scale,
@@ -168,6 +170,14 @@ CASES = [
     Case("causal-context-130", S=130, Hq=1, Hkv=1, spans="causal-context", mirror=False),
     Case("causal-context-200", S=200, Hkv=1, D=64, spans="causal-context"),
     Case("packed-causal-context", S=150, B=1, packed=(1, 80, 69), spans="causal-context"),
+    Case("window-1", S=70, window=1, spans="placeholders"),
+    Case("window-20", S=130, window=20, D=32),
+    Case("window-40-packed", S=200, B=1, packed=(1, 0, 63, 64, 72), window=40, spans="random", Hq=4, Hkv=2),
+    Case("window-64-causal", S=300, window=64, spans="causal"),
+    Case("window-97-gqa", S=330, window=97, Hq=4, Hkv=1, D=64, spans="infill"),
+    Case("window-100-no-mirror", S=260, window=100, spans="causal-context", mirror=False),
+    Case("window-of-the-length", S=129, window=129),
+    Case("window-beyond-any-length", S=129, window=2**62, spans="placeholders"),
     Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),
 ]
 

@@ -14,9 +14,16 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_arguments(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    span_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int | None,
 ) -> None:
-    """Raise a RuntimeError that names the first argument with a wrong dtype, shape or strides, and the remedy."""
+    """Raise a RuntimeError that names the first argument with a wrong dtype, shape, strides or value."""
     _check_queries(q)
     _check_keys("k", k, q)
     _check_keys("v", v, q)
@@ -29,6 +36,7 @@ def check_arguments(
         shape = [q.shape[0], q.shape[2]]
         expected = f"span_ids must be int32 [B, S] = {shape}, got {_text(span_ids)}"
         _expect(span_ids.dtype == torch.int32 and list(span_ids.shape) == shape, expected + _to_int(span_ids))
+    _expect(window is None or window >= 1, f"window must be at least 1, got {window}; None sets no limit")
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
 

@@ -17,6 +17,7 @@ def split_triangle_attention(
     *,
     span_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    window: int | None = None,
     scale: float | None = None,
     mirror: bool = True,
     interleaved: bool = False,
@@ -27,7 +28,7 @@ def split_triangle_attention(
 
     Keys up to the query (n <= m) are scored in the plus frame, `(R(m) q) . (R(n) k)`. Later keys are scored in the
     minus frame, where every sine is negated: `(R(-m) q) . (R(-n) k)`. One softmax runs over all the keys that the span
-    ids make visible. Memory beyond inputs and outputs is O(S D).
+    ids and the window make visible. Memory beyond inputs and outputs is O(S D).
 
     Args:
         q: [B, Hq, S, D], not rotated; float64, float32, bfloat16 or float16; D from 1 to 256. Any strides with a
@@ -41,6 +42,8 @@ def split_triangle_attention(
             reserved for context that is read causally: its token is context as a key, but as a query it sees no key
             after itself. All ones is causal attention. Default: all 0, so that everything is visible.
         cu_seqlens: int32 [sequences + 1], ascending from 0 to S: offsets of sequences packed along S (B = 1).
+        window: A sliding window to both sides, at least 1: key n is visible to query m only if |m - n| < window, where
+            m and n are places along S. Default: no limit.
         scale: Factor of the scores. Default: 1 / sqrt(D).
         mirror: False scores later keys in the plus frame, too. This is plain bidirectional RoPE attention, the paper's
             control. Default: True.
@@ -90,5 +93,5 @@ def split_triangle_attention(
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
     attention = backends.attention(backend, q)
-    out, lse = attention(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+    out, lse = attention(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
     return (out, lse) if return_lse else out

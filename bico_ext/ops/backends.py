@@ -54,8 +54,8 @@ class Backend:
     """A way to compute the op.
 
     Attributes:
-        attention: takes q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror and interleaved by position, and returns
-            out and lse, as documented at `bico_ext.split_triangle_attention`.
+        attention: takes q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror and interleaved by position, and
+            returns out and lse, as documented at `bico_ext.split_triangle_attention`.
         refusal: takes the type of a device ("cpu", "cuda", ...) and returns why the backend cannot run there, or None
             if it can.
         argument_refusal: takes the dtype that q has under autocast and the head dim, and returns why the backend cannot
@@ -85,7 +85,7 @@ def _checked(attention: Attention) -> Attention:
 
     def checked(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         q, k, v = autocast(q, k, v)
-        check_arguments(q, k, v, *rest[:4])
+        check_arguments(q, k, v, *rest[:5])
         return attention(q, k, v, *rest)
 
     return checked

@@ -59,7 +59,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
         grad_out = torch.zeros_like(saved[3])  # out
     deterministic = torch.are_deterministic_algorithms_enabled()
     grads = torch.ops.bico.attention_backward(grad_out, grad_lse, *saved, *ctx.settings, deterministic)
-    return (*grads, *[None] * 7)
+    return (*grads, *[None] * 8)
 
 
 def _second_derivative(ctx: Any, *_: Tensor) -> None:

@@ -56,6 +56,7 @@ def attention(
     sin: Tensor,
     span_ids: Tensor | None,
     cu_seqlens: Tensor | None,
+    window: int | None,
     scale: float,
     mirror: bool,
     interleaved: bool,
@@ -66,8 +67,8 @@ def attention(
             "backend 'flex' has no backward on the CPU; call it under torch.no_grad(), or use backend='portable'"
         )
     if q.numel() == 0:  # FlexAttention refuses empty sequences
-        return portable.attention(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
-    masks = block_masks(q, span_ids, cu_seqlens, mirror)
+        return portable.attention(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
+    masks = block_masks(q, span_ids, cu_seqlens, window, mirror)
     with portable.without_autocast(q), _many_graphs():
         return _on(q.device.type, attend)(q, k, v, cos, sin, masks, scale, interleaved)
 
@@ -124,7 +125,9 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> tuple[Tensor, Ten
 _MASKS: dict[tuple, tuple[list[weakref.ref], list[int], tuple[BlockMask, ...]]] = {}
 
 
-def block_masks(q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None, mirror: bool) -> tuple[BlockMask, ...]:
+def block_masks(
+    q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None, window: int | None, mirror: bool
+) -> tuple[BlockMask, ...]:
     """Return the masks of the two calls, or of the only one; all layers of a model share them.
 
     They are built once for each `span_ids` and `cu_seqlens`, and again if those were changed in place (not through
@@ -135,13 +138,13 @@ def block_masks(q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None, m
     sources = [x for x in (span_ids, cu_seqlens) if x is not None]
     fake = any(isinstance(x, FakeTensor) for x in (q, *sources))
     if fake or torch.compiler.is_compiling() or any(x.is_inference() for x in sources):  # which have no versions
-        return _built(span_ids, cu_seqlens, length, device, mirror)
-    key = (*(None if x is None else id(x) for x in (span_ids, cu_seqlens)), length, device, mirror)
+        return _built(span_ids, cu_seqlens, window, length, device, mirror)
+    key = (*(None if x is None else id(x) for x in (span_ids, cu_seqlens)), length, device, window, mirror)
     versions = [x._version for x in sources]
     known = _MASKS.get(key)
     if known is not None and known[1] == versions and all(a() is b for a, b in zip(known[0], sources, strict=True)):
         return known[2]
-    masks = _built(span_ids, cu_seqlens, length, device, mirror)
+    masks = _built(span_ids, cu_seqlens, window, length, device, mirror)
     _MASKS.pop(key, None)
     while len(_MASKS) >= MOST_MASKS:
         _MASKS.pop(next(iter(_MASKS)), None)
@@ -151,7 +154,12 @@ def block_masks(q: Tensor, span_ids: Tensor | None, cu_seqlens: Tensor | None, m
 
 
 def _built(
-    span_ids: Tensor | None, cu_seqlens: Tensor | None, length: int, device: torch.device, mirror: bool
+    span_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int | None,
+    length: int,
+    device: torch.device,
+    mirror: bool,
 ) -> tuple[BlockMask, ...]:
     with torch.inference_mode(False), torch.no_grad():  # masks made in inference mode could not serve training
         sequence = None
@@ -160,17 +168,18 @@ def _built(
                 check_offsets(cu_seqlens.tolist(), length)
             position = torch.arange(length, dtype=torch.int32, device=device)
             sequence = torch.searchsorted(cu_seqlens, position, right=True, out_int32=True)  # [S]
+        reach = torch.tensor(length if window is None else window, device=device)
         ids = None if span_ids is None else span_ids.clone()  # not the caller's, which would stay alive, or change
         with _many_graphs():
             return tuple(
                 _on(device.type, create_block_mask)(
-                    _mask_mod(keys, ids, sequence), 1 if ids is None else len(ids), None, length, length, device
+                    _mask_mod(keys, ids, sequence, reach), 1 if ids is None else len(ids), None, length, length, device
                 )
                 for keys in (("past", "later") if mirror else ("all",))
             )
 
 
-def _mask_mod(keys: str, span_ids: Tensor | None, sequence: Tensor | None) -> Callable[..., Tensor]:
+def _mask_mod(keys: str, span_ids: Tensor | None, sequence: Tensor | None, window: Tensor) -> Callable[..., Tensor]:
     """Return which `keys` ("past", with the query's own; "later"; "all") a query sees, as FlexAttention asks for it.
 
     For the compiler these functions are one and the same code over other tensors, so that no batch compiles anew.
@@ -178,9 +187,9 @@ def _mask_mod(keys: str, span_ids: Tensor | None, sequence: Tensor | None) -> Ca
 
     def mask_mod(b: Tensor, h: Tensor, m: Tensor, n: Tensor) -> Tensor:
         past = n <= m
-        seen = n >= 0
+        seen = (m - n).abs() < window
         if span_ids is not None:
-            seen = visible(span_ids[b, m], span_ids[b, n], past)
+            seen = seen & visible(span_ids[b, m], span_ids[b, n], past)
         if sequence is not None:
             seen = seen & (sequence[m] == sequence[n])
         if keys == "all":

@@ -53,8 +53,7 @@ class _Attention(torch.autograd.Function):
             for queries, keys in _groups_of_heads(q, k):
                 heads = _Heads(reach, q[:, queries], k[:, keys], v[:, keys], *rest)
                 heads.forward(out[:, queries], lse[:, queries])
-        *tensors, scale, mirror, interleaved = rest
-        ctx.settings = scale, mirror, interleaved
+        tensors, ctx.settings = rest[:4], rest[4:]
         ctx.save_for_backward(q, k, v, *tensors, out, lse)
         return out, lse
 
@@ -68,7 +67,7 @@ class _Attention(torch.autograd.Function):
                 heads = _Heads(reach, q[:, queries], k[:, keys], v[:, keys], *rest, *ctx.settings)
                 of_heads = heads.backward(*(x[:, queries] for x in (out, lse, *grads)))
                 grad_q[:, queries], grad_k[:, keys], grad_v[:, keys] = of_heads
-        return grad_q, grad_k, grad_v, *[None] * 7
+        return grad_q, grad_k, grad_v, *[None] * 8
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -150,6 +149,7 @@ class _Heads:
         sin: Tensor,
         span_ids: Tensor | None,
         cu_seqlens: Tensor | None,
+        window: int | None,
         scale: float,
         mirror: bool,
         interleaved: bool,
@@ -158,7 +158,7 @@ class _Heads:
         self.scale, self.mirror = scale, mirror
         cos, sin = (x.to(self.wide)[:, None, None] for x in (cos, sin))  # [1 or B, 1, 1, S, R]
         self.rotation = Rotation(cos, sin, interleaved, mirror)
-        self.span_ids, self.cu_seqlens = span_ids, cu_seqlens
+        self.span_ids, self.cu_seqlens, self.window = span_ids, cu_seqlens, window
         wide_q, wide_k = self.grouped(q.to(self.wide) * scale), self.grouped(k.to(self.wide))
         # By frame: the plus frame is for pairs with n <= m, the minus frame for the others.
         self.q, self.k = ([x.to(self.dtype) for x in self.rotation.frames(wide)] for wide in (wide_q, wide_k))
@@ -181,16 +181,20 @@ class _Heads:
             first = max(offset for offset in self.reach.offsets if offset <= begin)
             last = min(offset for offset in self.reach.offsets if offset >= end)
             last = min(last, max(end, self.reach.last_context + 1))  # after a query, only context is visible
+            if self.window is not None:
+                first, last = max(first, begin - self.window + 1), min(last, end - 1 + self.window)
             m, n = slice(begin, end), slice(first, last)
             later = position[None, m] > position[m, None]
             seen = None
+            if self.window is not None and max(end - first, last - begin) > self.window:
+                seen = ((position[None, n] - position[m, None]).abs() < self.window).expand(batch, -1, -1)
             if self.span_ids is not None:
                 m_span, n_span = self.span_ids[:, m, None], self.span_ids[:, None, n]
                 past = position[None, n] <= position[m, None]
-                seen = visible(m_span, n_span, past)
+                seen = _both(seen, visible(m_span, n_span, past))
             if sequence is not None:
                 together = (sequence[None, m, None] == sequence[None, None, n]).expand(batch, -1, -1)
-                seen = together if seen is None else seen & together
+                seen = _both(seen, together)
             hidden = None if seen is None else ~seen[:, None, None]
             yield _Block(begin, end, first, last, seen, hidden, later)
 
@@ -313,6 +317,10 @@ def _without_broken_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x with zeros in the rows that have an element that is not finite, and which rows these are."""
     broken = ~x.abs().amax(-1).isfinite()  # the largest of NaN and numbers is NaN
     return x.masked_fill(broken[..., None], 0), broken
+
+
+def _both(seen: Tensor | None, also: Tensor) -> Tensor:
+    return also if seen is None else seen & also
 
 
 def _touches(seen: Tensor | None, broken: Tensor, rows: int) -> Tensor:

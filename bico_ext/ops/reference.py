@@ -12,15 +12,17 @@ from torch import Tensor
 CAUSAL_CONTEXT = 2**31 - 1  # the span id of context that is read causally; csrc/visibility.h has the same number
 
 
-def visible(span_ids: Tensor) -> Tensor:
+def visible(span_ids: Tensor, window: int | None = None) -> Tensor:
     """Return which keys each query sees.
 
     Key n is visible to query m if it is context (`span_ids[n]` is 0 or `CAUSAL_CONTEXT`), or if it is in the query's
     own span and not after the query (`span_ids[n] == span_ids[m] > 0` and n <= m). A query whose own span id is
     `CAUSAL_CONTEXT` sees no key after itself. A key with span id -1 (placeholder or padding) is visible to no query.
+    With a window, keys at a distance |m - n| of `window` or more are hidden as well.
 
     Args:
         span_ids: int [B, S].
+        window: at least 1, or None for no limit.
 
     Returns:
         bool [B, S (query m), S (key n)].
@@ -29,7 +31,10 @@ def visible(span_ids: Tensor) -> Tensor:
     position = torch.arange(span_ids.shape[1], device=span_ids.device)
     past = position[None, :] <= position[:, None]  # [m, n]
     context = (n_span == 0) | (n_span == CAUSAL_CONTEXT)
-    return (context & (past | (m_span != CAUSAL_CONTEXT))) | ((n_span > 0) & (n_span == m_span) & past)
+    seen = (context & (past | (m_span != CAUSAL_CONTEXT))) | ((n_span > 0) & (n_span == m_span) & past)
+    if window is not None:
+        seen &= (position[None, :] - position[:, None]).abs() < window
+    return seen
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -59,6 +64,7 @@ def split_triangle_attention(
     *,
     span_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    window: int | None = None,
     scale: float | None = None,
     mirror: bool = True,
     interleaved: bool = False,
@@ -86,7 +92,7 @@ def split_triangle_attention(
         scores = torch.where(past, scores, minus)
     scores = scores * scale
 
-    seen = visible(span_ids)
+    seen = visible(span_ids, window)
     if cu_seqlens is not None:
         sequence = torch.searchsorted(cu_seqlens.long(), position, right=True)
         seen = seen & (sequence[:, None] == sequence[None, :])

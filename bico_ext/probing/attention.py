@@ -143,7 +143,7 @@ class _RecordAttention(Interception):
         self.calls: list[dict[str, Any]] = []
 
     def attention(self, compute: Attention, *arguments: Any) -> tuple[Tensor, Tensor]:
-        q, k, _, cos, sin, _, _, scale, mirror, interleaved = arguments
+        q, k, _, cos, sin, _, _, _, scale, mirror, interleaved = arguments
         names = ("q", "k", "cos", "sin", "scale", "mirror", "interleaved")
         self.calls.append(dict(zip(names, (q, k, cos, sin, scale, mirror, interleaved), strict=True)))
         return compute(*arguments)

@@ -34,10 +34,11 @@ class PartialFlip(Interception):
     def attention(self, compute: Attention, *arguments: Any) -> tuple[Tensor, Tensor]:
         flipped = self.flipped[self.layer]
         self.layer = (self.layer + 1) % len(self.flipped)
-        q, k, v, cos, sin, span_ids, cu_seqlens, scale, _, interleaved = arguments
+        q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, _, interleaved = arguments
         if flipped.all() or not flipped.any():
-            return compute(q, k, v, cos, sin, span_ids, cu_seqlens, scale, bool(flipped.any()), interleaved)
-        return _dense_attention(q, k, v, cos, sin, span_ids, scale, interleaved, flipped.to(q.device))
+            mirror = bool(flipped.any())
+            return compute(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
+        return _dense_attention(q, k, v, cos, sin, span_ids, window, scale, interleaved, flipped.to(q.device))
 
 
 def _dense_attention(
@@ -47,6 +48,7 @@ def _dense_attention(
     cos: Tensor,
     sin: Tensor,
     span_ids: Tensor,
+    window: int | None,
     scale: float,
     interleaved: bool,
     flipped: Tensor,
@@ -62,7 +64,8 @@ def _dense_attention(
     position = torch.arange(q.shape[2], device=q.device)
     distance = position[None, :] - position[:, None]  # [m, n]
     chosen = flipped[:, distance.clamp(1, flipped.shape[1]) - 1] & (distance > 0)  # [Hq, m, n]
-    scores = (minus.where(chosen, plus) * scale).masked_fill(~reference.visible(span_ids)[:, None], -torch.inf)
+    seen = reference.visible(span_ids, window)[:, None]  # [B, 1, m, n]
+    scores = (minus.where(chosen, plus) * scale).masked_fill(~seen, -torch.inf)
     return (scores.softmax(-1).nan_to_num() @ v32).to(q.dtype), scores.logsumexp(-1)
 
 

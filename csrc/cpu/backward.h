@@ -354,7 +354,7 @@ void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* 
   for (int64_t at = 0; at < group * unit.tile_count; ++at) {
     const Rows& queries = unit.tiles[at % unit.tile_count];
     order.wait_for(at, key_tile);
-    if (tile_view(queries, keys) != TileView::nothing) {
+    if (tile_view(queries, keys, p.window) != TileView::nothing) {
       differentiate_pair<A>(p, unit, queries, keys, packed, at, keys_finite, scratch);
     }
     if (key_tile == unit.tile_count - 1) {

@@ -165,7 +165,7 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
   scratch.reset();
 
   for (int64_t t = 0; t < unit.tile_count; ++t) {
-    if (tile_view(queries, unit.tiles[t]) == TileView::nothing) continue;
+    if (tile_view(queries, unit.tiles[t], p.window) == TileView::nothing) continue;
     const PerFrame<Panel<A>> columns = keys.key_columns(t);
     for (int64_t strip = 0; strip < queries.count; strip += strip_rows) {
       const Block block(p, queries, unit.tiles[t], strip);

@@ -14,7 +14,7 @@ void for_each_visible(const Problem& p, int64_t batch, const Block& block, const
   for (int64_t r = 0; r < block.queries.count; ++r) {
     for (int64_t c = 0; c < block.keys.count; ++c) {
       const int64_t m = block.queries.begin + r, n = block.keys.begin + c;
-      if (spans == nullptr || visible(spans[m], spans[n], m, n)) add(r, c);
+      if (in_window(m, n, p.window) && (spans == nullptr || visible(spans[m], spans[n], m, n))) add(r, c);
     }
   }
 }

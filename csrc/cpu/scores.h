@@ -19,7 +19,7 @@ struct Block {
   int64_t plus_end, minus_begin, end;
 
   Block(const Problem& p, const Rows& query_tile, const Rows& key_tile, int64_t strip)
-      : queries(query_tile), keys(key_tile), view(tile_view(query_tile, key_tile)), first_query(strip) {
+      : queries(query_tile), keys(key_tile), view(tile_view(query_tile, key_tile, p.window)), first_query(strip) {
     queries.begin += strip;
     queries.count = std::min(strip_rows, query_tile.count - strip);
     const Side side = bico::side(query_tile, key_tile);
@@ -44,18 +44,32 @@ int64_t score_columns(const Block& block) {
   return round_up(block.end, column_step<A>);
 }
 
+// Of one query, at row m of the tile of keys, which may lie outside the tile.
+template <typename T>
+void hide_by_spans(int32_t span_m, const int32_t* key_spans, int64_t m, const Block& block, T* row) {
+  const auto m_in_tile = int32_t(std::clamp<int64_t>(m, -1, block.keys.count)), end = int32_t(block.end);
+  for (int32_t c = 0; c < end; ++c) {
+    row[c] = visible(span_m, key_spans[c], m_in_tile, c) ? row[c] : -T(INFINITY);
+  }
+}
+
+template <typename T>
+void hide_beyond(int64_t window, int64_t m, const Block& block, T* row) {
+  const int64_t begin = m >= window ? std::min(m - window + 1, block.end) : 0;
+  const int64_t end = block.end - m > window ? std::max<int64_t>(m + window, 0) : block.end;
+  std::fill(row, row + begin, -T(INFINITY));
+  std::fill(row + end, row + block.end, -T(INFINITY));
+}
+
 // -inf where the pair (query r of the strip, key c) is not visible.
 template <typename T>
 void hide_unseen(const Problem& p, int64_t batch, const Block& block, Matrix<T> scores) {
-  const int32_t *spans = p.spans(batch), *key_spans = spans + block.keys.begin;
+  const int32_t* spans = p.spans(batch);
   for (int64_t r = 0; r < block.queries.count; ++r) {
     const int64_t m = block.queries.begin + r;
-    const int32_t span_m = spans[m], end = int32_t(block.end);
-    const auto m_in_tile = int32_t(std::clamp<int64_t>(m - block.keys.begin, -1, block.keys.count));
     T* row = scores.row(r);
-    for (int32_t c = 0; c < end; ++c) {
-      row[c] = visible(span_m, key_spans[c], m_in_tile, c) ? row[c] : -T(INFINITY);
-    }
+    if (spans != nullptr) hide_by_spans(spans[m], spans + block.keys.begin, m - block.keys.begin, block, row);
+    if (!all_in_window(block.queries, block.keys, p.window)) hide_beyond(p.window, m - block.keys.begin, block, row);
   }
 }
 

@@ -64,14 +64,23 @@ BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batc
   return {p.spans(batch), extents + batch * divide_up(p.length, granule), int(p.length)};
 }
 
-// [begin, end) of the sequence of a row: all rows, or those of a packed sequence. A row that is in no sequence has an
-// empty one.
+// Rows [begin, end) of a sequence.
 struct Sequence {
   int32_t begin, end;
 
   BICO_DEVICE bool holds(int row) const { return begin <= row && row < end; }
+
+  // Without what is beyond the window of both rows `first` and `last`. No sum that may overflow.
+  BICO_DEVICE Sequence near(int first, int last, int window) const {
+    return {first - begin >= window ? first - window + 1 : begin, end - last > window ? last + window : end};
+  }
 };
 
+BICO_DEVICE int window_of(const Problem& p) {
+  return p.window < p.length ? int(p.window) : int(p.length);
+}
+
+// All rows, or those of a packed sequence. A row that is in no sequence has an empty one.
 BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
   const int length = p.length;
   if (row >= length) return {row, row};
@@ -89,6 +98,11 @@ BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
   const int begin = p.cu_seqlens[low], end = p.cu_seqlens[low + 1];
   if (row < begin || row >= end) return {row, row};
   return {begin < 0 ? 0 : begin, end > length ? length : end};
+}
+
+// The rows that a row sees, or that see it, as far as sequences and the window say.
+BICO_DEVICE Sequence reach_of(const Problem& p, int row) {
+  return sequence_of(p, row).near(row, row, window_of(p));
 }
 
 }  // namespace bico::cuda

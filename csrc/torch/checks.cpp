@@ -141,6 +141,8 @@ void check_arguments(const Arguments& a) {
   STD_TORCH_CHECK(a.cos.size(0) == a.sin.size(0) && a.cos.size(2) == a.sin.size(2),
                   "cos and sin must have the same shape, got ", describe(a.cos), " and ", describe(a.sin));
   if (a.span_ids) check_span_ids(*a.span_ids, a.q);
+  STD_TORCH_CHECK(!a.window || *a.window >= 1, "window must be at least 1, got ", a.window.value_or(1),
+                  "; None sets no limit");
   check_alignment("q", a.q);
   check_alignment("k", a.k);
   check_alignment("v", a.v);

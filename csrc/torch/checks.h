@@ -22,6 +22,7 @@ std::string describe(ScalarType dtype);      // "float32"
 struct Arguments {
   const Tensor &q, &k, &v, &cos, &sin;
   const std::optional<Tensor>&span_ids, &cu_seqlens;
+  std::optional<int64_t> window;
   double scale;
   bool mirror, interleaved;
 };

@@ -6,9 +6,9 @@
 STABLE_TORCH_LIBRARY(bico, m) {
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor? span_ids, "
-      "Tensor? cu_seqlens, float scale, bool mirror, bool interleaved) -> (Tensor out, Tensor lse)");
+      "Tensor? cu_seqlens, int? window, float scale, bool mirror, bool interleaved) -> (Tensor out, Tensor lse)");
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-      "Tensor cos, Tensor sin, Tensor? span_ids, Tensor? cu_seqlens, float scale, bool mirror, bool interleaved, "
-      "bool deterministic=False) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "Tensor cos, Tensor sin, Tensor? span_ids, Tensor? cu_seqlens, int? window, float scale, bool mirror, "
+      "bool interleaved, bool deterministic=False) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 }

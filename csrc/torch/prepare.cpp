@@ -66,6 +66,7 @@ void Prepared::fill(const Arguments& a, Problem& p) const {
     p.cu_seqlens = static_cast<const int32_t*>(cu_seqlens->data_ptr());
     p.sequences = cu_seqlens->size(0) - 1;
   }
+  if (a.window) p.window = *a.window;
   p.scale = a.scale;
   p.mirror = a.mirror;
 }

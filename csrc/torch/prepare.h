@@ -41,9 +41,9 @@ struct PreparedBackward : Prepared {
 template <void (*run)(const PreparedForward&)>
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,
                                              const Tensor& sin, const std::optional<Tensor>& span_ids,
-                                             const std::optional<Tensor>& cu_seqlens, double scale, bool mirror,
-                                             bool interleaved) {
-  const Arguments arguments = {q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved};
+                                             const std::optional<Tensor>& cu_seqlens, std::optional<int64_t> window,
+                                             double scale, bool mirror, bool interleaved) {
+  const Arguments arguments = {q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved};
   check_arguments(arguments);
   const PreparedForward prepared(arguments);
   run(prepared);
@@ -55,10 +55,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out, co
                                                       const Tensor& q, const Tensor& k, const Tensor& v,
                                                       const Tensor& out, const Tensor& lse, const Tensor& cos,
                                                       const Tensor& sin, const std::optional<Tensor>& span_ids,
-                                                      const std::optional<Tensor>& cu_seqlens, double scale,
-                                                      bool mirror, bool interleaved, bool deterministic) {
+                                                      const std::optional<Tensor>& cu_seqlens,
+                                                      std::optional<int64_t> window, double scale, bool mirror,
+                                                      bool interleaved, bool deterministic) {
   const BackwardArguments arguments = {
-      {q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved}, grad_out, grad_lse, out, lse};
+      {q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved}, grad_out, grad_lse, out, lse};
   check_backward_arguments(arguments);
   const PreparedBackward prepared(arguments);
   run(prepared, deterministic);

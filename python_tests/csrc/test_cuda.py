@@ -38,7 +38,7 @@ def gradients(arguments, options):
 )
 def test_opcheck(case, dtype):
     arguments, options = inputs(case, dtype)
-    rest = (options["span_ids"], options.get("cu_seqlens"), 0.5, True, False)
+    rest = (options["span_ids"], options.get("cu_seqlens"), options["window"], 0.5, True, False)
     torch.library.opcheck(torch.ops.bico.attention_forward, (*arguments, *rest))
     out, lse = torch.ops.bico.attention_forward(*arguments, *rest)
     plain = [x.detach() for x in arguments]

@@ -64,6 +64,7 @@ void fill(Problem& p, const py::dict& a) {
     p.cu_seqlens = static_cast<const int32_t*>(data(a["cu_seqlens"]));
     p.sequences = integers(a["cu_seqlens"], "size").at(0) - 1;
   }
+  if (!a["window"].is_none()) p.window = a["window"].cast<int64_t>();
   p.scale = a["scale"].cast<double>();
   p.mirror = a["mirror"].cast<bool>();
 }

@@ -40,12 +40,13 @@ def test_error_is_at_most_twice_that_of_torch(attention, case, dtype):
     ),
     mirror=st.booleans(),
     heads=st.sampled_from([(1, 1), (2, 1), (3, 3)]),
+    window=st.none() | st.integers(1, 300),
 )
-def test_random_span_patterns(attention, dtype, ids, mirror, heads):
+def test_random_span_patterns(attention, dtype, ids, mirror, heads, window):
     """Runs of equal ids make tiles that are hidden, whole and mixed."""
     row = torch.cat([torch.full((count,), span, dtype=torch.int32) for span, count in ids])
     both = torch.stack([row, row.flip(0)])
-    case = Case("hypothesis", S=len(row), Hq=heads[0], Hkv=heads[1], D=8, mirror=mirror)
+    case = Case("hypothesis", S=len(row), Hq=heads[0], Hkv=heads[1], D=8, mirror=mirror, window=window)
     problem = make_problem(case, dtype, ids=both)
     if dtype == torch.bfloat16:
         return assert_as_good_as_torch(attention, problem, dtype)
@@ -62,6 +63,7 @@ GRADCHECK = [
     Case("interleaved", S=5, D=4, interleaved=True),
     Case("no-mirror", S=5, D=4, mirror=False, spans="placeholders"),
     Case("packed", S=6, B=1, D=4, packed=(2, 0, 4)),
+    Case("window", S=9, D=4, window=3, spans="infill"),
     Case("two-tiles", S=66, B=1, Hq=1, Hkv=1, D=2, spans="prefix"),
 ]
 
@@ -107,6 +109,7 @@ THREADS = [
     Case("one-head", S=1100, Hq=1, Hkv=1, D=32, B=1),  # all threads on one unit: they add to grad_q in order
     Case("one-head-causal-gqa", S=700, Hq=3, Hkv=1, D=16, B=1, spans="causal"),
     Case("packed", S=900, B=1, packed=(1, 300, 0, 40, 559), Hq=2, Hkv=2, D=64),
+    Case("one-head-window", S=1100, Hq=1, Hkv=1, D=32, B=1, window=200),
 ]
 
 
@@ -128,19 +131,21 @@ def test_results_do_not_depend_on_the_number_of_threads(case, dtype):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("spans", ["none", "causal", "infill", "placeholders"])
+@pytest.mark.parametrize(
+    ("spans", "window"), [("none", None), ("causal", None), ("infill", None), ("placeholders", None), ("none", 30)]
+)
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("length", "dtype"), [(40, torch.float64), (150, torch.float32), (150, torch.bfloat16)])
-def test_nan_reaches_the_rows_that_see_it_and_no_others(attention, spans, where, bad, length, dtype):
+def test_nan_reaches_the_rows_that_see_it_and_no_others(attention, spans, window, where, bad, length, dtype):
     """A hidden key has weight 0, yet 0 * NaN is NaN: the product must leave it out, forward and backward."""
-    case = Case("nan", S=length, Hq=2, Hkv=1, D=8, spans=spans)
+    case = Case("nan", S=length, Hq=2, Hkv=1, D=8, spans=spans, window=window)
     clean = make_problem(case, dtype)
     broken = make_problem(case, dtype)
     at = length // 3 + 2
     getattr(broken, where)[0, 0, at, :] = bad
     ids = clean.options["span_ids"]
-    seen = reference.visible(torch.zeros(2, length, dtype=torch.int32) if ids is None else ids)  # [B, m, n]
+    seen = reference.visible(torch.zeros(2, length, dtype=torch.int32) if ids is None else ids, window)  # [B, m, n]
     affected = torch.zeros(2, 2, length, dtype=torch.bool)
     if where == "q":
         affected[0, 0, at] = seen[0, at].any()
@@ -158,17 +163,17 @@ def test_nan_reaches_the_rows_that_see_it_and_no_others(attention, spans, where,
         assert torch.equal(got[name].transpose(1, 2)[~reached], want[name].transpose(1, 2)[~reached]), name
 
 
-@pytest.mark.parametrize("spans", ["none", "causal", "infill"])
+@pytest.mark.parametrize(("spans", "window"), [("none", None), ("causal", None), ("infill", None), ("infill", 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mirror", [True, False])
-def test_nan_gradients_reach_the_keys_that_their_query_sees(attention, spans, dtype, mirror):
+def test_nan_gradients_reach_the_keys_that_their_query_sees(attention, spans, window, dtype, mirror):
     """grad_out of one query is NaN: so are grad_q of that query and grad_k, grad_v of what it sees, and no others."""
-    case = Case("nan-grad", S=150, Hq=1, Hkv=1, D=5, R=2, spans=spans, mirror=mirror)
+    case = Case("nan-grad", S=150, Hq=1, Hkv=1, D=5, R=2, spans=spans, mirror=mirror, window=window)
     clean, broken = (make_problem(case, dtype) for _ in range(2))
     at = 71
     broken.grad_out[0, 0, at] = float("nan")
     ids = clean.options["span_ids"]
-    seen = reference.visible(torch.zeros(2, 150, dtype=torch.int32) if ids is None else ids)
+    seen = reference.visible(torch.zeros(2, 150, dtype=torch.int32) if ids is None else ids, window)
     want, got = (problem.run(attention, dtype) for problem in (clean, broken))
     reached = torch.zeros(2, 150, dtype=torch.bool)
     reached[0] = seen[0, at]

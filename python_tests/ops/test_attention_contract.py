@@ -13,6 +13,7 @@ OPCHECK = [
     Case("context", S=5, D=4),
     Case("gqa-spans", S=66, Hq=4, Hkv=2, D=4, spans="infill"),
     Case("packed", S=6, B=1, D=4, packed=(2, 4)),
+    Case("window", S=9, D=4, window=3),
 ]
 
 
@@ -24,7 +25,7 @@ def test_opcheck(case, dtype):
     q, k, v = (x.to(dtype).requires_grad_() for x in (problem.q, problem.k, problem.v))
     options = problem.options
     arguments = (q, k, v, problem.cos.float(), problem.sin.float(), options["span_ids"], options.get("cu_seqlens"))
-    settings = (0.5, True, False)
+    settings = (options["window"], 0.5, True, False)
     torch.library.opcheck(torch.ops.bico.attention_forward, (*arguments, *settings))
     out, lse = torch.ops.bico.attention_forward(*arguments, *settings)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
@@ -195,6 +196,7 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
         ({"span_ids": torch.zeros(2, 8).long()}, "span_ids must be int32 [B, S] = [2, 8], got int64 [2, 8]; use span"),
         ({"span_ids": torch.zeros(2, 9).int()}, "span_ids must be int32 [B, S] = [2, 8], got int32 [2, 9]"),
         ({"span_ids": torch.zeros(2, 8).int().to("meta")}, "span_ids must be on the device of q (cpu)"),
+        ({"window": 0}, "window must be at least 1, got 0; None sets no limit"),
         ({"cu_seqlens": torch.tensor([0, 8]).int()}, "cu_seqlens needs one packed batch entry, B = 1, got B = 2"),
         ({**PACKED, "cu_seqlens": torch.tensor([0, 8])}, "cu_seqlens must be int32 [sequences + 1], got int64 [2]"),
         ({**PACKED, "cu_seqlens": torch.tensor([1, 8]).int()}, "cu_seqlens must begin with 0, got 1"),
@@ -220,7 +222,7 @@ def test_meta_tensors_give_meta_tensors(op):
 def test_backward_takes_any_strides_of_what_it_did_not_make():
     problem = make_problem(Case("strides", S=9, D=4))
     inputs = (problem.q, problem.k, problem.v)
-    rest = (problem.cos, problem.sin, None, None, 0.5, True, False)
+    rest = (problem.cos, problem.sin, None, None, None, 0.5, True, False)
     out, lse = torch.ops.bico.attention_forward(*inputs, *rest)
     want = torch.ops.bico.attention_backward(problem.grad_out, None, *inputs, out, lse, *rest)
     transposed = [x.mT.contiguous().mT for x in (problem.grad_out, out)]

@@ -27,9 +27,11 @@ def _no_masks_of_other_tests():
     flex._MASKS.clear()
 
 
-def by_flex(q, k, v, cos, sin, *, span_ids=None, cu_seqlens=None, scale=None, mirror=True, interleaved=False, **_):
+def by_flex(
+    q, k, v, cos, sin, *, span_ids=None, cu_seqlens=None, window=None, scale=None, mirror=True, interleaved=False, **_
+):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return flex.attention(q, k, v, cos, sin, span_ids, cu_seqlens, scale, mirror, interleaved)
+    return flex.attention(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -60,8 +62,8 @@ def test_the_gradients_are_those_of_the_definition(case, monkeypatch):
     monkeypatch.setattr(flex, "_flex", dense_half)
     problem = make_problem(case)
 
-    def attention(q, k, v, cos, sin, *, span_ids, mirror, interleaved, scale, cu_seqlens=None, **_):
-        masks = flex.block_masks(q, span_ids, cu_seqlens, mirror)
+    def attention(q, k, v, cos, sin, *, span_ids, mirror, interleaved, scale, cu_seqlens=None, window=None, **_):
+        masks = flex.block_masks(q, span_ids, cu_seqlens, window, mirror)
         return flex.attend(q, k, v, cos, sin, masks, q.shape[-1] ** -0.5 if scale is None else scale, interleaved)
 
     got = problem.run(attention, torch.float64)
@@ -91,7 +93,7 @@ def test_the_library_differentiates_the_whole(monkeypatch):
     compiled = torch.compile(flex.attend, fullgraph=True, dynamic=True, backend="aot_eager")
 
     def attention(q, k, v, cos, sin, *, span_ids, interleaved, mirror, **_):
-        return compiled(q, k, v, cos, sin, flex.block_masks(q, span_ids, None, mirror), 0.25, interleaved)
+        return compiled(q, k, v, cos, sin, flex.block_masks(q, span_ids, None, None, mirror), 0.25, interleaved)
 
     got = problem.run(attention, torch.float64)
     want = problem.run(reference.split_triangle_attention, torch.float64)
@@ -107,8 +109,14 @@ def test_other_lengths_and_masks_compile_nothing(monkeypatch):
     }
     monkeypatch.setattr(flex, "_on", lambda device, function: compiled[function])
     counts = []
-    for S, batch, spans in [(256, 4, "random"), (300, 5, "causal"), (400, 3, "placeholders"), (260, 4, "infill")]:
-        problem = make_problem(Case("many", S=S, B=batch, Hq=4, Hkv=4, D=256, spans=spans), torch.float32)
+    for S, batch, spans, window in [
+        (256, 4, "random", None),
+        (300, 5, "causal", 70),
+        (400, 3, "placeholders", 200),
+        (260, 4, "infill", None),
+    ]:
+        case = Case("many", S=S, B=batch, Hq=4, Hkv=4, D=256, spans=spans, window=window)
+        problem = make_problem(case, torch.float32)
         inputs = [x.float() for x in (problem.q, problem.k, problem.v, problem.cos, problem.sin)]
         with torch.no_grad():
             got = by_flex(*inputs, **problem.options)[0]
@@ -140,25 +148,26 @@ def ids_of(length, fill=0):
 def test_the_layers_of_a_model_share_masks():
     q, ids = torch.zeros(2, 1, 150, 16), ids_of(150)
     offsets = torch.tensor([0, 100, 150], dtype=torch.int32)
-    first = flex.block_masks(q, ids, None, True)
+    first = flex.block_masks(q, ids, None, None, True)
     assert len(first) == 2
-    assert flex.block_masks(q.clone(), ids, None, True) is first
-    assert flex.block_masks(q, ids.clone(), None, True) is not first
-    assert len(flex.block_masks(q, ids, None, False)) == 1
-    packed = flex.block_masks(q[:1], None, offsets, True)
-    assert flex.block_masks(q[:1], None, offsets, True) is packed
-    whole = flex.block_masks(q, None, None, True)
+    assert flex.block_masks(q.clone(), ids, None, None, True) is first
+    assert flex.block_masks(q, ids.clone(), None, None, True) is not first
+    assert len(flex.block_masks(q, ids, None, None, False)) == 1
+    assert flex.block_masks(q, ids, None, 20, True) is not first
+    packed = flex.block_masks(q[:1], None, offsets, None, True)
+    assert flex.block_masks(q[:1], None, offsets, None, True) is packed
+    whole = flex.block_masks(q, None, None, None, True)
     assert whole is not packed
-    assert flex.block_masks(q[:1], None, None, True) is whole
+    assert flex.block_masks(q[:1], None, None, None, True) is whole
     assert len(whole[0].kv_num_blocks) == 1, "one mask for every batch entry"
-    assert flex.block_masks(q[:, :, 1:], None, None, True) is not whole
+    assert flex.block_masks(q[:, :, 1:], None, None, None, True) is not whole
 
 
 def test_masks_follow_changes_in_place_of_what_they_come_from():
     q, ids = torch.zeros(2, 1, 150, 16), ids_of(150)
-    first = flex.block_masks(q, ids, None, True)
+    first = flex.block_masks(q, ids, None, None, True)
     ids.fill_(1)
-    second = flex.block_masks(q, ids, None, True)
+    second = flex.block_masks(q, ids, None, None, True)
     assert second is not first
     assert not second[1].kv_num_blocks.any(), "causal attention sees no later key"
     assert first[1].mask_mod(*(torch.tensor(x) for x in (0, 0, 0, 1))), "masks in use stay what they are"
@@ -168,8 +177,8 @@ def test_masks_follow_changes_in_place_of_what_they_come_from():
 def test_masks_keep_nothing_alive_and_do_not_outlive_their_ids():
     q, ids = torch.zeros(2, 1, 150, 16), ids_of(150)
     offsets = torch.tensor([0, 150], dtype=torch.int32)
-    flex.block_masks(q, ids, None, True)
-    flex.block_masks(q[:1], ids[:1], offsets, True)  # ids of a view that is gone at once
+    flex.block_masks(q, ids, None, None, True)
+    flex.block_masks(q[:1], ids[:1], offsets, None, True)  # ids of a view that is gone at once
     assert len(flex._MASKS) == 1
     del ids
     gc.collect()
@@ -178,7 +187,7 @@ def test_masks_keep_nothing_alive_and_do_not_outlive_their_ids():
 
 def test_the_cache_is_bounded():
     for length in range(1, flex.MOST_MASKS + 5):
-        flex.block_masks(torch.zeros(1, 1, length, 16), None, None, False)
+        flex.block_masks(torch.zeros(1, 1, length, 16), None, None, None, False)
     assert len(flex._MASKS) == flex.MOST_MASKS
     assert {key[2] for key in flex._MASKS} == set(range(5, flex.MOST_MASKS + 5))
 
@@ -186,15 +195,15 @@ def test_the_cache_is_bounded():
 def test_masks_made_in_inference_mode_serve_training():
     q = torch.zeros(2, 1, 20, 16)
     with torch.inference_mode():
-        flex.block_masks(q, None, None, True)
-        flex.block_masks(q, ids_of(20), None, True)  # which has no version, so it is not kept
+        flex.block_masks(q, None, None, None, True)
+        flex.block_masks(q, ids_of(20), None, None, True)  # which has no version, so it is not kept
     assert len(flex._MASKS) == 1
-    assert not flex.block_masks(q, None, None, True)[0].kv_indices.is_inference()
+    assert not flex.block_masks(q, None, None, None, True)[0].kv_indices.is_inference()
 
 
 def test_fake_tensors_leave_no_masks():
     with FakeTensorMode():
-        flex.block_masks(torch.zeros(1, 1, 20, 16), None, None, True)
+        flex.block_masks(torch.zeros(1, 1, 20, 16), None, None, None, True)
     assert not flex._MASKS
 
 

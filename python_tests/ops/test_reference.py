@@ -11,15 +11,17 @@ from bico_ext.ops import reference
 from bico_ext.ops.reference import CAUSAL_CONTEXT
 
 
-def sees(span_m, span_n, m, n):
+def sees(span_m, span_n, m, n, window=None):
     """Query m sees key n: the rules as sentences."""
+    if window is not None and abs(m - n) >= window:
+        return False
     if span_n in (0, CAUSAL_CONTEXT):
         looks_ahead = span_m != CAUSAL_CONTEXT
         return n <= m or looks_ahead
     return span_n > 0 and span_n == span_m and n <= m
 
 
-def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
+def explicit(q, k, v, frequencies, span_ids, window, mirror, interleaved, scale):
     """Compute one head [S, D], one pair at a time: each pair is rotated by the angle frequency * -|m - n|."""
     length, head_dim = len(q), len(q[0])
     half = len(frequencies)
@@ -28,7 +30,7 @@ def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
         scores = {}
         for n in range(length):
             s_m, s_n = span_ids[m], span_ids[n]
-            if not sees(s_m, s_n, m, n):
+            if not sees(s_m, s_n, m, n, window):
                 continue
             distance = -abs(m - n) if mirror else n - m
             score = sum(q[m][i] * k[n][i] for i in range(2 * half, head_dim))
@@ -45,6 +47,7 @@ def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
 
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize(
     "spans",
     [
@@ -56,7 +59,7 @@ def explicit(q, k, v, frequencies, span_ids, mirror, interleaved, scale):
         [CAUSAL_CONTEXT, 0, 1, 1, CAUSAL_CONTEXT, 0, -1],
     ],
 )
-def test_split_triangle_is_rotation_by_minus_the_distance(mirror, interleaved, spans):
+def test_split_triangle_is_rotation_by_minus_the_distance(mirror, interleaved, window, spans):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 7, 6, dtype=torch.float64)
     frequencies = [0.9, 0.2]  # R = 4 of D = 6
@@ -67,21 +70,23 @@ def test_split_triangle_is_rotation_by_minus_the_distance(mirror, interleaved, s
         angle.cos(),
         angle.sin(),
         span_ids=torch.tensor([spans], dtype=torch.int32),
+        window=window,
         mirror=mirror,
         interleaved=interleaved,
         scale=0.7,
         return_lse=True,
     )
-    want, want_lse = explicit(q.tolist(), k.tolist(), v.tolist(), frequencies, spans, mirror, interleaved, 0.7)
+    want, want_lse = explicit(q.tolist(), k.tolist(), v.tolist(), frequencies, spans, window, mirror, interleaved, 0.7)
     torch.testing.assert_close(got[0, 0], want, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(got_lse[0, 0], want_lse, rtol=1e-12, atol=1e-12)
 
 
-def test_visible_pair_by_pair():
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+def test_visible_pair_by_pair(window):
     assert torch.iinfo(torch.int32).max == CAUSAL_CONTEXT
     rows = list(itertools.product((-1, 0, 1, 2, CAUSAL_CONTEXT), repeat=4))
-    seen = reference.visible(torch.tensor(rows, dtype=torch.int32))
-    want = [[[sees(row[m], row[n], m, n) for n in range(4)] for m in range(4)] for row in rows]
+    seen = reference.visible(torch.tensor(rows, dtype=torch.int32), window)
+    want = [[[sees(row[m], row[n], m, n, window) for n in range(4)] for m in range(4)] for row in rows]
     assert seen.tolist() == want
 
 

@@ -120,14 +120,14 @@ void simt_forward(BICO_ARGUMENT(SimtWork) w) {
   const auto q = simt_head<T>(w.q, w.columns, row.batch * p.query_heads + row.head, p.length);
   const auto k = simt_head<T>(w.k, w.columns, row.batch * p.kv_heads + kv_head, p.length);
   const int32_t span = span_at(p, row.batch, m);
-  const Sequence sequence = sequence_of(p, m);
+  const Sequence reach = reach_of(p, m);
 
   Share<T> out;
   out.clear();
   T row_max = -INFINITY, row_sum = 0;
-  for (int64_t first = sequence.begin; first < sequence.end; first += 32) {
+  for (int64_t first = reach.begin; first < reach.end; first += 32) {
     const int64_t n = first + thread_index() % 32;
-    const bool seen = n < sequence.end && visible(span, span_at(p, row.batch, n), m, n);
+    const bool seen = n < reach.end && visible(span, span_at(p, row.batch, n), m, n);
     const uint32_t all_seen = ballot(seen);
     if (!all_seen) continue;
     const Frame frame = frame_of(m, n);
@@ -177,14 +177,14 @@ void simt_backward_queries(BICO_ARGUMENT(SimtWork) w) {
   const auto q = simt_head<T>(w.q, w.columns, q_head, p.length);
   const auto k = simt_head<T>(w.k, w.columns, row.batch * p.kv_heads + kv_head, p.length);
   const int32_t span = span_at(p, row.batch, m);
-  const Sequence sequence = sequence_of(p, m);
+  const Sequence reach = reach_of(p, m);
 
   PerFrame<Share<T>> grad_q;
   grad_q.plus.clear();
   grad_q.minus.clear();
-  for (int64_t first = sequence.begin; first < sequence.end; first += 32) {
+  for (int64_t first = reach.begin; first < reach.end; first += 32) {
     const int64_t n = first + thread_index() % 32;
-    const bool seen = n < sequence.end && visible(span, span_at(p, row.batch, n), m, n);
+    const bool seen = n < reach.end && visible(span, span_at(p, row.batch, n), m, n);
     const uint32_t all_seen = ballot(seen);
     if (!all_seen) continue;
     const Frame frame = frame_of(m, n);
@@ -217,7 +217,7 @@ void simt_backward_keys(BICO_ARGUMENT(SimtWork) w) {
   const int64_t k_head = row.batch * p.kv_heads + row.head;
   const auto k = simt_head<T>(w.k, w.columns, k_head, p.length);
   const int32_t span = span_at(p, row.batch, n);
-  const Sequence sequence = sequence_of(p, n);
+  const Sequence reach = reach_of(p, n);
 
   PerFrame<Share<T>> grad_k;
   Share<T> grad_v;
@@ -226,9 +226,9 @@ void simt_backward_keys(BICO_ARGUMENT(SimtWork) w) {
   grad_v.clear();
   for (int64_t head = row.head * group; head < (row.head + 1) * group; ++head) {
     const auto q = simt_head<T>(w.q, w.columns, row.batch * p.query_heads + head, p.length);
-    for (int64_t first = sequence.begin; first < sequence.end; first += 32) {
+    for (int64_t first = reach.begin; first < reach.end; first += 32) {
       const int64_t m = first + thread_index() % 32;
-      const bool seen = m < sequence.end && visible(span_at(p, row.batch, m), span, m, n);
+      const bool seen = m < reach.end && visible(span_at(p, row.batch, m), span, m, n);
       const uint32_t all_seen = ballot(seen);
       if (!all_seen) continue;
       SimtPair<T> pair = {0, 0};

@@ -152,7 +152,7 @@ struct BackwardBlock {
       const Token token = load_shared(shared.tokens + key);
       const int m = visit.tile * Tiles::queries + query, n = key_tile() * Tiles::keys + key;
       const int32_t span = m < w.problem.length ? spans().at(m) : -1;
-      return sees(schedule.frame, m, span, n, token.span, token.sequence.holds(m));
+      return sees(schedule.frame, m, span, n, token.span, token.reach.holds(m));
     };
     const auto hide_others = [&](uint64_t keys) {
       const uint64_t hidden = ~keys >> right() * half_rows;
@@ -316,7 +316,7 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
 
   for (int row = thread_index(); row < Tiles::keys; row += Tiles::threads) {
     const int n = begin + row;
-    store_shared(shared.tokens + row, Token{sequence_of(p, n), n < p.length ? spans.at(n) : -1});
+    store_shared(shared.tokens + row, Token{reach_of(p, n), n < p.length ? spans.at(n) : -1});
   }
   copy_rows<Tiles::threads>(shared.v, w.v.row<T>(batch, kv_head, begin), w.v.row_stride, int(p.length - begin),
                             int(p.head_dim));

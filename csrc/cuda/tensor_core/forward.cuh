@@ -75,7 +75,8 @@ struct KeySchedule {
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
 
   BICO_DEVICE Range range(Frame frame) const {
-    return frame == Frame::plus ? earlier(block_tile(), keys) : later(block_tile(), keys);
+    const int window = window_of(problem);
+    return frame == Frame::plus ? earlier(block_tile(), keys, window) : later(block_tile(), keys, window);
   }
 
   // One bit for each key of a tile: its value is not finite.
@@ -89,7 +90,8 @@ struct KeySchedule {
     const TileRows visited = tile_rows(spans(), problem.length, tile, keys),
                    own = load_shared(warp_rows + warp_index());
     const auto view = [&](const TileRows& queries) {
-      return within_sequences(tile_view_in(frame, queries, visited, visited.count == keys), block, visited);
+      const TileView view = tile_view_in(frame, queries, visited, visited.count == keys, window_of(problem));
+      return within_sequences(view, block, visited);
     };
     return {view(block.rows) != TileView::nothing, own.count <= 0 ? TileView::nothing : view(own),
             bad_values(tile) != 0};
@@ -99,7 +101,8 @@ struct KeySchedule {
   BICO_DEVICE SplitBySide split(const KeyVisit& visit) const {
     const TileRows visited = tile_rows(spans(), problem.length, visit.tile, keys);
     if (!in_one_sequence(block_tile(), visited)) return {false, 0};
-    return split_by_side<keys>(visit.frame, spans(), load_shared(warp_rows + warp_index()), visited);
+    return split_by_side<keys>(visit.frame, spans(), load_shared(warp_rows + warp_index()), visited,
+                               window_of(problem));
   }
 
   BICO_DEVICE KeyVisit first() const {
@@ -170,7 +173,7 @@ struct ForwardBlock {
   BICO_DEVICE bool is_seen(const KeyVisit& visit, int query, int key) const {
     const Token token = load_shared(shared.tokens + query);
     const int n = visit.tile * Tiles::keys + key;
-    return sees(visit.frame, begin() + query, token.span, n, key_span(visit, key), token.sequence.holds(n));
+    return sees(visit.frame, begin() + query, token.span, n, key_span(visit, key), token.reach.holds(n));
   }
 
   // Hidden scores become -inf.
@@ -219,7 +222,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
     const Spans spans = spans_of(p, w.extents, batch);
     for (int row = thread_index(); row < Tiles::queries; row += Tiles::threads) {
       const int m = begin + row;
-      store_shared(shared.tokens + row, Token{sequence_of(p, m), m < p.length ? spans.at(m) : -1});
+      store_shared(shared.tokens + row, Token{reach_of(p, m), m < p.length ? spans.at(m) : -1});
     }
     if (thread_index() < Tiles::warps) {
       const int first = begin + thread_index() * Tiles::warp_queries, left = int(p.length) - first;

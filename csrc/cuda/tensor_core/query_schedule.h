@@ -28,13 +28,15 @@ struct QuerySchedule {
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
 
   BICO_DEVICE Range range() const {
-    return frame == Frame::plus ? later(block_tile(), queries) : earlier(block_tile(), queries);
+    const int window = window_of(problem);
+    return frame == Frame::plus ? later(block_tile(), queries, window) : earlier(block_tile(), queries, window);
   }
 
   // What a tile of queries sees of a tile of keys.
   BICO_DEVICE TileView view_of(int tile, const BlockTile& key_tile) const {
     const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
-    const TileView view = tile_view_in(frame, visited, key_tile.rows, key_tile.rows.count == keys);
+    const bool keys_full = key_tile.rows.count == keys;
+    const TileView view = tile_view_in(frame, visited, key_tile.rows, keys_full, window_of(problem));
     return within_sequences(view, key_tile, visited);
   }
 
@@ -42,7 +44,7 @@ struct QuerySchedule {
     const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
     const BlockTile key_tile = block_tile();
     if (!in_one_sequence(key_tile, visited)) return {false, 0};
-    return split_by_side<keys>(frame, spans(), visited, key_tile.rows);
+    return split_by_side<keys>(frame, spans(), visited, key_tile.rows, window_of(problem));
   }
 
   // One bit for each query of a tile of a head of the group: its row of q or grad_out is not finite.
@@ -79,7 +81,7 @@ struct QuerySchedule {
   // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
   BICO_DEVICE int semaphore_before(int query_tile, int key_tile) const {
     const int begin = query_tile * queries;
-    const int first = frame == Frame::minus ? begin / keys : sequence_of(problem, begin).begin / keys;
+    const int first = frame == Frame::minus ? begin / keys : reach_of(problem, begin).begin / keys;
     for (int tile = key_tile - 1; tile >= first; --tile) {
       const BlockTile before = bico::cuda::block_tile(problem, spans(), tile * keys, keys);
       if (view_of(query_tile, before) != TileView::nothing) return tile + 1;

@@ -12,13 +12,13 @@ namespace bico::cuda {
 
 // A row of a tile, as the test of a pair needs it.
 struct Token {
-  Sequence sequence;
+  Sequence reach;
   int32_t span;
 };
 
 // Whether query m sees key n in this frame.
-BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n, bool same_sequence) {
-  return same_sequence && frame_of(m, n) == frame && visible(span_m, span_n, m, n);
+BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n, bool in_reach) {
+  return in_reach && frame_of(m, n) == frame && visible(span_m, span_n, m, n);
 }
 
 // The tile of a block: queries in the forward, keys in the backward.
@@ -54,7 +54,9 @@ struct SplitBySide {
 
 // `keys`: rows of a tile of `size`, all in one sequence with the queries.
 template <int size>
-BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const TileRows& queries, const TileRows& keys) {
+BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const TileRows& queries, const TileRows& keys,
+                                      int window) {
+  if (!all_in_window(queries, keys, window)) return {false, 0};
   const TileView view = tile_view(queries, keys, frame == Frame::plus ? Side::below : Side::above);
   if (view == TileView::by_key) return {true, spans.context<size>(keys.begin)};
   return {view == TileView::everything, keys.count < 64 ? (uint64_t(1) << keys.count) - 1 : ~uint64_t(0)};
@@ -66,18 +68,20 @@ struct Place {
   int batch, head, kv_head;  // backward, head is the first query head of the group
 };
 
-// Tiles [begin, end) of `size` rows that hold the rows of the block tile's sequences up to the block tile, or from it
-// on.
+// Tiles [begin, end) of `size` rows that hold the rows of the block tile's sequences, as far as the window goes, up to
+// the block tile, or from it on.
 struct Range {
   int begin, end;
 };
 
-BICO_DEVICE Range earlier(const BlockTile& tile, int size) {
-  return {tile.first.begin / size, tile.rows.last() / size + 1};
+BICO_DEVICE Range earlier(const BlockTile& tile, int size, int window) {
+  const int last = tile.rows.last();
+  return {Sequence{tile.first.begin, last + 1}.near(tile.rows.begin, last, window).begin / size, last / size + 1};
 }
 
-BICO_DEVICE Range later(const BlockTile& tile, int size) {
-  return {tile.rows.begin / size, (tile.last.end - 1) / size + 1};
+BICO_DEVICE Range later(const BlockTile& tile, int size, int window) {
+  const int first = tile.rows.begin;
+  return {first / size, (Sequence{first, tile.last.end}.near(first, tile.rows.last(), window).end - 1) / size + 1};
 }
 
 BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
