@@ -176,6 +176,7 @@ CASES = [
     Case("window-64-causal", S=300, window=64, spans="causal"),
     Case("window-97-gqa", S=330, window=97, Hq=4, Hkv=1, D=64, spans="infill"),
     Case("window-100-no-mirror", S=260, window=100, spans="causal-context", mirror=False),
+    Case("window-hides-one-pair", S=70, window=69),
     Case("window-of-the-length", S=129, window=129),
     Case("window-beyond-any-length", S=129, window=2**62, spans="placeholders"),
     Case("packed-random-spans", S=150, B=1, packed=(0, 80, 70), spans="random"),

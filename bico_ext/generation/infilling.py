@@ -153,7 +153,7 @@ def _encode(
         len(prefix_ids) + longest + len(suffix_ids),
         f"the text from {prefix!r:.60} to {suffix!r:.60} with {longest} tokens between them",
         "shorten it or lower lengths",
-        with_span_ids=True,
+        within_window=True,
     )
     return prefix_ids, suffix_ids
 

@@ -120,7 +120,6 @@ def decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
                     f"{type(decoder).__name__} has layers that carry information from token to token without attention "
                     f"(allow_causal_layers), so it cannot take {name}; use padded sequences without a cache"
                 )
-    _check_window(decoder, sliding_window(config), kwargs)  # some families (Phi-3.5-MoE) have it in their masks only
     # transformers passes a 4-D mask through unchanged. Without one it would build a [B, 1, S, S] mask for packed
     # position ids, and under torch.compile for any position ids.
     unused_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=kwargs["span_ids"].device)
@@ -245,7 +244,6 @@ def attention(
         )
     if attention_mask is not None and attention_mask.numel() > 1:
         raise TypeError(f"{name} makes an attention mask of its own, which split-triangle attention would ignore")
-    _check_window(module, kwargs.get("sliding_window"), {**kwargs, "span_ids": span_ids, "span_cache": span_cache})
     if span_cache is not None:
         if module in span_cache:  # the context is there, and this is the next token of the span
             return span_cache.attend(module, query, key, value, rotation, scaling).transpose(1, 2), None
@@ -260,6 +258,7 @@ def attention(
         rotation.sin,
         span_ids=span_ids,
         cu_seqlens=kwargs.get("cu_seq_lens_q"),
+        window=_window(module, kwargs),
         scale=scaling,
         mirror=mirror and rotation.cos.shape[-1] > 0,  # without rotation both frames are the same
         interleaved=rotation.pairing.interleaved,
@@ -268,15 +267,8 @@ def attention(
     return (out if attach_proof is None else attach_proof.judge(module, query, key, out, rotation)), None
 
 
-def _check_window(module: nn.Module, window: int | None, kwargs: dict[str, Any]) -> None:
-    """Raise a ValueError if a sequence is longer than a sliding window, which would then hide keys."""
-    if kwargs.get("span_cache") is not None:
-        return  # the row may be padded on both sides of a gap, so the writer of the text checks its length
-    length, cu_seqlens = kwargs["span_ids"].shape[-1], kwargs.get("cu_seq_lens_q")
-    if window is not None and length > window and cu_seqlens is not None:
-        length = int(cu_seqlens.diff().max())  # waits for the GPU, but only if the packed row is longer than the window
-    if window is not None and length > window:
-        raise ValueError(
-            f"{type(module).__name__} has a sliding window of {window} tokens, which split-triangle attention supports "
-            f"only for texts of at most that length, got {length} tokens; shorten them (max_length={window})"
-        )
+def _window(module: Any, kwargs: dict[str, Any]) -> int | None:
+    """Return the sliding window of an attention layer; some families (Phi-3.5-MoE) have it in their masks only."""
+    if "sliding_window" in kwargs:
+        return kwargs["sliding_window"]
+    return sliding_window(module.config)

@@ -91,7 +91,7 @@ def sliding_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None) if has_window else None
 
 
-def check_context(model: Any, tokens: int, what: str, remedy: str, *, with_span_ids: bool = False) -> None:
+def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_window: bool = False) -> None:
     """Raise an error if a number of tokens exceeds the model's context.
 
     Args:
@@ -99,7 +99,7 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, with_span_
         tokens: the number of tokens that are needed.
         what: what needs them, for the error message.
         remedy: what the user can do about it, for the error message; "{context}" in it becomes the limit.
-        with_span_ids: the tokens are read with `span_ids`, so a sliding window is a limit, too; default False.
+        within_window: the sliding window of the model's layers is a limit, too; default False.
 
     Raises:
         ValueError: `tokens` exceeds the model's `max_position_embeddings`, or the sliding window of its layers.
@@ -113,8 +113,8 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, with_span_
     """
     config = model.config.get_text_config()
     limits = {"context is {} (max_position_embeddings)": config.max_position_embeddings}
-    if with_span_ids and (window := sliding_window(config)) is not None:
-        limits["layers have a sliding window of {}, beyond which split-triangle attention does not go"] = window
+    if within_window and (window := sliding_window(config)) is not None:
+        limits["layers have a sliding window of {}, beyond which this does not go"] = window
     for limit, context in limits.items():
         if tokens > context:
             raise ValueError(

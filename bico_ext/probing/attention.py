@@ -58,6 +58,9 @@ def attention_by_distance(
     Returns:
         The averages over all sequences.
 
+    Raises:
+        ValueError: a sequence is longer than the sliding window of a layer.
+
     Example:
         >>> attention_by_distance(model, sequences, "bico").mass.sum(-1)  # doctest: +SKIP
         tensor([1., 1.], dtype=torch.float64)
@@ -143,7 +146,12 @@ class _RecordAttention(Interception):
         self.calls: list[dict[str, Any]] = []
 
     def attention(self, compute: Attention, *arguments: Any) -> tuple[Tensor, Tensor]:
-        q, k, _, cos, sin, _, _, _, scale, mirror, interleaved = arguments
+        q, k, _, cos, sin, _, _, window, scale, mirror, interleaved = arguments
+        if window is not None and q.shape[2] > window:
+            raise ValueError(
+                f"a layer has a sliding window of {window} tokens, so a text of {q.shape[2]} has distances at which "
+                "only some layers attend; probe shorter texts"
+            )
         names = ("q", "k", "cos", "sin", "scale", "mirror", "interleaved")
         self.calls.append(dict(zip(names, (q, k, cos, sin, scale, mirror, interleaved), strict=True)))
         return compute(*arguments)

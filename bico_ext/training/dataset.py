@@ -250,7 +250,7 @@ class RowEncoder:
     def check(self, input_ids: Tensor, predicted: Tensor | None, name: str) -> None:
         """Raise an error for a row that would fail during training, or on which nothing could be trained."""
         remedy = "set max_length={context} to cut long rows, or to split them with long_rows='windows'"
-        check_context(self.model, len(input_ids), name, remedy, with_span_ids=True)
+        check_context(self.model, len(input_ids), name, remedy)
         if not self.predicts(input_ids, predicted):
             raise ValueError(
                 f"{name} has nothing to predict: it needs a token after the first that is not special, got "

@@ -174,12 +174,13 @@ def dense_logits(model: Any, input_ids: Tensor, span_ids: Tensor, mirror: bool =
     index = torch.arange(input_ids.shape[1])
     m_span, n_span = span_ids[:, :, None], span_ids[:, None, :]
     past = index[None, :] <= index[:, None]  # [m, n]
-    seen = ((n_span == 0) | ((n_span > 0) & (n_span == m_span) & past))[:, None]  # [B, 1, m, n]
+    distance = (index[None, :] - index[:, None]).abs()
+    visible = ((n_span == 0) | ((n_span > 0) & (n_span == m_span) & past))[:, None]  # [B, 1, m, n]
     minus: dict[Any, tuple[Tensor, Tensor]] = {}
     finding_minus = False
 
     def attention(
-        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float | None = None, **__: Any
+        module: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, scaling: float | None = None, **own: Any
     ) -> Any:
         if finding_minus:
             minus[module] = (q, k)
@@ -189,6 +190,11 @@ def dense_logits(model: Any, input_ids: Tensor, span_ids: Tensor, mirror: bool =
         def scores(q: Tensor, k: Tensor) -> Tensor:
             return q @ k.repeat_interleave(group, dim=1).mT * (q.shape[-1] ** -0.5 if scaling is None else scaling)
 
+        in_masks = (
+            None if getattr(module.config, "layer_types", None) else getattr(module.config, "sliding_window", None)
+        )
+        window = own.get("sliding_window", in_masks)
+        seen = visible if window is None else visible & (distance < window)
         plus_scores, minus_scores = scores(q, k), scores(*minus[module])
         chosen = torch.where(past, plus_scores, minus_scores) if mirror else plus_scores
         weights = chosen.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0)
@@ -268,8 +274,8 @@ without `span_ids` are bit-equal to the stock model.
 
 * **Layers without positions** do not rotate q and k, in small models of four layers. They follow `span_ids` and have no
   frames.
-* **Window**: the sliding window of the default configuration, in tokens. Texts of at most the window are supported; a
-  longer one is an error in the call.
+* **Window**: the sliding window of the default configuration, in tokens, in some layers or all. With `span_ids` it
+  reaches to both sides: a query sees keys at a distance below the window.
 * **Causal layers**: convolutions or recurrences mix tokens beside attention and stay causal, so the model is refused
   unless you say `attach(model, allow_causal_layers=True)`.
 

@@ -66,30 +66,35 @@ def test_refused_families_name_the_reason(family: str) -> None:
 WITH_WINDOW = [f for f in ATTACHED if known(f) and hasattr(AutoConfig.for_model(f), "sliding_window")]
 
 
+NEVER_SLIDING = "dots1", "qwen2_moe"  # the configuration has a window, but no layer of a small model uses it
+
+
 @pytest.mark.parametrize("family", WITH_WINDOW)
 @torch.no_grad()
-def test_a_window_is_never_ignored(family: str) -> None:
-    """Texts up to the window are as in the stock model. A longer one is an error if the stock model hides keys then."""
-    switches = {"use_sliding_window": True, "max_window_layers": 0} if family.startswith("qwen") else {}
-    model, wide = (small(family, sliding_window=window, **switches) for window in (32, 64))
-    ids, span_ids = tokens(1, 40), torch.ones(1, 40, dtype=torch.int32)
-    short, long = (model(input_ids=ids[:, :length]).logits for length in (32, 40))
-    hides_keys = relative(long, wide(input_ids=ids).logits) > 1e-5
+def test_windows_hide_keys_on_both_sides(family: str) -> None:
+    """Causal span ids give the stock model, and context the dense definition, beyond a window of 8 tokens."""
+    switches = {"use_sliding_window": True, "max_window_layers": 0} if family.startswith(("qwen", "smollm")) else {}
+    model, wide = (small(family, sliding_window=window, **switches) for window in (8, 64))
+    ids, ones, span_ids = tokens(1, 40), torch.ones(1, 40, dtype=torch.int32), some_span_ids(1, 40)
+    stock = model(input_ids=ids).logits
+    dense = dense_logits(model, ids, span_ids)
+    assert (relative(stock, wide(input_ids=ids).logits) > 0.1) == (family not in NEVER_SLIDING)
+    assert (relative(dense, dense_logits(wide, ids, span_ids)) > 0.1) == (family not in NEVER_SLIDING)
     attach(model)
-    assert relative(model(input_ids=ids[:, :32], span_ids=span_ids[:, :32]).logits, short) < 1e-5
-    if hides_keys:
-        with pytest.raises(ValueError, match=r"sliding window of 32 tokens, .* got 40 tokens; .* \(max_length=32\)$"):
-            model(input_ids=ids, span_ids=span_ids)
-        model(input_ids=ids, span_ids=span_ids, cu_seq_lens_q=torch.tensor([0, 30, 40], dtype=torch.int32))
-    else:
-        assert relative(model(input_ids=ids, span_ids=span_ids).logits, long) < 1e-5
+    assert relative(model(input_ids=ids, span_ids=ones).logits, stock) < 1e-5
+    assert relative(model(input_ids=ids, span_ids=span_ids).logits, dense) < 1e-5
 
 
-def test_the_default_mistral_has_a_window() -> None:
-    """The test above would pass if no family had one."""
-    model = attach(small("mistral", sliding_window=32))
-    with pytest.raises(ValueError, match="MistralModel has a sliding window of 32 tokens"):
-        model(input_ids=tokens(1, 33), span_ids=torch.zeros(1, 33, dtype=torch.int32))
+@torch.no_grad()
+def test_packed_sequences_have_windows_of_their_own() -> None:
+    model = attach(small("mistral", sliding_window=8))
+    ids, span_ids = tokens(1, 40), torch.zeros(1, 40, dtype=torch.int32)
+    position_ids = torch.cat((torch.arange(25), torch.arange(15)))[None]
+    offsets = torch.tensor([0, 25, 40], dtype=torch.int32)
+    packed = model(input_ids=ids, span_ids=span_ids, position_ids=position_ids, cu_seq_lens_q=offsets).logits
+    for begin, end in (0, 25), (25, 40):
+        alone = model(input_ids=ids[:, begin:end], span_ids=span_ids[:, begin:end]).logits
+        assert relative(packed[:, begin:end], alone) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

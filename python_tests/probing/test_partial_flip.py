@@ -23,8 +23,9 @@ from bico_ext.probing.partial_flip import (
 LENGTH, HEADS = 19, 4
 
 
+@pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_head_and_distance_is_flipped_where_the_table_says(dtype):
+def test_each_head_and_distance_is_flipped_where_the_table_says(dtype, window):
     generator = Generator().manual_seed(3)
     q = torch.randn(2, HEADS, LENGTH, 8, generator=generator).to(dtype)
     k, v = torch.randn(2, 2, 2, LENGTH, 8, generator=generator).to(dtype).unbind()
@@ -32,9 +33,9 @@ def test_each_head_and_distance_is_flipped_where_the_table_says(dtype):
     cos, sin, span_ids = angle.cos(), angle.sin(), some_span_ids(2, LENGTH)
     flipped = torch.rand(1, HEADS, 5, generator=generator) < 0.5
     with PartialFlip(flipped):
-        out = split_triangle_attention(q, k, v, cos, sin, span_ids=span_ids)
+        out = split_triangle_attention(q, k, v, cos, sin, span_ids=span_ids, window=window)
 
-    visible = reference.visible(span_ids)
+    visible = reference.visible(span_ids, window)
     scores = torch.full((2, HEADS, LENGTH, LENGTH), -torch.inf).double()
     plus, minus = (
         (reference.rotate(q.double(), cos, s, False), reference.rotate(k.double(), cos, s, False)) for s in (sin, -sin)

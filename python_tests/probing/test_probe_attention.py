@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import tiny_llama, tokens
+from tiny_models import tiny_family, tiny_llama, tokens
 from torch import Tensor
 
 from bico_ext.models.attach import attach
@@ -31,6 +31,13 @@ def test_attention_mass_sums_to_one(condition):
         sum(max(length - abs(d), 0) for length in lengths) if (d > 0) - (d < 0) in sides else 0 for d in range(-10, 11)
     ]
     assert profile.pairs.tolist() == expected
+
+
+def test_texts_fit_in_a_sliding_window():
+    model = attach(tiny_family("mistral", sliding_window=8))
+    attention_by_distance(model, sequences(8), "bico")
+    with pytest.raises(ValueError, match=r"sliding window of 8 tokens, so a text of 9 .*; probe shorter texts"):
+        attention_by_distance(model, sequences(8, 9), "bico")
 
 
 def test_causal_attention_has_no_later_keys():
