@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from bico_ext.models.hooks import IMPLEMENTATION, Attachment, attention
-from bico_ext.models.proof import prove
+from bico_ext.models.proof import prove_attention, prove_separation
 from bico_ext.models.rotary import probe_pairing
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -119,11 +119,12 @@ def attach(
     inner.set_attn_implementation(IMPLEMENTATION)
     try:
         attachment.hook(inner, layers, unrotated=set())
-        found = prove(model, inner, layers, allow_causal_layers)
-        attachment.causal_layers = found.causal_layers or len(layers) < _layer_count(inner)
-        if found.unrotated:
-            attachment.hook(inner, layers, found.unrotated)
-            prove(model, inner, layers, allow_causal_layers)
+        unrotated = prove_attention(model, inner, layers)
+        if unrotated:
+            attachment.hook(inner, layers, unrotated)
+            prove_attention(model, inner, layers)
+        mixes = prove_separation(model, inner, allow_causal_layers)
+        attachment.causal_layers = mixes or len(layers) < _layer_count(inner)
     except BaseException as error:
         detach(model)
         if isinstance(error, (RuntimeError, ValueError)):
@@ -173,7 +174,8 @@ def check_attached(model: nn.Module) -> None:
     inner = _attached(model)
     attachment: Any = inner._bico_attachment
     allow_causal_layers = attachment.allow_causal_layers
-    prove(model, inner, _rotary_layers(inner, allow_causal_layers), allow_causal_layers)
+    prove_attention(model, inner, _rotary_layers(inner, allow_causal_layers))
+    prove_separation(model, inner, allow_causal_layers)
 
 
 def _pretrained(model: nn.Module) -> PreTrainedModel:

@@ -6,6 +6,8 @@ in both. A third forward, in which every token sees itself only, proves the seco
 no other.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -30,14 +32,12 @@ class Proof:
         agreed: the layers whose second forward agrees with the stock one.
         faults: what is wrong with each of the other layers.
         unrotated: the layers that do not rotate q and k.
-        causal_layers: something other than attention mixes tokens.
     """
 
     stock: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     agreed: set[nn.Module] = field(default_factory=set)
     faults: dict[nn.Module, str] = field(default_factory=dict)
     unrotated: set[nn.Module] = field(default_factory=set)
-    causal_layers: bool = False
 
     def undo_factor(
         self, layer: nn.Module, q: Tensor, k: Tensor, rotation: Rotation
@@ -86,8 +86,8 @@ class Proof:
         return stock_out
 
 
-def prove(model: nn.Module, inner: PreTrainedModel, layers: dict[str, nn.Module], allow_causal_layers: bool) -> Proof:
-    """Prove that every layer of an attached model follows `span_ids`.
+def prove_attention(model: nn.Module, inner: PreTrainedModel, layers: dict[str, nn.Module]) -> set[nn.Module]:
+    """Prove that every attention layer of an attached model follows `span_ids`, by two forwards.
 
     The proof does not change the random state, the training mode or the gradients.
 
@@ -95,43 +95,71 @@ def prove(model: nn.Module, inner: PreTrainedModel, layers: dict[str, nn.Module]
         model: the attached model, or the PEFT model around it.
         inner: the attached model itself.
         layers: its attention modules by name.
-        allow_causal_layers: accept that something other than attention mixes tokens.
 
     Returns:
-        What was found.
+        The layers that do not rotate q and k.
 
     Raises:
-        TypeError: a layer does not compute split-triangle attention, something else mixes tokens, or the weights are on
-            the meta device. The message names the layers and what is wrong with them.
+        TypeError: a layer does not compute split-triangle attention, or the weights are on the meta device. The message
+            names the layers and what is wrong with them.
     """
-    weight: Any = inner.get_input_embeddings().weight
-    if weight.is_meta:
-        raise TypeError(
-            f"{type(inner).__name__} is on the meta device, where the proof cannot run; load its weights first"
-        )
-    noise = torch.randn(2, LENGTH, weight.shape[-1], generator=torch.Generator().manual_seed(0))
-    noise = noise.to(weight.device, weight.dtype)
-    proof = Proof()
+    noise, proof = _noise(inner), Proof()
     inputs: Any = {"inputs_embeds": noise[:1], "use_cache": False, "attach_proof": proof}
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(**inputs)
-            model(**inputs, span_ids=torch.ones(1, LENGTH, dtype=torch.int32, device=weight.device))
-            _check_faults(inner, layers, proof)
-            mixing = _mixing_layer(model, noise)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _evaluation(model):
+        model(**inputs)
+        model(**inputs, span_ids=torch.ones(1, LENGTH, dtype=torch.int32, device=noise.device))
+    _check_faults(inner, layers, proof)
+    return proof.unrotated
+
+
+def prove_separation(model: nn.Module, inner: PreTrainedModel, allow_causal_layers: bool) -> bool:
+    """Prove by one forward that nothing but attention carries anything from token to token.
+
+    Like `prove_attention`, which comes first, it changes nothing.
+
+    Args:
+        model: the attached model, or the PEFT model around it.
+        inner: the attached model itself.
+        allow_causal_layers: accept that something else mixes tokens, too.
+
+    Returns:
+        Whether something else does.
+
+    Raises:
+        TypeError: something else does, and is not accepted.
+    """
+    with _evaluation(model):
+        mixing = _mixing_layer(model, _noise(inner))
     if mixing is not None and not allow_causal_layers:
         raise TypeError(
             f"{type(inner).__name__} mixes tokens in layer {mixing} by something other than attention (a convolution "
             "or a recurrence, say), which span_ids do not reach and which would stay causal; to accept that, use "
             "attach(model, allow_causal_layers=True)"
         )
-    proof.causal_layers = mixing is not None
-    return proof
+    return mixing is not None
+
+
+def _noise(inner: PreTrainedModel) -> Tensor:
+    """Return two rows of random embeddings [2, S, E]."""
+    weight: Any = inner.get_input_embeddings().weight
+    if weight.is_meta:
+        raise TypeError(
+            f"{type(inner).__name__} is on the meta device, where the proof cannot run; load its weights first"
+        )
+    noise = torch.randn(2, LENGTH, weight.shape[-1], generator=torch.Generator().manual_seed(0))
+    return noise.to(weight.device, weight.dtype)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _check_faults(inner: PreTrainedModel, layers: dict[str, nn.Module], proof: Proof) -> None:
