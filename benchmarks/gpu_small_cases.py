@@ -36,6 +36,7 @@ class SmallCase:
     R: int | None = None  # default: D
     spans: tuple[int, ...] = ()
     packed: tuple[int, ...] = ()
+    window: int | None = None
     interleaved: bool = False
     mirror: bool = True
 
@@ -45,6 +46,7 @@ CASES = [
     SmallCase("bf16-128-causal", torch.bfloat16, 67, 128, 2, 1, spans=(1,)),
     SmallCase("bf16-96-spans", torch.bfloat16, 200, 96, 2, 1, spans=(0, 0, 0, -1)),
     SmallCase("bf16-256", torch.bfloat16, 150, 256, 1, 1, spans=(0, 1)),
+    SmallCase("bf16-64-window", torch.bfloat16, 200, 64, 2, 1, spans=(0, 0, 0, -1), window=90),
     SmallCase("bf16-blind", torch.bfloat16, 65, 64, 1, 1, spans=(-1,)),
     SmallCase("fp16-40-packed", torch.float16, 131, 40, 3, 1, spans=(0, 0, -1), packed=(1, 0, 63, 67)),
     SmallCase("fp32-16-interleaved", torch.float32, 67, 16, 2, 2, B=2, R=6, spans=(0, 1), interleaved=True),
@@ -68,7 +70,7 @@ def inputs(case: SmallCase) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]
     positions = torch.cat([torch.arange(length) for length in case.packed or (case.S,)]).double()
     angle = torch.outer(positions, torch.rand((case.R or case.D) // 2, dtype=torch.float64, generator=generator))
     angle = angle.repeat_interleave(2, -1) if case.interleaved else angle.repeat(1, 2)
-    options: dict[str, Any] = {"interleaved": case.interleaved, "mirror": case.mirror}
+    options: dict[str, Any] = {"interleaved": case.interleaved, "mirror": case.mirror, "window": case.window}
     if case.spans:
         choice = torch.randint(len(case.spans), (case.B, case.S), generator=generator)
         options["span_ids"] = torch.tensor(case.spans, dtype=torch.int32)[choice]
