@@ -137,11 +137,11 @@ static constexpr TileView tile_view(const RowsOf<Index>& queries, const RowsOf<I
 // The same of the pairs in one frame alone. `keys_full`: the tile of keys is not cut off by the end of the tensor.
 template <typename Index>
 static constexpr TileView tile_view_in(Frame frame, const RowsOf<Index>& queries, const RowsOf<Index>& keys,
-                                       bool keys_full, Index window) {
+                                       bool keys_full) {
   const Side where = side(queries, keys);
   if (where == (frame == Frame::plus ? Side::above : Side::below)) return TileView::nothing;
   if (frame == Frame::minus && !sees_later(queries, keys)) return TileView::nothing;
-  const TileView view = within_window(tile_view(queries, keys, where), queries, keys, window);
+  const TileView view = tile_view(queries, keys, where);
   if (view == TileView::nothing) return TileView::nothing;
   if (where == Side::on_diagonal) return TileView::by_pair;
   if (view != TileView::everything || keys_full) return view;

@@ -2,6 +2,8 @@
 // operations.
 #include "attention.h"
 
+#include <algorithm>
+
 #include "dispatch.h"
 
 namespace bico::cuda {
@@ -17,11 +19,19 @@ int64_t in_dtype(DType dtype, const Run& run) {
   }
 }
 
-int64_t forward(const Forward& problem, void* workspace, Stream stream) {
+template <class Problem>
+Problem with_short_window(Problem problem) {
+  problem.window = std::min(problem.window, problem.length);
+  return problem;
+}
+
+int64_t forward(const Forward& p, void* workspace, Stream stream) {
+  const Forward problem = with_short_window(p);
   return in_dtype(problem.dtype, [&](auto type) { return forward_in<decltype(type)>(problem, workspace, stream); });
 }
 
-int64_t backward(const Backward& problem, bool deterministic, void* workspace, Stream stream) {
+int64_t backward(const Backward& p, bool deterministic, void* workspace, Stream stream) {
+  const Backward problem = with_short_window(p);
   return in_dtype(problem.dtype,
                   [&](auto type) { return backward_in<decltype(type)>(problem, deterministic, workspace, stream); });
 }

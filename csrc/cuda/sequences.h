@@ -1,4 +1,4 @@
-// What the kernels know of a row before they look at pairs: its span id and the sequence that it belongs to.
+// What the kernels know of a row before they look at pairs: its span id, and the rows that it reaches.
 #pragma once
 
 #include "../attention.h"
@@ -64,24 +64,16 @@ BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batc
   return {p.spans(batch), extents + batch * divide_up(p.length, granule), int(p.length)};
 }
 
-// Rows [begin, end) of a sequence.
-struct Sequence {
+// The rows [begin, end) that a row sees, or that see it, as far as packed sequences and the window say. Both ends
+// ascend with the row.
+struct Reach {
   int32_t begin, end;
 
   BICO_DEVICE bool holds(int row) const { return begin <= row && row < end; }
-
-  // Without what is beyond the window of both rows `first` and `last`. No sum that may overflow.
-  BICO_DEVICE Sequence near(int first, int last, int window) const {
-    return {first - begin >= window ? first - window + 1 : begin, end - last > window ? last + window : end};
-  }
 };
 
-BICO_DEVICE int window_of(const Problem& p) {
-  return p.window < p.length ? int(p.window) : int(p.length);
-}
-
-// All rows, or those of a packed sequence. A row that is in no sequence has an empty one.
-BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
+// Of the row's sequence alone. A row that is in no sequence has an empty one.
+BICO_DEVICE Reach sequence_of(const Problem& p, int row) {
   const int length = p.length;
   if (row >= length) return {row, row};
   if (!p.cu_seqlens) return {0, length};
@@ -100,9 +92,11 @@ BICO_DEVICE Sequence sequence_of(const Problem& p, int row) {
   return {begin < 0 ? 0 : begin, end > length ? length : end};
 }
 
-// The rows that a row sees, or that see it, as far as sequences and the window say.
-BICO_DEVICE Sequence reach_of(const Problem& p, int row) {
-  return sequence_of(p, row).near(row, row, window_of(p));
+BICO_DEVICE Reach reach_of(const Problem& p, int row) {
+  const Reach sequence = sequence_of(p, row);
+  const int window = p.window;  // at most S (dispatch.cpp)
+  return {row - sequence.begin >= window ? row - window + 1 : sequence.begin,
+          sequence.end - row > window ? row + window : sequence.end};
 }
 
 }  // namespace bico::cuda

@@ -120,7 +120,7 @@ void simt_forward(BICO_ARGUMENT(SimtWork) w) {
   const auto q = simt_head<T>(w.q, w.columns, row.batch * p.query_heads + row.head, p.length);
   const auto k = simt_head<T>(w.k, w.columns, row.batch * p.kv_heads + kv_head, p.length);
   const int32_t span = span_at(p, row.batch, m);
-  const Sequence reach = reach_of(p, m);
+  const Reach reach = reach_of(p, m);
 
   Share<T> out;
   out.clear();
@@ -177,7 +177,7 @@ void simt_backward_queries(BICO_ARGUMENT(SimtWork) w) {
   const auto q = simt_head<T>(w.q, w.columns, q_head, p.length);
   const auto k = simt_head<T>(w.k, w.columns, row.batch * p.kv_heads + kv_head, p.length);
   const int32_t span = span_at(p, row.batch, m);
-  const Sequence reach = reach_of(p, m);
+  const Reach reach = reach_of(p, m);
 
   PerFrame<Share<T>> grad_q;
   grad_q.plus.clear();
@@ -217,7 +217,7 @@ void simt_backward_keys(BICO_ARGUMENT(SimtWork) w) {
   const int64_t k_head = row.batch * p.kv_heads + row.head;
   const auto k = simt_head<T>(w.k, w.columns, k_head, p.length);
   const int32_t span = span_at(p, row.batch, n);
-  const Sequence reach = reach_of(p, n);
+  const Reach reach = reach_of(p, n);
 
   PerFrame<Share<T>> grad_k;
   Share<T> grad_v;

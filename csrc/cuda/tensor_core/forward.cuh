@@ -75,8 +75,7 @@ struct KeySchedule {
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
 
   BICO_DEVICE Range range(Frame frame) const {
-    const int window = window_of(problem);
-    return frame == Frame::plus ? earlier(block_tile(), keys, window) : later(block_tile(), keys, window);
+    return frame == Frame::plus ? earlier(block_tile(), keys) : later(block_tile(), keys);
   }
 
   // One bit for each key of a tile: its value is not finite.
@@ -90,8 +89,7 @@ struct KeySchedule {
     const TileRows visited = tile_rows(spans(), problem.length, tile, keys),
                    own = load_shared(warp_rows + warp_index());
     const auto view = [&](const TileRows& queries) {
-      const TileView view = tile_view_in(frame, queries, visited, visited.count == keys, window_of(problem));
-      return within_sequences(view, block, visited);
+      return within_reach(tile_view_in(frame, queries, visited, visited.count == keys), block, visited);
     };
     return {view(block.rows) != TileView::nothing, own.count <= 0 ? TileView::nothing : view(own),
             bad_values(tile) != 0};
@@ -100,9 +98,8 @@ struct KeySchedule {
   // Of the pairs of this warp's queries.
   BICO_DEVICE SplitBySide split(const KeyVisit& visit) const {
     const TileRows visited = tile_rows(spans(), problem.length, visit.tile, keys);
-    if (!in_one_sequence(block_tile(), visited)) return {false, 0};
-    return split_by_side<keys>(visit.frame, spans(), load_shared(warp_rows + warp_index()), visited,
-                               window_of(problem));
+    if (!all_in_reach(block_tile(), visited)) return {false, 0};
+    return split_by_side<keys>(visit.frame, spans(), load_shared(warp_rows + warp_index()), visited);
   }
 
   BICO_DEVICE KeyVisit first() const {

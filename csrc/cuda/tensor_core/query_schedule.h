@@ -28,23 +28,21 @@ struct QuerySchedule {
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
 
   BICO_DEVICE Range range() const {
-    const int window = window_of(problem);
-    return frame == Frame::plus ? later(block_tile(), queries, window) : earlier(block_tile(), queries, window);
+    return frame == Frame::plus ? later(block_tile(), queries) : earlier(block_tile(), queries);
   }
 
   // What a tile of queries sees of a tile of keys.
   BICO_DEVICE TileView view_of(int tile, const BlockTile& key_tile) const {
     const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
-    const bool keys_full = key_tile.rows.count == keys;
-    const TileView view = tile_view_in(frame, visited, key_tile.rows, keys_full, window_of(problem));
-    return within_sequences(view, key_tile, visited);
+    const TileView view = tile_view_in(frame, visited, key_tile.rows, key_tile.rows.count == keys);
+    return within_reach(view, key_tile, visited);
   }
 
   BICO_DEVICE SplitBySide split(int tile) const {
     const TileRows visited = tile_rows(spans(), problem.length, tile, queries);
     const BlockTile key_tile = block_tile();
-    if (!in_one_sequence(key_tile, visited)) return {false, 0};
-    return split_by_side<keys>(frame, spans(), visited, key_tile.rows, window_of(problem));
+    if (!all_in_reach(key_tile, visited)) return {false, 0};
+    return split_by_side<keys>(frame, spans(), visited, key_tile.rows);
   }
 
   // One bit for each query of a tile of a head of the group: its row of q or grad_out is not finite.

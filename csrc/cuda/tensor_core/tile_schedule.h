@@ -12,7 +12,7 @@ namespace bico::cuda {
 
 // A row of a tile, as the test of a pair needs it.
 struct Token {
-  Sequence reach;
+  Reach reach;
   int32_t span;
 };
 
@@ -24,25 +24,23 @@ BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n,
 // The tile of a block: queries in the forward, keys in the backward.
 struct BlockTile {
   TileRows rows;
-  Sequence first, last;  // of its first and last row
-
-  BICO_DEVICE bool one_sequence() const { return first.begin == last.begin; }
+  Reach first, last;  // of its first and last row
 };
 
 BICO_DEVICE BlockTile block_tile(const Problem& p, const Spans& spans, int begin, int size) {
   const int left = int(p.length) - begin, count = left < size ? left : size;
-  return {spans.rows(begin, count), sequence_of(p, begin), sequence_of(p, begin + count - 1)};
+  return {spans.rows(begin, count), reach_of(p, begin), reach_of(p, begin + count - 1)};
 }
 
-// All rows of both tiles belong to one sequence.
-BICO_DEVICE bool in_one_sequence(const BlockTile& tile, const TileRows& visited) {
-  return tile.one_sequence() && visited.begin >= tile.first.begin && visited.last() < tile.first.end;
+// Every row of the block's tile reaches every row of a visited tile.
+BICO_DEVICE bool all_in_reach(const BlockTile& tile, const TileRows& visited) {
+  return visited.begin >= tile.last.begin && visited.last() < tile.first.end;
 }
 
-// `view` of the block's tile and a visited tile, as it is within the sequences of the block's tile.
-BICO_DEVICE TileView within_sequences(TileView view, const BlockTile& tile, const TileRows& visited) {
+// `view` of the block's tile and a visited tile, as it is within the reach of the block's tile.
+BICO_DEVICE TileView within_reach(TileView view, const BlockTile& tile, const TileRows& visited) {
   if (visited.last() < tile.first.begin || visited.begin >= tile.last.end) return TileView::nothing;
-  return in_one_sequence(tile, visited) || view == TileView::nothing ? view : TileView::by_pair;
+  return all_in_reach(tile, visited) || view == TileView::nothing ? view : TileView::by_pair;
 }
 
 // Where `all`, every pair of a tile is seen that belongs to the frame and whose key has its bit set, and no other. That
@@ -52,11 +50,9 @@ struct SplitBySide {
   uint64_t keys;
 };
 
-// `keys`: rows of a tile of `size`, all in one sequence with the queries.
+// `keys`: rows of a tile of `size`, all in reach of all queries.
 template <int size>
-BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const TileRows& queries, const TileRows& keys,
-                                      int window) {
-  if (!all_in_window(queries, keys, window)) return {false, 0};
+BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const TileRows& queries, const TileRows& keys) {
   const TileView view = tile_view(queries, keys, frame == Frame::plus ? Side::below : Side::above);
   if (view == TileView::by_key) return {true, spans.context<size>(keys.begin)};
   return {view == TileView::everything, keys.count < 64 ? (uint64_t(1) << keys.count) - 1 : ~uint64_t(0)};
@@ -68,20 +64,17 @@ struct Place {
   int batch, head, kv_head;  // backward, head is the first query head of the group
 };
 
-// Tiles [begin, end) of `size` rows that hold the rows of the block tile's sequences, as far as the window goes, up to
-// the block tile, or from it on.
+// Tiles [begin, end) of `size` rows that hold what the block tile reaches, up to the block tile or from it on.
 struct Range {
   int begin, end;
 };
 
-BICO_DEVICE Range earlier(const BlockTile& tile, int size, int window) {
-  const int last = tile.rows.last();
-  return {Sequence{tile.first.begin, last + 1}.near(tile.rows.begin, last, window).begin / size, last / size + 1};
+BICO_DEVICE Range earlier(const BlockTile& tile, int size) {
+  return {tile.first.begin / size, tile.rows.last() / size + 1};
 }
 
-BICO_DEVICE Range later(const BlockTile& tile, int size, int window) {
-  const int first = tile.rows.begin;
-  return {first / size, (Sequence{first, tile.last.end}.near(first, tile.rows.last(), window).end - 1) / size + 1};
+BICO_DEVICE Range later(const BlockTile& tile, int size) {
+  return {tile.rows.begin / size, (tile.last.end - 1) / size + 1};
 }
 
 BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
