@@ -54,9 +54,9 @@ def run(arguments: list[str]) -> None:
     load_in_4bit = config.load_in_4bit or (checkpoint is not None and checkpoints.has_four_bit_base(checkpoint))
     if load_in_4bit and adapters is None:
         raise ValueError("load_in_4bit needs adapters, because weights of 4 bits cannot be trained; add --lora_r 32")
-    model, tokenizer = checkpoints.load(
-        config.model, load_in_4bit=load_in_4bit, device=args.device, merge_adapters=True
-    )
+    # The trainer moves the model, or with FSDP only a part of it, which may be all that a device has room for.
+    device = args.device if load_in_4bit else "cpu"
+    model, tokenizer = checkpoints.load(config.model, load_in_4bit=load_in_4bit, device=device, merge_adapters=True)
     trainer = BicoTrainer(model, args, facts.train, processing_class=tokenizer, peft_config=adapters)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
     trainer.save_model()  # with the tokenizer

@@ -276,6 +276,16 @@ class BicoTrainer(Trainer):
             self._keep_row_losses(self.args.objective, inputs, batch, outputs.logits)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; saves a model whole, also one whose checkpoints FSDP writes in parts.
+
+        For such a model the Trainer would save nothing.
+        """
+        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if fsdp is not None and "SHARDED" in str(fsdp.state_dict_type) and not _internal_call:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if getattr(self.model, "is_loaded_in_4bit", False):
