@@ -1,5 +1,6 @@
 """`bico evaluate`: evaluate a model on facts in both directions."""
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.evaluate import evaluate
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import empty_folder, write_json, write_json_lines, write_text
-from bico_ext.generation.inference import BATCH_SIZE
+from bico_ext.generation.inference import BATCH_SIZE, is_rank_0
 from bico_ext.models import checkpoints
 from bico_ext.reports.records import Results, Run, data_from_json, tasks_from_json
 from bico_ext.reports.report import markdown
@@ -65,12 +66,21 @@ class EvaluateConfig:
             "bico train --load_in_4bit need no flag."
         },
     )
+    distributed: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide the questions among several processes, each with the whole model: torchrun --no-python "
+            "--nproc_per_node 8 bico evaluate --distributed ..."
+        },
+    )
 
 
 def run(arguments: list[str]) -> None:
     (config,) = parse("evaluate", [EvaluateConfig], arguments)
+    if config.distributed:
+        _join_processes()
     facts = load_facts(config.data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # the current GPU
     model, tokenizer = checkpoints.load(config.model, config.dtype, load_in_4bit=config.load_in_4bit, device=device)
     folder = empty_folder(config.output_dir)
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
@@ -81,8 +91,19 @@ def run(arguments: list[str]) -> None:
         attach(model)
         extra["generator"] = partial(generate_blank, mask=config.generation)
     evaluation = evaluate(
-        model, tokenizer, facts.tasks, max_new_tokens=config.max_new_tokens, likelihood=config.likelihood, **extra
+        model,
+        tokenizer,
+        facts.tasks,
+        max_new_tokens=config.max_new_tokens,
+        likelihood=config.likelihood,
+        distributed=config.distributed,
+        **extra,
     )
+    if config.distributed:
+        first = is_rank_0()
+        torch.distributed.destroy_process_group()
+        if not first:
+            return
     record = Run(
         config.model,
         tasks=tasks_from_json(evaluation.summary()),
@@ -91,10 +112,22 @@ def run(arguments: list[str]) -> None:
     results = Results(
         (record,),
         environment=environment.describe(),
-        settings=vars(config),
+        settings={name: value for name, value in vars(config).items() if name != "distributed"},  # same results
         data=data_from_json({**reachable(facts), "digest": facts.digest()}),
     )
     write_json_lines(folder / "predictions.jsonl", (entry.to_json() for entry in evaluation.predictions))
     write_text(folder / "table.md", markdown(results))
     write_json(folder / "results.json", results.to_json())
     print_report(summary_table(results), config.output_dir)
+
+
+def _join_processes() -> None:
+    """Join the process group of torchrun and use the GPU that is meant for this process."""
+    if not torch.distributed.is_torchelastic_launched():
+        raise ValueError(
+            "distributed needs processes to divide the questions among; start it with torchrun --no-python "
+            "--nproc_per_node 8 bico evaluate --distributed ..., or leave --distributed out"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group()

@@ -110,6 +110,7 @@ def evaluate(
     likelihood: bool = False,
     progress: bool = True,
     generator: Callable[..., list[str]] | None = None,
+    distributed: bool = False,
 ) -> Evaluation:
     """Ask every question of every task and score the answers.
 
@@ -123,11 +124,15 @@ def evaluate(
         progress: whether to show a progress bar.
         generator: the function that writes the answers, with the signature of `generate`, which is the default. For a
             model that fills blanks, use `bico_ext.generation.blanks.generate_blank`.
+        distributed: whether the processes of the process group divide the questions among them, batch by batch. All of
+            them must make this call, and each gets all predictions, the same as those of one process. By default the
+            calling process does all the work, and needs no other one.
 
     Returns:
         All predictions. `Evaluation.summary` gives their scores.
 
     Raises:
+        RuntimeError: as in `generate`.
         ValueError: there are no tasks, or one has no examples; and as in `generate` and `likelihood_test`.
 
     Example:
@@ -140,10 +145,11 @@ def evaluate(
     empty = [name for name, task in tasks.items() if not task.examples]
     if empty:
         raise ValueError(f"tasks must have at least one example each, got none for {', '.join(empty)}; leave them out")
+    extra = {"distributed": True} if distributed else {}  # a generator of one's own may not have this option
     prompts = [example.prompt for task in tasks.values() for example in task.examples]
     completions = iter(
         (generator or generate)(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **extra
         )
     )
     names_only = all(task.answer == "name" for task in tasks.values())
@@ -176,7 +182,7 @@ def evaluate(
                 )
             )
     tests = {
-        name: likelihood_test(model, tokenizer, task, batch_size=batch_size, progress=progress)
+        name: likelihood_test(model, tokenizer, task, batch_size=batch_size, progress=progress, distributed=distributed)
         for name, task in tasks.items()
         if likelihood and any(example.distractor is not None for example in task.examples)
     }

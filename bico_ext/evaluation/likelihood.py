@@ -19,7 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.bounds import check_bounds
 from bico_ext.facts.types import Example, Task
-from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
+from bico_ext.generation.inference import (
+    BATCH_SIZE,
+    check_distributed,
+    evaluation_mode,
+    gathered,
+    is_rank_0,
+    own_batches,
+)
 from bico_ext.models.tokenization import check_context, encode_prompt
 
 
@@ -31,6 +38,7 @@ def log_probabilities(
     per_token: bool = False,
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
+    distributed: bool = False,
 ) -> list[float]:
     """Return log p(completion | prompt) of each example under ordinary causal prediction, in nats.
 
@@ -52,11 +60,13 @@ def log_probabilities(
             `bico_ext.generation.greedy.generate`. Lower it if memory runs out: the logits of a batch have the shape
             [batch_size, longest text, vocabulary].
         progress: whether to show a progress bar, on rank 0 only.
+        distributed: as in `bico_ext.generation.greedy.generate`.
 
     Returns:
         One value per example, at most 0, in the given order.
 
     Raises:
+        RuntimeError: distributed is set and there is no process group.
         ValueError: batch_size is less than 1, a completion adds no token to its prompt, no token precedes a completion,
             or a text exceeds the model's context.
 
@@ -72,7 +82,7 @@ def log_probabilities(
         >>> long < short < 0
         True
     """
-    scored = _score(model, tokenizer, list(examples), batch_size, progress)
+    scored = _score(model, tokenizer, list(examples), batch_size, progress, distributed)
     return [score.per_token if per_token else score.total for score in scored]
 
 
@@ -83,6 +93,7 @@ def likelihood_test(
     *,
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
+    distributed: bool = False,
 ) -> dict[str, Any]:
     """Compare the log-probabilities of a task's right answers with those of its distractors.
 
@@ -94,7 +105,7 @@ def likelihood_test(
     knows nothing then prefers it to the distractor in more than half of the questions.
 
     Args:
-        model, tokenizer, batch_size, progress: as in `log_probabilities`.
+        model, tokenizer, batch_size, progress, distributed: as in `log_probabilities`.
         task: the task. Its questions without a distractor are left out.
 
     Returns:
@@ -123,7 +134,7 @@ def likelihood_test(
         raise ValueError(f"task {task.name} must have a question with a distractor, got none; leave the test out")
     right = [Example(question.prompt, answer) for question, _ in pairs for answer in question.accepted]
     wrong = [Example(question.prompt, distractor) for question, distractor in pairs]
-    scores = iter(_score(model, tokenizer, right + wrong, batch_size, progress))
+    scores = iter(_score(model, tokenizer, right + wrong, batch_size, progress, distributed))
     correct = [max(islice(scores, len(question.accepted)), key=lambda score: score.total) for question, _ in pairs]
     distractor = list(scores)
     return {
@@ -172,25 +183,33 @@ def _finite(value: float) -> float | None:
 
 
 def _score(
-    model: Any, tokenizer: PreTrainedTokenizerBase, examples: list[Example], batch_size: int, progress: bool
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    batch_size: int,
+    progress: bool,
+    distributed: bool,
 ) -> list[_Score]:
     check_bounds(batch_size=batch_size)
+    check_distributed(model, distributed)
     encoded = [_encode(model, tokenizer, example) for example in examples]
-    scores: dict[int, _Score] = {}
+    own: dict[int, _Score] = {}
     # The longest texts come first, so that a batch that does not fit in memory fails at once.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]), reverse=True)
+    batches = own_batches(order, batch_size, distributed)
+    total = sum(map(len, batches))
     with (
         torch.no_grad(),
         evaluation_mode(model),
-        tqdm(total=len(order), desc="score", unit="text", disable=not (progress and is_rank_0())) as bar,
+        tqdm(total=total, desc="score", unit="text", disable=not (progress and is_rank_0())) as bar,
     ):
-        for first in range(0, len(order), batch_size):
-            indices = order[first : first + batch_size]
+        for indices in batches:
             totals = _totals(model, [encoded[index] for index in indices])
-            for index, total in zip(indices, totals, strict=True):
+            for index, log_probability in zip(indices, totals, strict=True):
                 ids, start = encoded[index]
-                scores[index] = _Score(total, len(ids) - start)
+                own[index] = _Score(log_probability, len(ids) - start)
             bar.update(len(indices))
+    scores = gathered(own, distributed)
     return [scores[index] for index in range(len(examples))]
 
 

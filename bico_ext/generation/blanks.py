@@ -23,6 +23,7 @@ def generate_blank(
     max_new_tokens: int = 40,
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
+    distributed: bool = False,
     positions: Positions = "2d",
     mask: Literal["gmask", "mask"] = "gmask",
 ) -> list[str]:
@@ -41,6 +42,7 @@ def generate_blank(
         max_new_tokens: the largest number of tokens of a completion, at least 1; default 40, as in the paper's script.
         batch_size: the number of prompts in a batch, at least 1; default 128. Prompts are sorted by length.
         progress: whether to show a progress bar, on rank 0 only.
+        distributed: as in `bico_ext.generation.greedy.generate`.
         positions: the positions that the model was trained with, as in `bico_ext.objectives.blank_infilling.abi`.
         mask: the token of the blank: "gmask" (the default) for [gMASK], as in GLM's generation, or "mask" for [MASK],
             the only one that a model trained by `abi` alone has seen.
@@ -49,7 +51,7 @@ def generate_blank(
         One completion per prompt, in the given order.
 
     Raises:
-        RuntimeError: the model is not attached.
+        RuntimeError: the model is not attached, or there is no process group for distributed.
         TypeError: prompts is a single string.
         ValueError: the tokenizer lacks a token; a prompt has no tokens, or leaves fewer than max_new_tokens tokens of
             the model's context; max_new_tokens or batch_size is less than 1; or positions is unknown.
@@ -86,6 +88,7 @@ def generate_blank(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             progress=progress,
+            distributed=distributed,
         )
 
 

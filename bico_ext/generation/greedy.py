@@ -10,7 +10,14 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.bounds import check_bounds
-from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
+from bico_ext.generation.inference import (
+    BATCH_SIZE,
+    check_distributed,
+    evaluation_mode,
+    gathered,
+    is_rank_0,
+    own_batches,
+)
 from bico_ext.models.tokenization import check_context, encode_prompt
 
 
@@ -22,6 +29,7 @@ def generate(
     max_new_tokens: int = 40,
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
+    distributed: bool = False,
 ) -> list[str]:
     """Continue prompts greedily, with a KV cache.
 
@@ -30,9 +38,8 @@ def generate(
     space.
 
     During generation the model is in evaluation mode and its `generation_config` is replaced; both are restored, also
-    after an error. A model prepared by `bico_ext.models.attach` generates in its stock, causal way. With several ranks
-    each rank generates all completions. If two tokens are nearly tied, which happens above all in half precision, the
-    batch size can decide between them.
+    after an error. A model prepared by `bico_ext.models.attach` generates in its stock, causal way. If two tokens are
+    nearly tied, which happens above all in half precision, the batch size can decide between them.
 
     Args:
         model: a transformers causal LM or a PEFT model around one, on any device and with any dtype. Unwrap it from DDP
@@ -45,14 +52,17 @@ def generate(
         batch_size: the number of prompts in a batch, at least 1; prompts are sorted by length. The default, 128, is the
             fastest measured for a tiny model on a CPU. Lower it if memory runs out.
         progress: whether to show a progress bar, on rank 0 only.
+        distributed: whether the processes of the process group divide the batches among them. All of them must make the
+            same call, and each gets all completions. By default every process that calls generates all completions.
 
     Returns:
         One completion per prompt, in the given order.
 
     Raises:
+        RuntimeError: distributed is set and there is no process group.
         TypeError: prompts is a single string.
-        ValueError: a prompt has no tokens, or leaves fewer than max_new_tokens tokens of the model's context; or
-            max_new_tokens or batch_size is less than 1.
+        ValueError: a prompt has no tokens, or leaves fewer than max_new_tokens tokens of the model's context;
+            max_new_tokens or batch_size is less than 1; or distributed is set and the model is sharded.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -82,6 +92,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             progress=progress,
+            distributed=distributed,
         )
 
 
@@ -94,34 +105,40 @@ def in_batches(
     max_new_tokens: int,
     batch_size: int,
     progress: bool,
+    distributed: bool,
 ) -> list[str]:
     """Encode, sort and batch prompts, generate an answer to each, and return the decoded completions.
 
     Args:
         answers: a function from the ids of a batch of prompts to the ids that follow each prompt, without the end
             token.
-        model, tokenizer, prompts, max_new_tokens, batch_size, progress: as in `generate`.
+        model, tokenizer, prompts, max_new_tokens, batch_size, progress, distributed: as in `generate`.
 
     Returns:
         One completion per prompt, in the given order.
 
     Raises:
-        ValueError: as in `encode_prompts`.
+        RuntimeError: as in `check_distributed`.
+        ValueError: as in `encode_prompts` and `check_distributed`.
     """
+    check_distributed(model, distributed)
     prompts = list(prompts)
     ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     # The longest prompts come first, so that a batch that does not fit in memory fails at once.
     order = sorted(ids, key=lambda prompt: len(ids[prompt]), reverse=True)
-    completions: dict[str, str] = {}
-    with tqdm(total=len(order), desc="generate", unit="prompt", disable=not (progress and is_rank_0())) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = [ids[prompt] for prompt in order[start : start + batch_size]]
+    own: dict[str, str] = {}
+    batches = own_batches(order, batch_size, distributed)
+    total = sum(map(len, batches))
+    with tqdm(total=total, desc="generate", unit="prompt", disable=not (progress and is_rank_0())) as bar:
+        for asked in batches:
+            batch = [ids[prompt] for prompt in asked]
             texts = [prompt + answer for prompt, answer in zip(batch, answers(batch), strict=True)]
             decoded_prompts = tokenizer.batch_decode(batch, skip_special_tokens=True)
             decoded = tokenizer.batch_decode(texts, skip_special_tokens=True)
-            for prompt, decoded_prompt, text in zip(order[start:], decoded_prompts, decoded, strict=False):
-                completions[prompt] = text[len(decoded_prompt) :]
+            for prompt, decoded_prompt, text in zip(asked, decoded_prompts, decoded, strict=True):
+                own[prompt] = text[len(decoded_prompt) :]
             bar.update(len(batch))
+    completions = gathered(own, distributed)
     return [completions[prompt] for prompt in prompts]
 
 

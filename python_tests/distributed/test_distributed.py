@@ -1,13 +1,11 @@
 """Two processes equal one: with DDP, FSDP2 and tensor parallelism, the same objectives, hidden tokens and losses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launched import launched
 from safetensors.torch import load_file
 from tiny_training import logged, some_rows, tiny_llama, train
 from torch import Tensor
@@ -18,7 +16,6 @@ from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.models.attach import attach
 
-TESTS = Path(__file__).parents[1]
 SETTINGS: dict = {"objective": "bico", "optim": "sgd", "per_device_train_batch_size": 8}
 
 
@@ -29,15 +26,7 @@ def run_two_processes(folder: Path) -> dict[str, list[float]]:
     write_facts(facts, folder / "facts")
     for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
         part.save_pretrained(folder / "example-model")  # a model and a tokenizer
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*command, str(TESTS / "training" / "two_processes.py"), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    result = launched(Path(__file__).with_name("two_processes.py"), folder)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads((folder / "results.json").read_text())
 

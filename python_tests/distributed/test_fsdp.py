@@ -1,16 +1,14 @@
 """FSDP2 by accelerate: two processes equal one, and their checkpoints continue on two processes and on one."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fsdp_processes import SETTINGS
+from launched import launched
 from safetensors.torch import load_file
 from tiny_training import config, logged, some_rows, tiny_llama
 from torch import Tensor
@@ -21,22 +19,14 @@ from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.training.trainer import BicoTrainer
 
-TESTS = Path(__file__).parents[1]
-CONFIG = TESTS.parent / "configs" / "fsdp2_8_gpus.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "fsdp2_8_gpus.yaml"
 
 
 def launch(processes: int, folder: Path, *arguments: Path) -> dict[str, Any]:
     """Run fsdp_processes.py under the shipped configuration of accelerate and return its results."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-    command += ["--num_processes", str(processes), "--main_process_port", "0"]
-    result = subprocess.run(
-        [*command, str(TESTS / "training" / "fsdp_processes.py"), str(folder), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", str(processes))
+    program = Path(__file__).with_name("fsdp_processes.py")
+    result = launched("--main_process_port", "0", program, folder, *arguments, launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((folder / f"results of {processes}.json").read_text())
 
