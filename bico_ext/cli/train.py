@@ -1,7 +1,13 @@
 """`bico train`: fine-tune a model on facts, with or without LoRA adapters."""
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -45,7 +51,7 @@ def run(arguments: list[str]) -> None:
         raise ValueError("output_dir is missing; add --output-dir OUT")
     folder = Path(args.output_dir)
     used = folder.exists() and any(folder.iterdir())
-    checkpoint = get_last_checkpoint(str(folder)) if used and config.resume else None
+    checkpoint = _last_checkpoint(folder) if used and config.resume else None
     if used and checkpoint is None:
         remedy = " but no checkpoint to resume from; name" if config.resume else "; add --resume to continue, or name"
         raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
@@ -58,7 +64,63 @@ def run(arguments: list[str]) -> None:
     device = args.device if load_in_4bit else "cpu"
     model, tokenizer = checkpoints.load(config.model, load_in_4bit=load_in_4bit, device=device, merge_adapters=True)
     trainer = BicoTrainer(model, args, facts.train, processing_class=tokenizer, peft_config=adapters)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
-    trainer.save_model()  # with the tokenizer
-    print(f"The trained model is in {folder}. Evaluate it with:")
-    print(f"  bico evaluate --model {folder} --data {config.data} --output-dir OUT")
+    process = f"process {args.process_index} of {args.world_size}" if args.world_size > 1 else "training"
+    with telling_how_to_resume(process, folder):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
+        trainer.save_model()  # with the tokenizer
+    if trainer.is_world_process_zero():
+        print(f"The trained model is in {folder}. Evaluate it with:")
+        print(f"  bico evaluate --model {folder} --data {config.data} --output-dir OUT")
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if folder.exists() else None
+
+
+@contextmanager
+def telling_how_to_resume(process: str, folder: Path) -> Iterator[None]:
+    """If training fails, or SIGTERM ends it, write to stderr where the last checkpoint is and how to go on.
+
+    torchrun ends all processes with SIGTERM when one of them has failed or was killed. At that time the others usually
+    wait for it inside a collective operation, where Python would not run a handler. So a thread waits for the signal.
+    """
+
+    def tell(what: str) -> None:
+        checkpoint = _last_checkpoint(folder)
+        remedy = (
+            f"the last checkpoint is {checkpoint}; start the same command again with --resume"
+            if checkpoint
+            else "there is no checkpoint yet, so start again; --save_steps says how often one is saved"
+        )
+        print(f"bico train: {process} {what}; {remedy}", file=sys.stderr, flush=True)
+
+    def ignore(*_: object) -> None:
+        """Make Python note the signal in the pipe. A later handler, as of `enable_jit_checkpoint`, takes over."""
+
+    def wait_for_end() -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is ignore:
+                tell("was ended by SIGTERM")
+                os._exit(128 + signal.SIGTERM)
+        os.close(reading)
+
+    def forget_in_child() -> None:  # a worker of the data loader ends by SIGTERM, and its parent does not
+        if signal.getsignal(signal.SIGTERM) is ignore:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    handler = signal.signal(signal.SIGTERM, ignore)
+    earlier = signal.set_wakeup_fd(writing)
+    os.register_at_fork(after_in_child=forget_in_child)
+    Thread(target=wait_for_end, daemon=True).start()
+    try:
+        yield
+    except Exception:
+        tell("failed")
+        raise
+    finally:
+        signal.set_wakeup_fd(earlier)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(writing)  # ends the thread

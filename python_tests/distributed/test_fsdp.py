@@ -28,6 +28,7 @@ def launch(processes: int, folder: Path, *arguments: Path) -> dict[str, Any]:
     program = Path(__file__).with_name("fsdp_processes.py")
     result = launched("--main_process_port", "0", program, folder, *arguments, launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("The trained model is in") <= 1, "both processes report"
     return json.loads((folder / f"results of {processes}.json").read_text())
 
 

@@ -1,0 +1,86 @@
+"""One of two processes fails: both end soon, say where the last checkpoint is, and --resume goes on from there."""
+
+import multiprocessing
+import signal
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+import torch
+from launched import launched
+from safetensors.torch import load_file
+
+from bico_ext.cli.main import main
+from bico_ext.cli.train import telling_how_to_resume
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.initial_models import initial_model
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
+
+PROGRAM = Path(__file__).with_name("failing_processes.py")
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options of bico train; each run adds its batch size and output folder."""
+    folder = tmp_path_factory.mktemp("initial")
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    write_facts(facts, folder / "facts")
+    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
+        part.save_pretrained(folder / "model")
+    command = ["--model", str(folder / "model"), "--data", str(folder / "facts"), "--max_steps", "5"]
+    return [*command, "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+
+
+@pytest.mark.parametrize("how", ["raises", "is killed"])
+def test_a_failing_process_ends_all_and_the_run_can_go_on(how: str, command: list[str], tmp_path: Path) -> None:
+    started = time.monotonic()
+    two = [*command, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")]
+    result = launched(PROGRAM, how, *two)
+    assert result.returncode != 0
+    assert time.monotonic() - started < 100, "the first process waits for 200 s"
+    advice = f"; the last checkpoint is {tmp_path / 'two' / 'checkpoint-2'}; start the same command again with --resume"
+    if how == "raises":
+        assert f"bico train: process 1 of 2 failed{advice}\n" in result.stderr
+        assert "bico train: no memory left\n" in result.stderr
+    else:
+        assert f"bico train: process 0 of 2 was ended by SIGTERM{advice}\n" in result.stderr
+    assert "The trained model is in" not in result.stdout
+
+    one = [*command, "--per_device_train_batch_size", "4"]
+    assert main(["train", *one, "--output_dir", str(tmp_path / "two"), "--resume"]) == 0
+    assert main(["train", *one, "--output_dir", str(tmp_path / "unbroken")]) == 0
+    resumed, unbroken = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "unbroken"))
+    for name, weight in unbroken.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def work(started: Event) -> None:
+    started.set()
+    time.sleep(60)
+
+
+def test_a_worker_that_is_terminated_does_not_end_its_parent(tmp_path: Path) -> None:
+    """As those of a data loader; a forked process has the handlers and the files of its parent."""
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+    with telling_how_to_resume("training", tmp_path):
+        worker = fork.Process(target=work, args=(started,))
+        worker.start()
+        assert started.wait(20)
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGTERM
+        time.sleep(0.2)  # the parent would end in the meantime
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_failure_before_the_first_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="full"), telling_how_to_resume("training", tmp_path / "missing"):
+        raise OSError("full")
+    error = capsys.readouterr().err
+    assert error == (
+        "bico train: training failed; there is no checkpoint yet, so start again; --save_steps says how often one is "
+        "saved\n"
+    )
