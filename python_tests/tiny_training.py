@@ -58,7 +58,7 @@ def config(folder: Path, **changes: Any) -> BicoConfig:
 
 
 def train(
-    folder: Path, resume: str | None = None, peft_config: LoraConfig | None = None, **changes: Any
+    folder: Path, resume: str | bool | None = None, peft_config: LoraConfig | None = None, **changes: Any
 ) -> BicoTrainer:
     trainer = BicoTrainer(tiny_llama(), config(folder, **changes), some_rows(), peft_config=peft_config)
     trainer.train(resume_from_checkpoint=resume)

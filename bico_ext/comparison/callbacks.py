@@ -3,10 +3,8 @@
 Both keep what they must not lose in the trainer's log, which is part of every checkpoint.
 """
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -66,7 +64,7 @@ class Checkpoints(TrainerCallback):
     """Asks for a checkpoint when the last one is some minutes old.
 
     Checkpoints coincide with log entries, whose losses are means since the last entry: a resumed run logs the losses of
-    the uninterrupted one. There is none after the last step, from which the Trainer might make another one.
+    the uninterrupted one. There is none after the last step, whose results follow.
 
     Args:
         minutes: the least age of the last checkpoint, or of the start, in minutes.
@@ -92,18 +90,3 @@ class Checkpoints(TrainerCallback):
     def train_seconds(self) -> float:
         """Return the duration of the training so far, in all processes that took part in it, without evaluations."""
         return self.before + time.perf_counter() - self.started - self.curve.seconds
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in the folder of a run, or None.
-
-    The state of the trainer is the last file of a checkpoint, so a process that was killed while it saved leaves it
-    absent or cut.
-    """
-    complete = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            complete[json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = path
-        except (OSError, ValueError):
-            continue
-    return complete[max(complete)] if complete else None

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from bico_ext import environment
-from bico_ext.comparison.callbacks import last_checkpoint
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
 from bico_ext.comparison.processes import run_all
@@ -30,6 +29,7 @@ from bico_ext.files import make_folder, write_json, write_json_lines
 from bico_ext.models.checkpoints import count_parameters
 from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
+from bico_ext.training.complete_checkpoints import last_complete
 from bico_ext.training.lora import lora_config
 
 LARGE = 20_000_000  # parameters, from which on a model uses all cores
@@ -186,7 +186,7 @@ def _write_finished(file: Path, finished: list[Finished]) -> None:
 
 def _steps_left(config: CompareConfig, name: str, seed: int) -> int:
     """Return the number of optimizer steps that a run still makes."""
-    checkpoint = last_checkpoint(run_folder(config, name, seed))
+    checkpoint = last_complete(run_folder(config, name, seed))
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     return cast(int, config.steps) - done
 

@@ -22,7 +22,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
@@ -33,6 +32,7 @@ from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
 from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad, predict_only
 from bico_ext.seeding import happens, stream_seed
+from bico_ext.training.complete_checkpoints import CompleteCheckpoints
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import LengthGroupedSampler, RowEncoder, Rows
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
-class BicoTrainer(Trainer):
+class BicoTrainer(CompleteCheckpoints):
     """Fine-tune a causal RoPE language model in both directions with split-triangle attention.
 
     The model is attached in place (`bico_ext.models.attach`); its checkpoints are stock checkpoints. All micro-batches
@@ -190,7 +190,9 @@ class BicoTrainer(Trainer):
         """Train as `Trainer.train`, after a check that the model is still attached.
 
         Raises:
+            OSError: a checkpoint cannot be written; the message names the last complete one.
             RuntimeError: the model is not attached. A stock model would silently ignore the span ids.
+            ValueError: `resume_from_checkpoint` is not complete, or it is True and there is no complete checkpoint.
         """
         check_attached(cast(nn.Module, self.model))
         self._loss_sums.clear()
@@ -202,6 +204,11 @@ class BicoTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
         """Return the micro-batches of one optimizer step, made by its objective, and the number of labels in them."""
         args, step = self.args, self.state.global_step
+        if (
+            0 < self.state.max_steps <= step
+        ):  # resumed after the last step, from where the Trainer would make another one
+            self.control.should_training_stop = True
+            return [], None
         trains_objective = happens(args.mixing_probability, "objective", args.seed, step)
         self._objective = args.objective if trains_objective else "ntp"
         batches = [

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Trainer
 
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.main import COMMANDS, main
@@ -157,8 +157,41 @@ def test_resuming_without_a_checkpoint_keeps_what_is_there(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_text("somebody's model")
     command = ["train", "--data", "synthetic", "--model", "m/m", "--output_dir", str(tmp_path), "--use_cpu", "--resume"]
     assert main(command) == 1
-    assert "already holds files but no checkpoint to resume from; name another folder" in capsys.readouterr().err
+    assert (
+        "already holds files but no complete checkpoint to resume from; name another folder" in capsys.readouterr().err
+    )
     assert (tmp_path / "model.safetensors").read_text() == "somebody's model"
+
+
+def test_train_finds_the_disk_full_and_goes_on_later(tmp_path, capsys, monkeypatch, caplog):
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    write_facts(facts, tmp_path / "facts")
+    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
+        part.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    command = ["train", "--data", str(tmp_path / "facts"), "--model", str(tmp_path / "model"), "--output_dir", str(out)]
+    command += ["--max_steps", "6", "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+    save = Trainer._save_rng_state
+
+    def full_at_step_6(trainer, folder):
+        if trainer.state.global_step == 6:
+            raise OSError(28, "No space left on device")
+        save(trainer, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_save_rng_state", full_at_step_6)
+        assert main(command) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "No space" in line]
+    assert line.startswith(f"bico train: {out / 'checkpoint-6'} cannot be saved; is the disk full?")
+    assert f"The last complete checkpoint is {out / 'checkpoint-4'}; when the cause is removed" in line
+    assert "continue from it with --resume" in line
+    (out / "checkpoint-4" / "optimizer.pt").unlink()
+    steps = []
+    monkeypatch.setattr(Trainer, "_load_from_checkpoint", lambda self, folder, model=None: steps.append(folder))
+    assert main([*command, "--resume"]) == 0
+    assert steps == [str(out / "checkpoint-2")]
+    skipped = f"{out / 'checkpoint-4'} is skipped, because it is not complete: there is no state of the optimizer"
+    assert [message for message in caplog.messages if "skipped" in message] == [skipped]
 
 
 @pytest.mark.parametrize("lora", [False, True])

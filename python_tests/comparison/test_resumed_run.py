@@ -7,10 +7,10 @@ import shutil
 import pytest
 from transformers import TrainerCallback
 
-from bico_ext.comparison.callbacks import last_checkpoint
 from bico_ext.comparison.compare import compare
 from bico_ext.comparison.run import run, run_folder
 from bico_ext.reports.records import to_json
+from bico_ext.training.complete_checkpoints import last_complete
 
 
 class Killed(Exception):
@@ -42,7 +42,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(given, tmp_path, name, lora):
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-50"]
     cut = shutil.copytree(folder / "checkpoint-50", folder / "checkpoint-75")  # killed while it was written
     (cut / "trainer_state.json").write_text('{"global_step": 7')
-    assert last_checkpoint(folder) == folder / "checkpoint-50"
+    assert last_complete(folder) == folder / "checkpoint-50"
     state = folder / "checkpoint-50" / "trainer_state.json"
     before = json.loads(state.read_text())
     (entry,) = (entry for entry in before["log_history"] if entry.get("seconds") and entry["step"] == 50)
@@ -72,7 +72,7 @@ def test_compare_continues_only_a_run_with_the_same_settings(given, capsys):
         compare(given)
     with pytest.raises(FileExistsError, match="holds runs with other settings"):
         compare(dataclasses.replace(given, resume=True))
-    assert last_checkpoint(folder) == folder / "checkpoint-50"
+    assert last_complete(folder) == folder / "checkpoint-50"
 
 
 @pytest.mark.parametrize("kept", [False, True])

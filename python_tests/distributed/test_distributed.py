@@ -44,6 +44,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert all(weight.shape == after[name].shape for name, weight in before.items())
     assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
     assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])  # this model ties them
+    assert sorted(path.name for path in (tmp_path / "ddp").iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    states = {path.name for path in (tmp_path / "ddp" / "checkpoint-6").glob("rng_state*")}
+    assert states == {"rng_state_0.pth", "rng_state_1.pth"}, "a checkpoint has its name before all parts are there"
     resumed = train(tmp_path / "ddp", resume=str(tmp_path / "ddp" / "checkpoint-3"), **SETTINGS)
     assert resumed.state.global_step == 6
     assert logged(resumed)[-3:] == pytest.approx(logged(one)[-3:], rel=1e-5), "a checkpoint of two, continued by one"
