@@ -1,6 +1,8 @@
-"""Loading a model and its tokenizer from a folder or the hub, with errors that name the model."""
+"""Loading a model and its tokenizer from a folder or the hub, with errors that name the model; notes beside a model."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,45 @@ def load(
     if has_adapters and merge_adapters:
         network = network.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
     return network if load_in_4bit else network.to(device), tokenizer  # 4-bit weights are there, and cannot be moved
+
+
+@contextmanager
+def any_generation_config(model: Any, folder: Path) -> Iterator[None]:
+    """Let the block save a model into a folder, even if its generation config is not valid.
+
+    Llama 2's has a temperature without sampling, for example. transformers refuses to write such a config, if the
+    Trainer has changed a token id in it, before it writes any weight. Here it is written as it is.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        >>> model = LlamaForCausalLM(config)
+        >>> model.generation_config.temperature = 0.6
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with any_generation_config(model, folder):
+        ...     model.save_pretrained(folder)
+        >>> '"temperature": 0.6' in (folder / "generation_config.json").read_text()
+        True
+    """
+    from transformers import GenerationConfig, PreTrainedModel
+
+    config: Any = model.generation_config if isinstance(model, PreTrainedModel) else None  # adapters have none
+    try:
+        valid = config is None or config.validate(strict=True) is None
+    except ValueError:
+        valid = False
+    if valid:
+        yield
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = config
+    file = folder / "generation_config.json"
+    if file.exists():
+        config.to_json_file(file, keys_to_pop=["compile_config"])
 
 
 def mark_four_bit(folder: Path) -> None:

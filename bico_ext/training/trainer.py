@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
 from bico_ext.models.attach import attach, check_attached
-from bico_ext.models.checkpoints import mark_four_bit
+from bico_ext.models.checkpoints import any_generation_config, mark_four_bit
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
 from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad, predict_only
@@ -294,9 +294,11 @@ class BicoTrainer(CompleteCheckpoints):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        with any_generation_config(cast(nn.Module, self.model), folder):
+            super()._save(output_dir, state_dict)
         if getattr(self.model, "is_loaded_in_4bit", False):
-            mark_four_bit(Path(output_dir or cast(str, self.args.output_dir)))
+            mark_four_bit(folder)
 
     def _batch(
         self, rows: Rows, objective: str, *key: int | str, all_outputs: bool = False, packed: bool = False

@@ -8,7 +8,7 @@ import pytest
 import torch
 from devices import needs_compiled
 from peft import LoraConfig
-from tiny_training import BOS, PAD, SPECIAL, VOCABULARY, config, logged, some_rows, tiny_llama, train
+from tiny_training import BOS, EOS, PAD, SPECIAL, VOCABULARY, config, logged, some_rows, tiny_llama, train
 from torch import Generator, tensor
 from torch.nn.functional import log_softmax
 from transformers import LlamaForCausalLM
@@ -191,6 +191,26 @@ def test_checkpoint_is_a_stock_llama(tmp_path: Path):
     input_ids = tensor([[BOS, 7, 8, 9]])
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(input_ids).logits, trainer.model.eval()(input_ids).logits)
+
+
+def test_a_generation_config_that_transformers_refuses_to_write_costs_no_weights(tmp_path: Path):
+    """That of Llama 2: temperature and top_p without sampling. The Trainer adds the tokenizer's padding id to it."""
+    tokenizer = train_word_tokenizer(["w0 w1 w2"])
+    tiny_llama().save_pretrained(tmp_path / "base")
+    published = {"bos_token_id": BOS, "eos_token_id": EOS, "temperature": 0.6, "top_p": 0.9, "max_length": 4096}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(published))
+    args = config(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    trainer = BicoTrainer(str(tmp_path / "base"), args, some_rows(), processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-2"):
+        loaded = LlamaForCausalLM.from_pretrained(folder)
+        assert all(weight.equal(loaded.state_dict()[name]) for name, weight in trainer.model.state_dict().items())
+        saved = json.loads((folder / "generation_config.json").read_text())
+        assert (saved["temperature"], saved["top_p"], saved["max_length"]) == (0.6, 0.9, 4096)
+        assert saved["pad_token_id"] == tokenizer.pad_token_id
+        assert "do_sample" not in saved
+    assert trainer.model.generation_config.top_p == 0.9
 
 
 def test_lora_trains_only_its_own_weights(tmp_path: Path):
