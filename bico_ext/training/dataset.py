@@ -165,13 +165,14 @@ class RowEncoder:
         is any window in which the assistant says nothing, if only its words are predicted.
         """
         size = self.max_length or max(1, len(input_ids))
-        masks = [None] * len(input_ids.split(size)) if predicted is None else predicted.split(size)
-        parts = [{"input_ids": ids, "predicted": mask} for ids, mask in zip(input_ids.split(size), masks, strict=True)]
+        pieces = input_ids.split(size)
+        masks = [None] * len(pieces) if predicted is None else predicted.split(size)
+        parts = [{"input_ids": ids, "predicted": mask} for ids, mask in zip(pieces, masks, strict=True)]
         if not self.windows:
             parts = parts[:1]
         kept = [part for part in parts if self.predicts(**part) or (predicted is None and part is not parts[-1])]
         if kept and len(kept) < len(parts):
-            lost = sum(len(part["input_ids"]) for part in parts) - sum(len(part["input_ids"]) for part in kept)
+            lost = len(input_ids) - sum(len(part["input_ids"]) for part in kept)
             logger.warning(f"{name}: {lost} tokens, in windows that have nothing to predict, are left out")
             parts = kept
         for part in parts:
