@@ -54,9 +54,8 @@ def generate_infill(
     each of the `lengths` is written, and the one is returned whose whole text, read causally, the model finds most
     likely. InCoder chooses among middles in this way (left-to-right reranking, arXiv 2204.05999). The total is
     compared, so a middle of the wrong length pays for the suffix that does not follow from it. The mean log-probability
-    per token of the middle alone, by which Mask-Predict chooses a length (arXiv 1904.09324), found 23 to 25 of 40
-    middles of 1 to 4 words that tiny Llamas had learnt, and this rule found all 40: the first words of a middle are
-    likely even if there is no room for the rest.
+    per token of the middle alone, by which Mask-Predict chooses a length (arXiv 1904.09324), would not notice that
+    a middle is too short: its first words are likely even if there is no room for the rest.
 
     During generation the model is in evaluation mode, which is restored, also after an error. With several ranks each
     rank fills all gaps. If two tokens are nearly tied, which happens above all in half precision, the batch size can
