@@ -240,7 +240,7 @@ def prepared(config: CompareConfig) -> tuple[Record, int]:
     data = reachable(facts)
     for task in data["tasks"].values():
         del task["templates"]
-    _, tokenizer = checkpoints.load(config.model)
+    _, tokenizer = checkpoints.load(config.model, device="cpu")
     tokens = sum(len(encode_text(tokenizer, example.text)) for example in facts.train)
     data |= {"digest": everything.digest(), "parameters": parameters, "tokens": tokens}
     return data, cast(int, with_steps(config, facts).steps)

@@ -80,8 +80,7 @@ def run(arguments: list[str]) -> None:
     if config.distributed:
         _join_processes()
     facts = load_facts(config.data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # the current GPU
-    model, tokenizer = checkpoints.load(config.model, config.dtype, load_in_4bit=config.load_in_4bit, device=device)
+    model, tokenizer = checkpoints.load(config.model, config.dtype, load_in_4bit=config.load_in_4bit)
     folder = empty_folder(config.output_dir)
     extra: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
     if config.generation != "causal":

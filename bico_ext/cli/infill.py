@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bico_ext.cli.arguments import parse
 from bico_ext.facts.jsonl import read_records
 from bico_ext.files import make_folder, write_json_lines
@@ -62,8 +60,7 @@ class InfillConfig:
 def run(arguments: list[str]) -> None:
     (config,) = parse("infill", [InfillConfig], arguments)
     lengths, gaps = _lengths(config.lengths), _gaps(config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = checkpoints.load(config.model, config.dtype, device=device)
+    model, tokenizer = checkpoints.load(config.model, config.dtype)
     attach(model)
     options: dict[str, Any] = {"mirror": config.mirror, "causal_context": config.causal_context}
     middles = generate_infill(model, tokenizer, gaps, lengths=lengths, batch_size=config.batch_size, **options)

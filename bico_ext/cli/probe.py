@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from bico_ext import environment
 from bico_ext.bounds import check_bounds
 from bico_ext.cli.arguments import parse
@@ -85,8 +83,7 @@ def run(arguments: list[str]) -> None:
         name, texts = facts.name, facts.pretraining if config.texts == "pretraining" else facts.train
     if not texts:
         raise ValueError(f"data {config.data!r} has no pre-training texts; use texts='train'")
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = checkpoints.load(config.model, config.dtype, device=device)
+    model, tokenizer = checkpoints.load(config.model, config.dtype, device=config.device)
     prepare = partial(sequences_by_length, model, tokenizer, texts, running=running, seed=config.seed)
     sequences = prepare(config.lengths, samples=config.samples, tokens=config.tokens)
     folder = empty_folder(config.output_dir)

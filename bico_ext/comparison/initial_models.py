@@ -38,7 +38,7 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     """
     set_seed(seed)
     if config.model != "tiny":
-        return checkpoints.load(config.model, merge_adapters=True)
+        return checkpoints.load(config.model, device="cpu", merge_adapters=True)
     tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
     shape = {
         "vocab_size": len(tokenizer),
@@ -66,7 +66,7 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
 def starting_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
     """Return the model that the training of a system starts from, pre-trained if the setting says so; its tokenizer."""
     if config.setting == "pretrained":
-        return checkpoints.load(pretrained_folder(config, family, seed))
+        return checkpoints.load(pretrained_folder(config, family, seed), device="cpu")
     return initial_model(config, facts, family, seed)
 
 

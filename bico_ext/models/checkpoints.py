@@ -17,7 +17,7 @@ def load(
     dtype: str = "float32",
     *,
     load_in_4bit: bool = False,
-    device: Any = "cpu",
+    device: Any = None,
     merge_adapters: bool = False,
 ) -> tuple[Any, Any]:
     """Load a causal LM and its tokenizer.
@@ -31,7 +31,7 @@ def load(
         load_in_4bit: quantise the linear layers to 4 bits as in QLoRA (arXiv 2305.14314: NF4, quantised constants,
             computed in bfloat16), with bitsandbytes; default False. Adapters that `bico train` has trained on such a
             base are loaded on one in any case.
-        device: where the weights are put; default "cpu".
+        device: where the weights are put; default None, which is the current GPU if there is one.
         merge_adapters: add adapters to the weights, so that the model can be trained on; default False.
 
     Returns:
@@ -47,8 +47,11 @@ def load(
     Example:
         >>> network, tokenizer = load("out/runs/bico-seed0")  # doctest: +SKIP
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer  # imported here because it takes seconds
 
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     source = _source(os.fspath(model))
     has_adapters = (Path(source) / "adapter_config.json").exists()
     load_in_4bit |= has_four_bit_base(source)

@@ -12,11 +12,11 @@ from launched import launched
 from safetensors.torch import load_file
 
 from bico_ext.cli.main import main
-from bico_ext.training.failures import telling_how_to_resume
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import initial_model
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
+from bico_ext.training.failures import telling_how_to_resume
 
 PROGRAM = Path(__file__).with_name("failing_processes.py")
 

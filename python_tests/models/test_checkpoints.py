@@ -48,6 +48,19 @@ def save(model: Any, base: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("gpu", "device", "expected"), [(True, None, "cuda"), (False, None, "cpu"), (True, "cpu", "cpu")]
+)
+def test_a_model_is_loaded_on_a_gpu_if_there_is_one(
+    base: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, device: str | None, expected: str
+) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(LlamaForCausalLM, "to", lambda self, device: moved.append(device))
+    load(base, device=device)
+    assert moved == [expected]
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_are_loaded_whole(base: Path, tmp_path: Path, dora: bool) -> None:
     """DoRA's magnitudes were once left out: log p was -36.8 instead of -32.6, and nothing was said."""
@@ -55,9 +68,9 @@ def test_adapters_are_loaded_whole(base: Path, tmp_path: Path, dora: bool) -> No
     ids = tokens(2, 9)
     expected = model(input_ids=ids).logits
     folder = save(model, base, tmp_path / "adapters")
-    loaded, _ = load(folder)
+    loaded, _ = load(folder, device="cpu")
     assert torch.equal(loaded.eval()(input_ids=ids).logits, expected)
-    merged, _ = load(folder, merge_adapters=True)
+    merged, _ = load(folder, device="cpu", merge_adapters=True)
     assert isinstance(merged, LlamaForCausalLM)
     torch.testing.assert_close(merged.eval()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert all(parameter.requires_grad for parameter in merged.parameters())
@@ -65,7 +78,7 @@ def test_adapters_are_loaded_whole(base: Path, tmp_path: Path, dora: bool) -> No
 
 def test_a_base_of_4_bits_is_that_of_bitsandbytes(base: Path) -> None:
     """Its layers are attached like others. The reference is a stock model with the weights after quantisation."""
-    model, _ = load(base, load_in_4bit=True)
+    model, _ = load(base, device="cpu", load_in_4bit=True)
     quantised = {name: part for name, part in model.named_modules() if type(part).__name__ == "Linear4bit"}
     assert len(quantised) == 2 * 7
     stock = LlamaForCausalLM.from_pretrained(base).eval()

@@ -99,7 +99,7 @@ def test_commands_find_a_fetched_model_by_its_name(make_known, tmp_path, monkeyp
     with pytest.raises(FileNotFoundError, match="model tiny has not been fetched yet; run: bico fetch-model tiny"):
         checkpoints.load("tiny")
     folder = fetch_model("tiny")
-    model, tokenizer = checkpoints.load("tiny")
+    model, tokenizer = checkpoints.load("tiny", device="cpu")
     assert model.name_or_path == tokenizer.name_or_path == str(folder)
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -16,5 +16,5 @@ def real_model() -> tuple[Any, Any]:
     folder = Path(os.environ.get("BICO_TEST_MODEL") or model_folder("smollm2-135m"))
     if not folder.exists():
         pytest.skip(f"{folder} does not exist; `make test-real` fetches the model, or name its folder: BICO_TEST_MODEL")
-    model, tokenizer = checkpoints.load(folder)
+    model, tokenizer = checkpoints.load(folder, device="cpu")
     return model.eval(), tokenizer
