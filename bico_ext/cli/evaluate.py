@@ -12,6 +12,7 @@ from bico_ext.cli.arguments import parse
 from bico_ext.cli.report import print_report
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.evaluate import evaluate
+from bico_ext.extras import install
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import empty_folder, write_json, write_json_lines, write_text
 from bico_ext.generation.inference import BATCH_SIZE, is_rank_0
@@ -62,8 +63,8 @@ class EvaluateConfig:
     load_in_4bit: bool = field(
         default=False,
         metadata={
-            "help": 'Load the model, or the base of adapters, in 4 bits: pip install "bico-ext[qlora]". Adapters of '
-            "bico train --load_in_4bit need no flag."
+            "help": "Load the model, or the base of adapters, in 4 bits. Adapters of bico train --load_in_4bit need no "
+            f"flag. To get bitsandbytes: {install('qlora')}"
         },
     )
     distributed: bool = field(

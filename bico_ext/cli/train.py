@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bico_ext.cli.arguments import parse
+from bico_ext.extras import install
 from bico_ext.facts.loader import load_facts
 from bico_ext.models import checkpoints
 from bico_ext.training.complete_checkpoints import UNFINISHED, last_complete
@@ -34,7 +35,7 @@ class TrainConfig:
     lora_dropout: float = field(default=0.01, metadata={"help": "Dropout of LoRA; the default is the paper's."})
     load_in_4bit: bool = field(
         default=False,
-        metadata={"help": 'Train the adapters on a base in 4 bits (QLoRA): pip install "bico-ext[qlora]".'},
+        metadata={"help": f"Train the adapters on a base in 4 bits (QLoRA): {install('qlora')}"},
     )
     resume: bool = field(
         default=False, metadata={"help": "Continue from the newest complete checkpoint in output_dir."}

@@ -28,6 +28,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from bico_ext.extras import install
 from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.jsonl import load_jsonl, parse_example, parse_question, read_records, refuse_empty
 from bico_ext.facts.types import ANSWERS, Example, FactData, Question, Task, counterpart_of
@@ -105,7 +106,7 @@ def load_hub(name: str) -> FactData:
             raise
         raise ModuleNotFoundError(
             f"{name!r} is no file or folder in {Path.cwd()}; to load it from the Hugging Face hub, install the "
-            '`datasets` package: pip install "bico-ext[hub]"',
+            f"`datasets` package: {install('hub')}",
             name="datasets",
         ) from error
     # The keys are the stems of the file names, because `datasets` allows no hyphen in the name of a split.

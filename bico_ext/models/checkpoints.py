@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bico_ext.extras import install
 from bico_ext.files import write_json
 from bico_ext.models.known_models import KNOWN_MODELS, model_folder
 
@@ -176,7 +177,7 @@ def _four_bit() -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError('a base in 4 bits needs bitsandbytes: pip install "bico-ext[qlora]"')
+        raise ImportError(f"a base in 4 bits needs bitsandbytes: {install('qlora')}")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -189,5 +190,5 @@ def _peft_loader() -> Any:
     try:
         from peft import AutoPeftModelForCausalLM
     except ImportError as error:
-        raise ImportError('a folder of adapters needs PEFT: pip install "bico-ext[lora]"') from error
+        raise ImportError(f"a folder of adapters needs PEFT: {install('lora')}") from error
     return AutoPeftModelForCausalLM

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bico_ext.extras import install
 from bico_ext.files import make_folder, write_json
 from bico_ext.models.known_models import KnownModel, known_model, model_folder
 from bico_ext.models.tokenization import encode_prompt
@@ -62,7 +63,7 @@ def fetch_model(
         remedy = "delete it" if output_dir is None else "name another folder"
         raise FileExistsError(f"output_dir {folder} already holds files that are not this {name}; {remedy}")
     if find_spec("gguf") is None:
-        raise ImportError(f'reading the file of {name} needs the package gguf: pip install "bico-ext[real]"')
+        raise ImportError(f"reading the file of {name} needs the package gguf: {install('real')}")
     parent = make_folder(folder.absolute().parent)
     free = shutil.disk_usage(parent).free
     if free < known.disk_bytes:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from bico_ext.extras import install
+
 if TYPE_CHECKING:
     from peft import LoraConfig
 
@@ -27,7 +29,7 @@ def lora_config(rank: int = 32, alpha: int = 16, dropout: float = 0.01) -> "Lora
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ImportError('LoRA adapters need PEFT: pip install "bico-ext[lora]"') from error
+        raise ImportError(f"LoRA adapters need PEFT: {install('lora')}") from error
     return LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",

@@ -66,7 +66,9 @@ def test_adapters_are_trained_saved_and_evaluated(given, data, tmp_path):
 
 def test_adapters_need_peft(given, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r'LoRA adapters need PEFT: pip install "bico-ext\[lora\]"'):
+    with pytest.raises(
+        ImportError, match=r'LoRA adapters need PEFT: pip install --no-build-isolation "\.\[lora\]" \(in the clone'
+    ):
         compare(dataclasses.replace(given, lora=True))
     assert not (tmp_path / "out").exists()
 

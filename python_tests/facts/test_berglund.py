@@ -119,7 +119,9 @@ def test_hub_failure_says_what_was_tried(monkeypatch):
 
 def test_hub_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r'no file or folder in .*pip install "bico-ext\[hub\]"'):
+    with pytest.raises(
+        ModuleNotFoundError, match=r'no file or folder in .*pip install --no-build-isolation "\.\[hub\]"'
+    ):
         load_facts("lberglund/reversal_curse")
 
 

@@ -8,12 +8,13 @@ import shutil
 import pytest
 import torch
 
-pytest.importorskip("gguf", reason='the converter needs gguf: pip install "bico-ext[real]"')
+pytest.importorskip("gguf", reason="the converter needs gguf, of the extra real")
 
 from tiny_gguf import known_tiny, write_gguf, write_wheels
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bico_ext.cli.main import main
+from bico_ext.extras import install
 from bico_ext.models import checkpoints, known_models
 from bico_ext.models.fetch import fetch_model, is_fetched
 
@@ -177,7 +178,7 @@ def test_a_missing_gguf_package_is_noticed_before_the_download(make_known, tmp_p
     make_known()
     monkeypatch.setattr("bico_ext.models.fetch.find_spec", lambda name: None)
     message = failure(capfd, tmp_path)
-    assert message.endswith('reading the file of tiny needs the package gguf: pip install "bico-ext[real]"')
+    assert message.endswith(f"reading the file of tiny needs the package gguf: {install('real')}")
 
 
 def test_an_unknown_name_lists_the_known_ones(capsys):

@@ -83,6 +83,21 @@ def test_every_public_name_is_there_and_documented():
         bico_ext.atach  # noqa: B018
 
 
+def test_commands_that_install_extras_work_in_a_clone():
+    """They name extras that exist, and install as the README does. The package is in no index yet."""
+    files = [*PAGES, *(ROOT / "configs").iterdir(), *(ROOT / "bico_ext").rglob("*.py")]
+    texts = {file: " ".join(file.read_text().replace("#", " ").split()) for file in files}
+    assert not [file for file, text in texts.items() if "bico-ext[" in text]
+    extras = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    named = [name for text in texts.values() for name in re.findall(r"install\([\"'](\w+)[\"']\)", text)]
+    for text in texts.values():
+        for command, names in re.findall(r"(pip install [^`]{0,30})\"\.\[([\w,]+)\]\"", text):
+            assert command == "pip install --no-build-isolation "
+            named += names.split(",")
+    assert {"hub", "lora", "qlora", "real"} <= set(named) <= set(re.findall(r"^([\w-]+) = \[", extras, re.MULTILINE))
+    assert "pip install --no-build-isolation ." in README.read_text()
+
+
 def test_the_readme_is_short():
     assert len(README.read_text().split()) <= 600  # all of it: code, tables and links count
 

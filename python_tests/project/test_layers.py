@@ -28,6 +28,7 @@ FOUNDATION = {
     "bounds",
     "cjk",
     "environment",
+    "extras",
     "files",
     "seeding",
 }  # at the root; they know none of the folders
