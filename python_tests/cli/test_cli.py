@@ -181,7 +181,8 @@ def test_train_finds_the_disk_full_and_goes_on_later(tmp_path, capsys, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_save_rng_state", full_at_step_6)
         assert main(command) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "No space" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "checkpoint-4" in line]
+    assert "No space left on device" in line
     assert line.startswith(f"bico train: {out / 'checkpoint-6'} cannot be saved; is the disk full?")
     assert f"The last complete checkpoint is {out / 'checkpoint-4'}; when the cause is removed" in line
     assert "continue from it with --resume" in line

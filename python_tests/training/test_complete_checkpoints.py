@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_while_saving_goes_on_from_the_checkpoint_before(
     assert names(out) == [".unfinished", "checkpoint-2"]
     assert (out / ".unfinished" / "checkpoint-4" / "model.safetensors").exists(), "killed while it saved"
     resumed = train(out, resume=True, save_total_limit=1, **SAVING)
-    assert weights(resumed).equal(whole[1])
+    torch.testing.assert_close(weights(resumed), whole[1])  # to rounding: products may differ between processes
     assert names(out) == ["checkpoint-6"]
 
 
