@@ -49,8 +49,9 @@ def attach(
     column): the decoder returns their last hidden states as [1, N, E], so that the logits are [1, N, V], and labels are
     [1, N]. `bico_ext.objectives.training_sequence.labelled_only` makes both.
 
-    In layers with a sliding window (Mistral, Gemma 3) it reaches to both sides: a query sees keys at a distance below
-    the window. Layers that do not rotate q and k (SmolLM3, Cohere2) have no frames: they follow `span_ids` alone.
+    In layers with a sliding window (Mistral, Gemma 3) it reaches to both sides: a query sees keys fewer than `window`
+    places away in its row, whatever their positions. Layers that do not rotate q and k (SmolLM3, Cohere2) have no
+    frames: they follow `span_ids` alone.
 
     `state_dict` and `config.json` do not change. A saved model is therefore a stock model; attach it again after
     loading. A model that is already attached is returned as it is, so `bidirectional` then needs `detach` first. Three

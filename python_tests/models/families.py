@@ -190,10 +190,9 @@ def dense_logits(model: Any, input_ids: Tensor, span_ids: Tensor, mirror: bool =
         def scores(q: Tensor, k: Tensor) -> Tensor:
             return q @ k.repeat_interleave(group, dim=1).mT * (q.shape[-1] ** -0.5 if scaling is None else scaling)
 
-        in_masks = (
-            None if getattr(module.config, "layer_types", None) else getattr(module.config, "sliding_window", None)
-        )
-        window = own.get("sliding_window", in_masks)
+        kinds = getattr(module.config, "layer_types", None)
+        slides = kinds is None or kinds[module.layer_idx] == "sliding_attention"
+        window = own.get("sliding_window", getattr(module.config, "sliding_window", None) if slides else None)
         seen = visible if window is None else visible & (distance < window)
         plus_scores, minus_scores = scores(q, k), scores(*minus[module])
         chosen = torch.where(past, plus_scores, minus_scores) if mirror else plus_scores
@@ -275,7 +274,7 @@ without `span_ids` are bit-equal to the stock model.
 * **Layers without positions** do not rotate q and k, in small models of four layers. They follow `span_ids` and have no
   frames.
 * **Window**: the sliding window of the default configuration, in tokens, in some layers or all. With `span_ids` it
-  reaches to both sides: a query sees keys at a distance below the window.
+  reaches to both sides: a query sees keys fewer than that many places away in its row.
 * **Causal layers**: convolutions or recurrences mix tokens beside attention and stay causal, so the model is refused
   unless you say `attach(model, allow_causal_layers=True)`.
 
