@@ -1,5 +1,6 @@
 """`bico train`: fine-tune a model on facts, with or without LoRA adapters."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def run(arguments: list[str]) -> None:
             else "; add --resume to continue, or name"
         )
         raise FileExistsError(f"output_dir {folder} already holds files{remedy} another folder")
+    if config.resume and checkpoint is None:
+        print(f"bico train: {folder} has no checkpoint, so training starts at the beginning", file=sys.stderr)
     facts = load_facts(config.data)
     adapters = None if config.lora_r is None else lora_config(config.lora_r, config.lora_alpha, config.lora_dropout)
     load_in_4bit = config.load_in_4bit or (checkpoint is not None and checkpoints.has_four_bit_base(checkpoint))

@@ -2,7 +2,7 @@
 
 The Trainer of transformers writes into `checkpoint-N` file by file. A process that is killed or finds the disk full
 leaves a folder that looks like a checkpoint, and the Trainer resumes from one without optimizer state as if nothing
-were missing. Here a checkpoint is written into the folder `.unfinished` and then renamed.
+were missing. Here a checkpoint is written into the folder `_unfinished` and then renamed.
 """
 
 import json
@@ -21,7 +21,9 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-UNFINISHED = ".unfinished"  # in the output folder: the checkpoint that is being written, or was when its process died
+# In the output folder: the checkpoint that is being written, or was when its process died. What begins with an
+# underscore is never pushed.
+UNFINISHED = "_unfinished"
 _TORCH_FILES = ("*.pt", "*.pth", "*model*.bin", "optimizer*.bin")
 
 
@@ -59,30 +61,29 @@ def missing_part(checkpoint: str | os.PathLike[str]) -> str | None:
     """Say what a checkpoint lacks for training to go on from it; None if nothing.
 
     The weights are not read: the header of a file of safetensors tells its length, and the directory of a file of
-    torch.save is at its end.
+    torch.save is at its end. The files of the model's configuration and of the tokenizer are not looked for.
 
     Example:
         >>> missing_part("out/checkpoint-500")
         'trainer_state.json is missing or cut'
     """
     folder = Path(checkpoint)
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        needed = {
-            name
-            for index in folder.glob("*.index.json")
-            for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        }
-    except (OSError, ValueError):
+    if _read_object(folder / "trainer_state.json") is None:
         return "trainer_state.json is missing or cut"
-    if absent := sorted(name for name in needed if not (folder / name).exists()):
-        return f"{absent[0]} is missing"
+    for index in sorted(folder.glob("*.index.json")):
+        files = (_read_object(index) or {}).get("weight_map")
+        if not isinstance(files, dict):
+            return f"{index.name} is cut"
+        if absent := sorted(name for name in set(files.values()) if not (folder / name).exists()):
+            return f"{absent[0]} is missing"
     if not any(folder.rglob("*model[_.-]*")):
         return "there are no weights"
     if not any(folder.glob("global_step*")) and not (
         any(folder.glob("optimizer*")) and (folder / "scheduler.pt").exists()
     ):
         return "there is no state of the optimizer"
+    if not any(folder.glob("rng_state*.pth")):
+        return "there is no random state"
     for file in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(file, "pt"):
@@ -93,6 +94,15 @@ def missing_part(checkpoint: str | os.PathLike[str]) -> str | None:
         if file.is_file() and not zipfile.is_zipfile(file):
             return f"{file.name} is cut"
     return None
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """Return the object of a JSON file, or None if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 class CompleteCheckpoints(Trainer):
@@ -162,12 +172,12 @@ class CompleteCheckpoints(Trainer):
 
     def _rename(self, written: Path, checkpoint: Path) -> None:
         """Give a checkpoint its name."""
-        is_best = self.state.best_model_checkpoint == str(written)
-        if is_best:
-            self.state.best_model_checkpoint = str(checkpoint)
+        # The Trainer has looked for the best one beside the unfinished one.
+        best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and (best == checkpoint or best.exists()):
+            self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
-            if is_best:
-                self.state.save_to_json(str(written / "trainer_state.json"))
+            self.state.save_to_json(str(written / "trainer_state.json"))
             if checkpoint.exists():  # of a run that went on from an earlier one, or made by transformers for SIGTERM
                 os.replace(checkpoint, written.with_name("replaced"))
             os.replace(written, checkpoint)
@@ -193,4 +203,4 @@ class CompleteCheckpoints(Trainer):
                 else f"The last complete checkpoint is {last}; when the cause is removed, continue from it with "
                 "--resume, or in Python with trainer.train(resume_from_checkpoint=True)."
             )
-            raise SaveError(f"{target} cannot be saved; is the disk full? ({error}) {remedy}") from error
+            raise SaveError(f"{target} cannot be saved: {error}. {remedy}") from error

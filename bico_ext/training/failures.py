@@ -3,10 +3,10 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import Thread
 
 from bico_ext.training.complete_checkpoints import SaveError, last_complete
 
@@ -17,6 +17,7 @@ def telling_how_to_resume(process: str, folder: Path) -> Iterator[None]:
 
     torchrun ends all processes with SIGTERM when one of them has failed or was killed. At that time the others usually
     wait for it inside a collective operation, where Python would not run a handler. So a thread waits for the signal.
+    Whoever handles SIGTERM already, as `enable_jit_checkpoint` does, goes on doing so.
     """
 
     def tell(what: str) -> None:
@@ -28,35 +29,56 @@ def telling_how_to_resume(process: str, folder: Path) -> Iterator[None]:
         )
         print(f"bico train: {process} {what}; {remedy}", file=sys.stderr, flush=True)
 
-    def ignore(*_: object) -> None:
-        """Make Python note the signal in the pipe. A later handler, as of `enable_jit_checkpoint`, takes over."""
+    def end() -> None:
+        tell("was ended by SIGTERM")
+        os._exit(128 + signal.SIGTERM)
 
-    def wait_for_end() -> None:
-        while number := os.read(reading, 1):
-            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is ignore:
-                tell("was ended by SIGTERM")
-                os._exit(128 + signal.SIGTERM)
-        os.close(reading)
+    free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with _on_sigterm(end) if free and threading.current_thread() is threading.main_thread() else nullcontext():
+        try:
+            yield
+        except (SaveError, ValueError):  # the first says it already, the second is about an argument
+            raise
+        except Exception:
+            tell("failed")
+            raise
 
-    def forget_in_child() -> None:  # a worker of the data loader ends by SIGTERM, and its parent does not
-        if signal.getsignal(signal.SIGTERM) is ignore:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+@contextmanager
+def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Call a function in a thread when the signal arrives."""
+
+    def wait() -> None:
+        while number := os.read(reading, 1)[0]:
+            if number == signal.SIGTERM:
+                act()
 
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    handler = signal.signal(signal.SIGTERM, ignore)
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    signal.signal(signal.SIGTERM, _note)
     earlier = signal.set_wakeup_fd(writing)
-    os.register_at_fork(after_in_child=forget_in_child)
-    Thread(target=wait_for_end, daemon=True).start()
     try:
         yield
-    except SaveError:  # says it already
-        raise
-    except Exception:
-        tell("failed")
-        raise
     finally:
         signal.set_wakeup_fd(earlier)
-        signal.signal(signal.SIGTERM, handler)
-        os.close(writing)  # ends the thread
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(writing, bytes(1))  # the end: no signal has the number 0
+        thread.join()
+        os.close(reading)
+        os.close(writing)
+
+
+def _note(*_: object) -> None:
+    """Do nothing, as a handler: Python then writes the signal's number into the pipe."""
+
+
+def _forget_in_child() -> None:
+    """Undo `_on_sigterm` in a forked process: a worker of the data loader ends by SIGTERM, and its parent does not."""
+    if signal.getsignal(signal.SIGTERM) is _note:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -204,9 +204,7 @@ class BicoTrainer(CompleteCheckpoints):
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
         """Return the micro-batches of one optimizer step, made by its objective, and the number of labels in them."""
         args, step = self.args, self.state.global_step
-        if (
-            0 < self.state.max_steps <= step
-        ):  # resumed after the last step, from where the Trainer would make another one
+        if 0 < self.state.max_steps <= step:  # resumed after the last step, where the Trainer would make another one
             self.control.should_training_stop = True
             return [], None
         trains_objective = happens(args.mixing_probability, "objective", args.seed, step)

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ def failing_step(self: BicoTrainer, *args: Any, **kwargs: Any) -> Tensor:
     if self.state.global_step == 3 and self.args.process_index == 1:
         if how == "raises":
             raise RuntimeError("no memory left")
+        time.sleep(3)  # until the first one waits; before, it would fail by itself
         os.kill(os.getpid(), signal.SIGKILL)
     if self.state.global_step == 3 and how == "is killed":
         ctypes.CDLL(None).sleep(10_000)  # in C, without the GIL

@@ -1,6 +1,7 @@
 """One of two processes fails: both end soon, say where the last checkpoint is, and --resume goes on from there."""
 
 import multiprocessing
+import os
 import signal
 import time
 from multiprocessing.synchronize import Event
@@ -72,6 +73,25 @@ def test_a_worker_that_is_terminated_does_not_end_its_parent(tmp_path: Path) -> 
         assert worker.exitcode == -signal.SIGTERM
         time.sleep(0.2)  # the parent would end in the meantime
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_that_is_there_stays(tmp_path: Path) -> None:
+    """That of `enable_jit_checkpoint` saves a checkpoint."""
+    received = []
+    earlier = signal.signal(signal.SIGTERM, lambda *_: received.append("SIGTERM"))
+    try:
+        with telling_how_to_resume("training", tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the process would end in the meantime
+        assert received == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def test_a_wrong_argument_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="wrong"), telling_how_to_resume("training", tmp_path):
+        raise ValueError("wrong")
+    assert not capsys.readouterr().err
 
 
 def test_a_failure_before_the_first_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_training import config, some_rows, tiny_llama, train
 from transformers import Trainer, TrainerCallback
 
@@ -87,8 +88,8 @@ def test_a_run_that_is_killed_while_saving_goes_on_from_the_checkpoint_before(
 ):
     """`save_total_limit=1`: the only checkpoint goes when the next one is complete, not before."""
     out = killed / place
-    assert names(out) == [".unfinished", "checkpoint-2"]
-    assert (out / ".unfinished" / "checkpoint-4" / "model.safetensors").exists(), "killed while it saved"
+    assert names(out) == ["_unfinished", "checkpoint-2"]
+    assert (out / "_unfinished" / "checkpoint-4" / "model.safetensors").exists(), "killed while it saved"
     resumed = train(out, resume=True, save_total_limit=1, **SAVING)
     torch.testing.assert_close(weights(resumed), whole[1])  # to rounding: products may differ between processes
     assert names(out) == ["checkpoint-6"]
@@ -111,7 +112,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_where_it_is(
     trainer = BicoTrainer(tiny_llama(), config(tmp_path, **SAVING), some_rows(), callbacks=[FillDisk()])
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OSError, match=r"checkpoint-4 cannot be saved; is the disk full\?") as raised:
+        with pytest.raises(OSError, match=r"checkpoint-4 cannot be saved: ") as raised:
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -123,7 +124,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_where_it_is(
 
 def test_an_error_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Trainer, "_save", full_disk)
-    with pytest.raises(OSError, match=r"checkpoint-2 cannot be saved; .*There is no complete checkpoint yet\.$"):
+    with pytest.raises(OSError, match=r"checkpoint-2 cannot be saved: .*There is no complete checkpoint yet\.$"):
         train(tmp_path, **SAVING)
 
 
@@ -137,9 +138,9 @@ def test_a_run_that_cannot_save_its_model_goes_on_after_the_last_step(
         patched.setattr(Trainer, "_save", full_disk)
         with pytest.raises(OSError, match=rf"^{tmp_path} cannot .*No space.* checkpoint is {tmp_path}/checkpoint-6;"):
             trainer.save_model()
-    (tmp_path / ".unfinished" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "_unfinished" / "checkpoint-5").mkdir(parents=True)
     resumed = train(tmp_path, resume=True, **changes)
-    assert not (tmp_path / ".unfinished").exists()
+    assert not (tmp_path / "_unfinished").exists()
     assert resumed.state.global_step == 6
     assert weights(resumed).equal(weights(trainer))
     assert not weights(resumed).equal(whole[1])
@@ -156,6 +157,7 @@ DAMAGES = {
     "there is no state of the optimizer": ["remove optimizer.pt", "remove scheduler.pt"],
     "optimizer.pt is cut": ["cut optimizer.pt"],
     "rng_state.pth is cut": ["cut rng_state.pth"],
+    "there is no random state": ["remove rng_state.pth"],
 }
 
 
@@ -188,6 +190,12 @@ def test_a_shard_may_not_be_missing(tmp_path: Path):
     assert missing_part(folder) is None
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
+    index = folder / "model.safetensors.index.json"
+    whole = index.read_text()
+    for damaged in "{}", "[]", '{"weight_map": []}', whole[: len(whole) // 2]:
+        index.write_text(damaged)
+        assert missing_part(folder) == "model.safetensors.index.json is cut"
+    index.write_text(whole)
     shards[1].unlink()
     assert missing_part(folder) == f"{shards[1].name} is missing"
     with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
@@ -227,6 +235,39 @@ def test_a_checkpoint_is_replaced_and_the_best_one_is_found(tmp_path: Path):
     best = str(tmp_path / f"checkpoint-{min(losses, key=losses.__getitem__)}")
     assert again.state.best_model_checkpoint == best
     assert json.loads((Path(best) / "trainer_state.json").read_text())["best_model_checkpoint"] == best
+
+
+def test_the_best_checkpoint_is_kept_where_the_folder_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The state names it by the path that the folder had. Step 2 is made the best, so it is older than the limit."""
+    changes = {
+        **SAVING,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "save_total_limit": 2,
+    }
+    monkeypatch.setattr(BicoTrainer, "evaluate", rising_loss)
+
+    def trained(folder: Path, resume: bool) -> BicoTrainer:
+        trainer = BicoTrainer(tiny_llama(), config(folder, **changes), some_rows(), eval_dataset=some_rows(8))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    trained(tmp_path / "first", resume=False)
+    assert names(tmp_path / "first") == ["checkpoint-2", "checkpoint-6"]
+    shutil.rmtree(tmp_path / "first" / "checkpoint-6")
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    again = trained(moved, resume=True)
+    assert names(moved) == ["checkpoint-2", "checkpoint-6"]
+    assert again.state.best_model_checkpoint == str(moved / "checkpoint-2")
+    best = load_file(moved / "checkpoint-2" / "model.safetensors")
+    assert again.model.state_dict()["model.norm.weight"].equal(best["model.norm.weight"])
+
+
+def rising_loss(trainer: BicoTrainer, *_: object, **__: object) -> dict[str, float]:
+    metrics = {"eval_loss": float(trainer.state.global_step)}
+    trainer.log(metrics)
+    return metrics
 
 
 def test_only_a_complete_checkpoint_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
