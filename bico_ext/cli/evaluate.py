@@ -80,6 +80,11 @@ def run(arguments: list[str]) -> None:
     (config,) = parse("evaluate", [EvaluateConfig], arguments)
     if config.distributed:
         _join_processes()
+    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "each process of torchrun would answer all questions; add --distributed, or start bico evaluate without "
+            "torchrun"
+        )
     facts = load_facts(config.data)
     model, tokenizer = checkpoints.load(config.model, config.dtype, load_in_4bit=config.load_in_4bit)
     folder = empty_folder(config.output_dir)

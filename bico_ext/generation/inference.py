@@ -61,8 +61,8 @@ def check_distributed(model: Any, distributed: bool) -> None:
 
     Raises:
         RuntimeError: there is no process group.
-        ValueError: the model is sharded. Its processes need each other in every forward pass, so none of them can
-            answer questions of its own.
+        ValueError: the model is sharded (its parameters are DTensors, as those of FSDP2 and of tensor parallelism). Its
+            processes need each other in every forward pass, so none of them can answer questions of its own.
     """
     if not distributed:
         return

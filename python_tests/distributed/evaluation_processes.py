@@ -29,7 +29,7 @@ TASKS = {"names": Task("names", "name", tuple(QUESTIONS)), "again": Task("again"
 
 def evaluated(model: Any, **options: Any) -> Evaluation:
     settings = {"max_new_tokens": NEW_TOKENS, "batch_size": 2, "likelihood": True, "progress": False}
-    return evaluate(model, make_tokenizer(), TASKS, **settings, **options)
+    return evaluate(model, make_tokenizer(), TASKS, **(settings | options))
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -39,7 +39,12 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def together(model: Any) -> dict[str, Any]:
     with patch.object(type(model), "generate", autospec=True, side_effect=type(model).generate) as generate:
         evaluation = evaluated(model, distributed=True)
-    return {"evaluation": as_json(evaluation), "batches": generate.call_count}
+    one_batch = evaluated(model, distributed=True, batch_size=8)  # which leaves nothing for the second process
+    return {
+        "evaluation": as_json(evaluation),
+        "batches": generate.call_count,
+        "one batch": as_json(one_batch)["predictions"],
+    }
 
 
 def sharded(model: Any) -> dict[str, Any]:
@@ -54,9 +59,7 @@ def sharded(model: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    command = ["evaluate", "--model", str(folder / "model"), "--data", str(folder / "facts"), "--distributed"]
-    with patch("torch.distributed.destroy_process_group"):  # the command's group serves the calls below, too
-        assert main([*command, "--output-dir", str(folder / "by two"), "--batch_size", "4"]) == 0
+    torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = make_model(make_tokenizer())
     results = {"together": together(model)}
@@ -64,4 +67,10 @@ if __name__ == "__main__":
         results["alone"] = {"evaluation": as_json(evaluated(model))}
     results["sharded"] = sharded(model)
     (folder / f"results of {rank}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
+
+    command = ["evaluate", "--model", str(folder / "model"), "--data", str(folder / "facts")]
+    command += ["--output-dir", str(folder / "by two"), "--batch_size", "4"]
+    with patch("torch.distributed.init_process_group"):  # the command finds the group of the calls above
+        assert main(command) == 1, "each process would answer all questions"
+        assert main([*command, "--distributed"]) == 0
+    assert not torch.distributed.is_initialized()

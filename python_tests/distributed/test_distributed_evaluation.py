@@ -26,8 +26,8 @@ def test_two_processes_answer_as_one(tmp_path: Path) -> None:
 
     one = as_json(evaluated(make_model(make_tokenizer())))
     assert len({prediction["completion"] for prediction in one["predictions"]}) == 5
-    assert first["together"] == {"evaluation": one, "batches": 2}  # of three
-    assert second["together"] == {"evaluation": one, "batches": 1}
+    assert first["together"] == {"evaluation": one, "batches": 2, "one batch": one["predictions"]}  # of three
+    assert second["together"] == {"evaluation": one, "batches": 1, "one batch": one["predictions"]}
     assert first["alone"]["evaluation"] == one
     for results in (first, second):
         assert "needs the whole model in each process" in results["sharded"]["error"]
@@ -42,6 +42,7 @@ def test_two_processes_answer_as_one(tmp_path: Path) -> None:
         del record["settings"]["output_dir"], record["environment"]
     assert records[0] == records[1]
     assert result.stdout.count("by two") == 1, "both processes report"
+    assert result.stderr.count("add --distributed, or start bico evaluate without torchrun") == 2
 
 
 def test_dividing_the_questions_needs_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
