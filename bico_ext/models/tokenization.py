@@ -114,7 +114,7 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_win
     config = model.config.get_text_config()
     limits = {"context is {} (max_position_embeddings)": config.max_position_embeddings}
     if within_window and (window := sliding_window(config)) is not None:
-        limits["layers have a sliding window of {}, beyond which this does not go"] = window
+        limits["layers have a sliding window of {}, in which the text must lie"] = window
     for limit, context in limits.items():
         if tokens > context:
             raise ValueError(

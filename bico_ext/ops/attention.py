@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from bico_ext.ops import backends
@@ -84,6 +85,8 @@ def split_triangle_attention(
             "cos and sin must not require gradients, because the op computes none for them; use cos.detach() and "
             "sin.detach()"
         )
+    if window is not None and not isinstance(window, int | torch.SymInt):
+        raise RuntimeError(f"window must be an int or None, got {window!r}")
     others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
     for name, x in others.items():
         if x is not None and x.device != q.device:

@@ -44,7 +44,7 @@ int64_t score_columns(const Block& block) {
   return round_up(block.end, column_step<A>);
 }
 
-// Of one query, at row m of the tile of keys, which may lie outside the tile.
+// -inf where the query at row m of the tile of keys, which may lie outside the tile, does not see a key by its span.
 template <typename T>
 void hide_by_spans(int32_t span_m, const int32_t* key_spans, int64_t m, const Block& block, T* row) {
   const auto m_in_tile = int32_t(std::clamp<int64_t>(m, -1, block.keys.count)), end = int32_t(block.end);
@@ -53,6 +53,7 @@ void hide_by_spans(int32_t span_m, const int32_t* key_spans, int64_t m, const Bl
   }
 }
 
+// -inf where a key is outside the window of the query at row m of the tile of keys.
 template <typename T>
 void hide_beyond(int64_t window, int64_t m, const Block& block, T* row) {
   const int64_t begin = m >= window ? std::min(m - window + 1, block.end) : 0;

@@ -196,6 +196,7 @@ PACKED = {name: x[:1] for name, x in GOOD.items()}
         ({"span_ids": torch.zeros(2, 8).long()}, "span_ids must be int32 [B, S] = [2, 8], got int64 [2, 8]; use span"),
         ({"span_ids": torch.zeros(2, 9).int()}, "span_ids must be int32 [B, S] = [2, 8], got int32 [2, 9]"),
         ({"span_ids": torch.zeros(2, 8).int().to("meta")}, "span_ids must be on the device of q (cpu)"),
+        ({"window": 2.5}, "window must be an int or None, got 2.5"),
         ({"window": 0}, "window must be at least 1, got 0; None sets no limit"),
         ({"cu_seqlens": torch.tensor([0, 8]).int()}, "cu_seqlens needs one packed batch entry, B = 1, got B = 2"),
         ({**PACKED, "cu_seqlens": torch.tensor([0, 8])}, "cu_seqlens must be int32 [sequences + 1], got int64 [2]"),

@@ -103,7 +103,7 @@ struct Lookahead {
   // Before all tiles of a range.
   static BICO_DEVICE Lookahead before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0, 0}; }
 
-  // Those after these.
+  // The lookahead after this one.
   template <class SightOf>
   BICO_DEVICE Lookahead next(const Range& range, const SightOf& sight_of) const {
     const int tile = begin + size + thread_index() % 32;
