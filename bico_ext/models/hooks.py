@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from bico_ext.models.proof import Proof
 from bico_ext.models.rotary import Pairing, Rotation, block_tables
 from bico_ext.models.span_cache import SpanCache
+from bico_ext.models.tokenization import sliding_window
 from bico_ext.ops.attention import split_triangle_attention
 
 IMPLEMENTATION = "bico"  # the name under which transformers looks up the attention function
@@ -268,9 +269,4 @@ def attention(
 
 def _window(module: Any, kwargs: dict[str, Any]) -> int | None:
     """Return the sliding window of an attention layer; some families (Phi-3.5-MoE) have it in their masks only."""
-    if "sliding_window" in kwargs:
-        return kwargs["sliding_window"]
-    kinds = getattr(module.config, "layer_types", None)
-    if kinds and "sliding" not in kinds[module.layer_idx]:
-        return None
-    return getattr(module.config, "sliding_window", None)
+    return kwargs["sliding_window"] if "sliding_window" in kwargs else sliding_window(module.config, module)

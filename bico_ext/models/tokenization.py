@@ -80,13 +80,16 @@ def train_word_tokenizer(texts: Iterable[str], *, model_max_length: int = 512) -
     )
 
 
-def sliding_window(config: Any) -> int | None:
-    """Return the sliding window of a model's layers, in tokens; None if no layer has one.
+def sliding_window(config: Any, layer: Any = None) -> int | None:
+    """Return the sliding window that a configuration names, in tokens; None if it names none.
 
     Args:
         config: the configuration of the decoder.
+        layer: the attention module whose window is asked for; default None, which asks for that of any layer.
     """
     kinds = getattr(config, "layer_types", None)
+    if kinds and layer is not None:
+        kinds = [kinds[layer.layer_idx]]
     has_window = not kinds or any("sliding" in kind for kind in kinds)
     return getattr(config, "sliding_window", None) if has_window else None
 
