@@ -1,4 +1,4 @@
-"""A two-layer Llama and short rows to train it on, for the tests of the trainer."""
+"""A two-layer Llama and short rows to train it on, for the tests of the trainer; facts and a model for the commands."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,10 @@ from peft import LoraConfig
 from torch import Generator
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.initial_models import initial_model
+from bico_ext.facts.own import write_facts
+from bico_ext.facts.synthetic import generate
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.trainer import BicoTrainer
 
@@ -67,3 +71,11 @@ def train(
 
 def logged(trainer: BicoTrainer, key: str = "loss") -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def write_facts_and_model(folder: Path, model: str = "model") -> None:
+    """Write a few facts into `folder`/facts, and beside them a one-layer Llama with its tokenizer."""
+    facts = generate(names_first=2, descriptions_first=2, both=1)
+    write_facts(facts, folder / "facts")
+    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
+        part.save_pretrained(folder / model)

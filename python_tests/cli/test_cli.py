@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from tiny_training import write_facts_and_model
 from transformers import LlamaForCausalLM, Trainer
 
 from bico_ext.cli.arguments import parse
@@ -164,10 +165,7 @@ def test_resuming_without_a_checkpoint_keeps_what_is_there(tmp_path, capsys):
 
 
 def test_train_finds_the_disk_full_and_goes_on_later(tmp_path, capsys, monkeypatch, caplog):
-    facts = generate(names_first=2, descriptions_first=2, both=1)
-    write_facts(facts, tmp_path / "facts")
-    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
-        part.save_pretrained(tmp_path / "model")
+    write_facts_and_model(tmp_path)
     out = tmp_path / "out"
     command = ["train", "--data", str(tmp_path / "facts"), "--model", str(tmp_path / "model"), "--output_dir", str(out)]
     command += ["--max_steps", "6", "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]

@@ -7,13 +7,9 @@ import pytest
 import torch
 from launched import launched
 from safetensors.torch import load_file
-from tiny_training import logged, some_rows, tiny_llama, train
+from tiny_training import logged, some_rows, tiny_llama, train, write_facts_and_model
 from torch import Tensor
 
-from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import initial_model
-from bico_ext.facts.own import write_facts
-from bico_ext.facts.synthetic import generate
 from bico_ext.models.attach import attach
 
 SETTINGS: dict = {"objective": "bico", "optim": "sgd", "per_device_train_batch_size": 8}
@@ -22,10 +18,7 @@ SETTINGS: dict = {"objective": "bico", "optim": "sgd", "per_device_train_batch_s
 def run_two_processes(folder: Path) -> dict[str, list[float]]:
     """Run two_processes.py and return its results; one start serves all checks, because it takes most of the time."""
     tiny_llama().save_pretrained(folder / "model")
-    facts = generate(names_first=2, descriptions_first=2, both=1)
-    write_facts(facts, folder / "facts")
-    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
-        part.save_pretrained(folder / "example-model")  # a model and a tokenizer
+    write_facts_and_model(folder, "example-model")
     result = launched(Path(__file__).with_name("two_processes.py"), folder)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads((folder / "results.json").read_text())

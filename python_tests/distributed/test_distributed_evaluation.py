@@ -7,19 +7,13 @@ import pytest
 from evaluation_processes import as_json, evaluated
 from greedy_answers import make_model, make_tokenizer
 from launched import launched
+from tiny_training import write_facts_and_model
 
 from bico_ext.cli.main import main
-from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import initial_model
-from bico_ext.facts.own import write_facts
-from bico_ext.facts.synthetic import generate
 
 
 def test_two_processes_answer_as_one(tmp_path: Path) -> None:
-    facts = generate(names_first=2, descriptions_first=2, both=1)
-    write_facts(facts, tmp_path / "facts")
-    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
-        part.save_pretrained(tmp_path / "model")
+    write_facts_and_model(tmp_path)
     result = launched(Path(__file__).with_name("evaluation_processes.py"), tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"results of {rank}.json").read_text()) for rank in (0, 1))

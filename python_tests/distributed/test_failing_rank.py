@@ -11,12 +11,9 @@ import pytest
 import torch
 from launched import launched
 from safetensors.torch import load_file
+from tiny_training import write_facts_and_model
 
 from bico_ext.cli.main import main
-from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import initial_model
-from bico_ext.facts.own import write_facts
-from bico_ext.facts.synthetic import generate
 from bico_ext.training.failures import telling_how_to_resume
 
 PROGRAM = Path(__file__).with_name("failing_processes.py")
@@ -26,10 +23,7 @@ PROGRAM = Path(__file__).with_name("failing_processes.py")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options of bico train; each run adds its batch size and output folder."""
     folder = tmp_path_factory.mktemp("initial")
-    facts = generate(names_first=2, descriptions_first=2, both=1)
-    write_facts(facts, folder / "facts")
-    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
-        part.save_pretrained(folder / "model")
+    write_facts_and_model(folder)
     command = ["--model", str(folder / "model"), "--data", str(folder / "facts"), "--max_steps", "5"]
     return [*command, "--save_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
 

@@ -10,13 +10,9 @@ import torch
 from fsdp_processes import SETTINGS
 from launched import launched
 from safetensors.torch import load_file
-from tiny_training import config, logged, some_rows, tiny_llama
+from tiny_training import config, logged, some_rows, tiny_llama, write_facts_and_model
 from torch import Tensor
 
-from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import initial_model
-from bico_ext.facts.own import write_facts
-from bico_ext.facts.synthetic import generate
 from bico_ext.training.trainer import BicoTrainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fsdp2_8_gpus.yaml"
@@ -33,10 +29,7 @@ def launch(processes: int, folder: Path, *arguments: Path) -> dict[str, Any]:
 
 
 def test_sharded_checkpoints_continue_on_another_number_of_processes(tmp_path: Path) -> None:
-    facts = generate(names_first=2, descriptions_first=2, both=1)
-    write_facts(facts, tmp_path / "facts")
-    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
-        part.save_pretrained(tmp_path / "cli-model")  # a model, whose embeddings are tied, and a tokenizer
+    write_facts_and_model(tmp_path, "cli-model")
     one = BicoTrainer(tiny_llama(), config(tmp_path / "one", **SETTINGS), some_rows(), some_rows(5))
     one.train()
     scores = one.evaluate()
