@@ -20,7 +20,11 @@ def telling_how_to_resume(process: str, folder: Path) -> Iterator[None]:
     Whoever handles SIGTERM already, as `enable_jit_checkpoint` does, goes on doing so.
     """
 
-    def tell(what: str) -> None:
+    telling = threading.Lock()  # never released: one message, also when the signal comes while training fails
+
+    def tell(what: str) -> bool:
+        if not telling.acquire(blocking=False):
+            return False
         checkpoint = last_complete(folder)
         remedy = (
             f"the last checkpoint is {checkpoint}; start the same command again with --resume"
@@ -28,10 +32,11 @@ def telling_how_to_resume(process: str, folder: Path) -> Iterator[None]:
             else "there is no checkpoint yet, so start again; --save_steps says how often one is saved"
         )
         print(f"bico train: {process} {what}; {remedy}", file=sys.stderr, flush=True)
+        return True
 
     def end() -> None:
-        tell("was ended by SIGTERM")
-        os._exit(128 + signal.SIGTERM)
+        if tell("was ended by SIGTERM"):
+            os._exit(128 + signal.SIGTERM)
 
     free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with _on_sigterm(end) if free and threading.current_thread() is threading.main_thread() else nullcontext():

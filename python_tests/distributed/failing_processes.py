@@ -16,6 +16,15 @@ from bico_ext.training.trainer import BicoTrainer
 training_step = BicoTrainer.training_step
 
 
+def wait_in_c() -> None:
+    """Wait for ever without the GIL, signals or not: lock a mutex twice (`sleep` would return at a signal)."""
+    mutex = ctypes.create_string_buffer(64)  # more than any pthread_mutex_t; zeros are its initial value
+    library = ctypes.CDLL(None)
+    library.pthread_mutex_init(mutex, None)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+
+
 def failing_step(self: BicoTrainer, *args: Any, **kwargs: Any) -> Tensor:
     """Fail in the second process, in the fourth step; the first one waits, as for a collective operation of NCCL."""
     if self.state.global_step == 3 and self.args.process_index == 1:
@@ -24,7 +33,7 @@ def failing_step(self: BicoTrainer, *args: Any, **kwargs: Any) -> Tensor:
         time.sleep(3)  # until the first one waits; before, it would fail by itself
         os.kill(os.getpid(), signal.SIGKILL)
     if self.state.global_step == 3 and how == "is killed":
-        ctypes.CDLL(None).sleep(10_000)  # in C, without the GIL
+        wait_in_c()
     return training_step(self, *args, **kwargs)
 
 

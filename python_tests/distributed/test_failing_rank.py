@@ -6,6 +6,7 @@ import signal
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -80,6 +81,26 @@ def test_a_handler_that_is_there_stays(tmp_path: Path) -> None:
         assert received == ["SIGTERM"]
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+def fail_as_the_signal_comes(folder: Path) -> None:
+    def slowly(_: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # the signal's thread would speak in the meantime
+
+    with patch("bico_ext.training.failures.last_complete", slowly), telling_how_to_resume("training", folder):
+        raise OSError("full")
+
+
+def test_one_message_for_a_failure_and_a_signal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """torchrun may end a process that is failing because its peer is gone."""
+    process = multiprocessing.get_context("fork").Process(target=fail_as_the_signal_comes, args=(tmp_path,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == 1  # by its exception
+    error = capfd.readouterr().err
+    assert error.count("bico train: ") == 1
+    assert "bico train: training failed; " in error
 
 
 def test_a_wrong_argument_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
