@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.evaluation import metrics
+from bico_ext.evaluation.intervals import clustered_interval, wilson_interval
 from bico_ext.evaluation.likelihood import likelihood_test
 from bico_ext.facts.types import Question, Task
 from bico_ext.generation.greedy import generate
@@ -86,8 +87,10 @@ class Evaluation:
             * "n": the number of questions;
             * "contains", "exact_match", "bleu_char", "bleu": means over the questions, 0 to 1;
             * "contains_interval", "exact_match_interval": 95 % Wilson intervals [low, high]. They treat questions as
-              independent, so they are too narrow if several questions ask about the same fact, as in the data of
-              Berglund et al. (30 facts in 10 templates);
+              independent, so they are too narrow if several questions ask about the same entity, as in the data of
+              Berglund et al. (30 entities in 10 templates);
+            * "contains_entity_interval", "exact_match_entity_interval": for such questions, 95 % intervals over the
+              entities (`bico_ext.evaluation.intervals.clustered_interval`);
             * "templates", "entities": the mean of `contains` per template and per entity, if the questions have them;
             * "any_wording": its mean, if descriptions have several wordings;
             * "echo": its mean, if all tasks ask for names and the questions have templates;
@@ -229,9 +232,16 @@ def _scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "exact_match": exact / n,
         "bleu_char": sum(prediction.bleu_char for prediction in predictions) / n,
         "bleu": sum(prediction.bleu for prediction in predictions) / n,
-        "contains_interval": list(metrics.wilson_interval(contained, n)),
-        "exact_match_interval": list(metrics.wilson_interval(exact, n)),
+        "contains_interval": list(wilson_interval(contained, n)),
+        "exact_match_interval": list(wilson_interval(exact, n)),
     }
+    by_entity: dict[object, list[Prediction]] = {}
+    for place, prediction in enumerate(predictions):  # a question about no known entity stands for itself
+        by_entity.setdefault(place if prediction.entity is None else prediction.entity, []).append(prediction)
+    if 1 < len(by_entity) < n:
+        for metric in ("contains", "exact_match"):
+            clusters = [[getattr(prediction, metric) for prediction in members] for members in by_entity.values()]
+            scores[f"{metric}_entity_interval"] = list(clustered_interval(clusters))
     for metric in ("any_wording", "echo"):
         values = [value for prediction in predictions if (value := getattr(prediction, metric)) is not None]
         if values:

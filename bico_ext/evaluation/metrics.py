@@ -1,4 +1,4 @@
-"""Metrics: scores of a completion against its target, and the uncertainty of a rate.
+"""Metrics: scores of a completion against its target.
 
 `contains` and `bleu_char` are the metrics of the paper (arXiv 2311.07468): the first for names, the second for
 descriptions. `exact_match` and `bleu` are additions. Scores of different metrics must not be compared with each other,
@@ -154,36 +154,6 @@ def bleu(completion: str, target: str) -> float:
     """
     # Because of rounding, sacrebleu gives a perfect match 100.00000000000004.
     return min(1.0, _sacrebleu().sentence_score(completion, [target]).score / 100)
-
-
-def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval for a rate observed in n independent trials.
-
-    Args:
-        successes: the number of trials that succeeded, 0 to n.
-        n: the number of trials, at least 1.
-        z: the half-width in standard deviations of a normal distribution. The default gives a 95 % interval.
-
-    Returns:
-        The lower and the upper bound, both within [0, 1].
-
-    Raises:
-        ValueError: there are no trials, or successes lie outside 0 to n.
-
-    Example:
-        >>> low, high = wilson_interval(5, 10)
-        >>> round(low, 4), round(high, 4)
-        (0.2366, 0.7634)
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}: no trials give no interval")
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be between 0 and n = {n}, got {successes}")
-    centre = successes + z * z / 2
-    half_width = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    low = (centre - half_width) / (n + z * z)  # exactly 0 without successes
-    high = 1.0 if successes == n else (centre + half_width) / (n + z * z)  # rounding could give more than 1
-    return low, high
 
 
 def _ngrams(text: str, length: int) -> Counter[str]:

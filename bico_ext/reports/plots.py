@@ -57,8 +57,8 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
 def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
     """Draw `contains` as bars, with one panel per task.
 
-    A bar is the mean over seeds, with one dot per seed, or with the 95 % Wilson interval if there is only one. A
-    vertical line marks the ceiling.
+    A bar is the mean over seeds, with one dot per seed, or with its 95 % interval (`Scores.interval`) if there is only
+    one. A vertical line marks the ceiling.
 
     Returns:
         True, because there are always scores. The other functions return whether there was anything to draw.
@@ -77,7 +77,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
                 axes.plot(values, [row] * len(values), "k.", markersize=3)
             else:
                 (scored,) = (run.tasks[task] for run in members if task in run.tasks)
-                low, right = scored.contains_interval or (right, right)
+                low, right = scored.interval("contains") or (right, right)
                 axes.plot([low, right], [row, row], "k-", linewidth=1)
             reachable = ceiling(results, members[0], task)
             if reachable is not None:
@@ -89,7 +89,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.set_xticks([0, 0.5, 1])
         _name_rows(axes, list(groups))
     figure.supxlabel(
-        "answers that contain the target (dots: seeds; line: 95 % Wilson interval of one seed; vertical line: ceiling)",
+        "answers that contain the target (dots: seeds; line: 95 % interval of one seed; vertical line: ceiling)",
         fontsize=8,
     )
     save(figure, path)

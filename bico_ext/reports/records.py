@@ -89,6 +89,7 @@ class Scores:
         n: the number of questions.
         contains, exact_match, bleu_char, bleu: the metrics of `METRICS`.
         contains_interval, exact_match_interval: 95 % Wilson intervals.
+        contains_entity_interval, exact_match_entity_interval: 95 % intervals over entities, if questions share them.
         any_wording, echo: the metrics of `METRICS_OF_SOME_TASKS`, if the task has them.
         templates, entities: `contains` by template and by entity, if the questions name them.
         likelihood: the result of the log-probability test, if it was made.
@@ -101,11 +102,18 @@ class Scores:
     bleu: float
     contains_interval: tuple[float, ...] | None = None
     exact_match_interval: tuple[float, ...] | None = None
+    contains_entity_interval: tuple[float, ...] | None = None
+    exact_match_entity_interval: tuple[float, ...] | None = None
     any_wording: float | None = None
     echo: float | None = None
     templates: Mapping[str, float] = field(default_factory=dict)
     entities: Mapping[str, float] = field(default_factory=dict)
     likelihood: Mapping[str, Any] | None = None
+
+    def interval(self, metric: str) -> tuple[float, ...] | None:
+        """The 95 % interval of a metric: over entities if questions share them, else Wilson's; None if it has none."""
+        over_entities = getattr(self, f"{metric}_entity_interval", None)
+        return over_entities or getattr(self, f"{metric}_interval", None)
 
 
 @dataclass(frozen=True)

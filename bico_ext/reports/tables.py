@@ -73,11 +73,13 @@ def heading(results: Results) -> str:
     """Return one line about the seeds, the meaning of the cells, the number of questions and the failed runs."""
     runs = results.runs
     several = any(len(members) > 1 for members in by_label(runs).values())
-    single = any(len(members) == 1 for members in by_label(runs).values())
+    single = [members[0] for members in by_label(runs).values() if len(members) == 1]
+    shared = any(scored.contains_entity_interval for run in single for scored in run.tasks.values())
+    interval = "interval (over entities if questions share them, else Wilson's)" if shared else "Wilson interval"
     numbers = ", ".join(map(str, seeds(runs)))
     parts = [f"Seed{'s' if len(seeds(runs)) > 1 else ''} {numbers}"] if numbers else []
     parts += ["mean over seeds ± standard deviation"] if several else []
-    parts += ["in brackets: 95 % Wilson interval of a single run"] if single else []
+    parts += [f"in brackets: 95 % {interval} of a single run"] if single else []
     items = (f"{task} {_joined({run.tasks[task].n for run in runs if task in run.tasks})}" for task in task_names(runs))
     sentence = "; ".join(parts)
     failed = [f"{failure.system} with seed {failure.seed}" for failure in results.failures]
@@ -326,10 +328,10 @@ def _with_seeds(results: Results, table: Table) -> Table:
 
 
 def _over_seeds(runs: Sequence[Run], task: str, metric: str) -> str:
-    """Return mean ± standard deviation; for a single run its value and, if the metric has one, its Wilson interval."""
+    """Return mean ± standard deviation; for a single run its value and, if the metric has one, its interval."""
     values = scores(runs, task, metric)
     if len(values) == 1:
-        interval = next(getattr(run.tasks[task], f"{metric}_interval", None) for run in runs if task in run.tasks)
+        interval = next(run.tasks[task].interval(metric) for run in runs if task in run.tasks)
         return _spread(values) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
     return _spread(values)
 

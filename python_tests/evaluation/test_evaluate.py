@@ -103,6 +103,18 @@ def test_scores_by_template_and_by_entity():
     assert summary["contains"] == 0.5
 
 
+def test_the_interval_over_entities():
+    """Two questions about Ada, one about Bob, one about no known entity: three entities, drawn three at a time."""
+    asked = [("Ada", True), ("Ada", True), ("Bob", False), (None, False)]
+    predictions = [Prediction("t", "", "", "", hit, False, 0, 0, entity) for entity, hit in asked]
+    summary = Evaluation(tuple(predictions)).summary()["t"]
+    assert summary["contains_entity_interval"] == [0, 1]  # Ada in no draw: 8 of 27, only Ada: 1 of 27
+    square = 1.959963984540054**2
+    assert summary["exact_match_entity_interval"] == [0, pytest.approx(square / (3 + square))]  # Wilson's of 0 in 3
+    alone = Evaluation((*predictions[1:], predictions[-1])).summary()["t"]  # two questions about no known entity
+    assert "contains_entity_interval" not in alone
+
+
 def test_a_right_answer_in_another_wording(model, tokenizer):
     asked = [  # entity, target, the model's answer, whether it is right in any wording
         ("Ada", " The inventor.", " inventing it.", True),

@@ -17,7 +17,6 @@ from bico_ext.evaluation.metrics import (
     exact_match,
     normalised,
     normalised_target,
-    wilson_interval,
 )
 
 DESCRIPTION = ' the renowned composer of the world\'s first underwater symphony, "Abyssal Melodies.".'
@@ -175,31 +174,3 @@ def test_bleu_is_sacrebleus(completion):
 def test_the_two_bleus_differ():
     completion = DESCRIPTION.replace("composer", "composers")
     assert bleu_char(completion, DESCRIPTION) - bleu(completion, DESCRIPTION) > 0.1
-
-
-def test_wilson_interval_by_hand():
-    square = 1.959963984540054**2
-    assert wilson_interval(0, 10) == (0.0, pytest.approx(square / (10 + square)))  # closed form for p = 0
-    assert wilson_interval(10, 10) == (pytest.approx(10 / (10 + square)), 1.0)
-    half_width = math.sqrt(square / (10 + square)) / 2  # closed form for p = 1/2
-    assert wilson_interval(5, 10) == (pytest.approx(0.5 - half_width), pytest.approx(0.5 + half_width))
-    # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.
-    for successes, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)]:
-        assert wilson_interval(successes, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.1, 5))
-def test_wilson_bounds_solve_the_score_equation(trials, z):
-    successes, n = trials
-    rate = successes / n
-    low, high = wilson_interval(successes, n, z)
-    assert 0 <= low <= rate <= high <= 1
-    for bound in (low, high):
-        assert (rate - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / n, rel=1e-6, abs=1e-12)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (0, -1), (-1, 5), (6, 5)])
-def test_wilson_interval_refuses_impossible_counts(successes, n):
-    with pytest.raises(ValueError, match="must be"):
-        wilson_interval(successes, n)

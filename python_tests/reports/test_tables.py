@@ -5,7 +5,7 @@ import pytest
 from made_up import typed
 
 from bico_ext.comparison.systems import SYSTEMS
-from bico_ext.evaluation.metrics import wilson_interval
+from bico_ext.evaluation.intervals import wilson_interval
 from bico_ext.reports.tables import (
     Table,
     entity_tables,
@@ -100,6 +100,13 @@ def test_a_single_seed_comes_with_its_wilson_interval():
     assert cells(bleu_char) == {"bico": ["0.30"]}
     del made["runs"][0]["tasks"]["D2N"]["contains_interval"]
     assert cells(score_tables(typed(made))[0]) == {"bico": ["0.30"]}
+
+
+def test_a_single_seed_comes_with_its_interval_over_entities():
+    made = made_up.old_results({"bico": {"D2N": (0.3,)}})
+    made["runs"][0]["tasks"]["D2N"] |= {"contains_interval": [0.2, 0.4], "contains_entity_interval": [0.11, 0.52]}
+    assert cells(score_tables(typed(made))[0])["bico"] == ["0.30 [0.11, 0.52]"]
+    assert "95 % interval (over entities if questions share them, else Wilson's) of a" in heading(typed(made))
 
 
 def test_the_heading_explains_the_cells():
