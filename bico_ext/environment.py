@@ -1,8 +1,11 @@
 """The environment that a result was measured in: versions, instruction sets, threads, CUDA."""
 
+import json
 import os
 import platform
-from importlib.metadata import version
+import subprocess
+from importlib.metadata import distribution, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ def describe() -> dict[str, Any]:
     """
     return {
         "bico_ext": version("bico-ext"),
+        "commit": _commit(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "built_with_torch": _C.built_with_torch if _C else None,
@@ -42,6 +46,25 @@ def describe() -> dict[str, Any]:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _commit(root: Path) -> str | None:
+    """Return the commit that runs: of a checkout, with "-dirty" if files were changed, or that pip installed by git.
+
+    Args:
+        root: the folder that holds the package.
+
+    Returns:
+        None if it is unknown, as in a wheel, whose version tells enough, or where there is no git.
+    """
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    origin = json.loads(distribution("bico-ext").read_text("direct_url.json") or "{}")  # PEP 610
+    return origin.get("vcs_info", {}).get("commit_id")
 
 
 def _kernels() -> str:
