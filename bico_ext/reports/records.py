@@ -211,10 +211,11 @@ class Results:
     sources: tuple[Source, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `results.json`."""
+        """Return the content of `results.json`, with the definitions of the metrics beside the numbers."""
         record = to_json(self)
         runs = record.pop("runs", [])  # placed last, because they are long
-        return {"schema_version": SCHEMA_VERSION, **record, "runs": runs}
+        metrics = {**METRICS, **METRICS_OF_SOME_TASKS}
+        return {"schema_version": SCHEMA_VERSION, "metrics": metrics, **record, "runs": runs}
 
 
 def to_json(value: Any) -> Any:

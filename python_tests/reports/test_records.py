@@ -128,7 +128,9 @@ def test_files_of_version_1_can_be_read(tmp_path):
     (prediction,) = read_predictions(tmp_path, results)
     assert (prediction["system"], prediction["template"]) == ("glm-abi", "... is")
     assert "objective" not in prediction
-    assert json.loads(json.dumps(results.to_json()))["schema_version"] == 2
+    written = json.loads(json.dumps(results.to_json()))
+    assert written["schema_version"] == 2
+    assert written["metrics"]["exact_match"] == "answer equals target"
 
 
 def test_version_1_may_lack_counterparts_and_give_each_run_its_data(tmp_path):
