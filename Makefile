@@ -12,7 +12,7 @@ export BICO_BUILD
 
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) python_tests/csrc/races.cpp
 
 .PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
@@ -95,8 +95,9 @@ test-real: setup
 
 # The op's tests with every instruction set of this CPU: of the build that is installed, and of one under
 # AddressSanitizer and UndefinedBehaviorSanitizer, workspaces full of NaN and fenced, with AMX's tiles in software and the
-# CUDA kernels under the emulator. Then the CUDA kernels' machine code.
-test-kernels: setup build/sanitized/installed $(VENV)/cuda-checks
+# CUDA kernels under the emulator. The CPU kernels' threads under ThreadSanitizer. Then the CUDA kernels' machine code.
+test-kernels: setup build/sanitized/installed build/races $(VENV)/cuda-checks
+	build/races
 	$(BIN)/python python_tests/csrc/every_instruction_set.py
 	$(BIN)/python python_tests/csrc/every_instruction_set.py --package build/sanitized -k 'not memory'
 	$(BIN)/python python_tests/csrc/cuda_static_checks.py
@@ -109,6 +110,13 @@ build/sanitized/installed: $(NATIVE) $(VENV)/requirements
 	  -C build-dir=build/sanitized-objects -C cmake.define.BICO_SANITIZE=ON -C cmake.define.BICO_EMULATE_AMX=ON \
 	  -C cmake.define.BICO_EMULATOR=ON -C cmake.define.BICO_CUDA=OFF .
 	@touch $@
+
+# Without torch, whose threads the sanitizer does not understand. -O1, as the watched code is slow in any case.
+build/races: $(NATIVE) python_tests/csrc/races.cpp
+	mkdir -p build
+	$${CXX:-c++} -std=c++20 -O1 -g1 -fsanitize=thread -mavx2 -mfma -mf16c -Wall -Wextra -Wno-psabi \
+	  -Wno-maybe-uninitialized -Icsrc python_tests/csrc/races.cpp csrc/cpu/attention.cpp csrc/cpu/workspace.cpp \
+	  csrc/cpu/isa/avx2.cpp -o $@
 
 # NVIDIA's compiler and disassembler, which no other target needs.
 $(VENV)/cuda-checks: $(VENV)/installed
