@@ -1,7 +1,7 @@
-# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | lint | wheel | test-wheel |
-# benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in $(VENV), which
-# is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no compiler is
-# needed.
+# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | audit | lint | wheel |
+# test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in
+# $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no
+# compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) python_tests/csrc/races.cpp
 
-.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
+.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels audit lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -87,6 +87,14 @@ build/oldest/installed: pyproject.toml $(VENV)/requirements
 	$(BIN)/pip install --progress-bar off --quiet --target build/oldest \
 	  "$$(sed -n 's/^  "\(transformers\)>=\([0-9.]*\),.*/\1==\2.*/p' pyproject.toml)"
 	@touch $@
+
+# Known vulnerabilities of both ends of what pyproject.toml allows: the oldest versions, and those that are installed. The
+# database is on the network, and what cannot be looked up fails.
+audit: setup
+	$(BIN)/pip install --progress-bar off --quiet pip-audit
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml >build/oldest.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/oldest.txt
+	$(BIN)/pip-audit --strict --local --skip-editable
 
 # The tests that need a pre-trained model, which is downloaded once into the user's cache folder.
 test-real: setup

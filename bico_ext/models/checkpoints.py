@@ -10,6 +10,9 @@ from bico_ext.extras import install
 from bico_ext.files import write_json
 from bico_ext.models.known_models import KNOWN_MODELS, model_folder
 
+# A model is data: its weights are never unpickled, which may run what a stranger wrote, nor is code beside them run.
+# Without the second, transformers asks the user and waits.
+UNTRUSTED = {"use_safetensors": True, "trust_remote_code": False}
 _FOUR_BIT_MARK = "base_in_4bit.json"  # in a folder of adapters that were trained on 4-bit weights
 
 
@@ -25,6 +28,8 @@ def load(
 
     A folder of adapters is loaded by PEFT, on the base model that the adapters name. transformers' own loader would
     leave out the magnitudes of DoRA.
+
+    Models are not trusted: weights are read from safetensors only, and code that comes with a model is not run.
 
     Args:
         model: a folder, the name of a model that `bico fetch-model` has fetched, or a hub name.
@@ -42,8 +47,8 @@ def load(
         FileNotFoundError: there is no such folder, it contains no model, or the known model has not been fetched.
         ImportError: 4-bit weights need bitsandbytes, or adapters need PEFT.
         ValueError: adapters on 4-bit weights are to be merged.
-        OSError: the model cannot be loaded. The libraries raise many kinds of errors for a broken file, most of them
-            without its name; this one names the model.
+        OSError: the model cannot be loaded, because its weights are pickled, for example. The libraries raise many
+            kinds of errors for a broken file, most of them without its name; this one names the model.
 
     Example:
         >>> network, tokenizer = load("out/runs/bico-seed0")  # doctest: +SKIP
@@ -54,6 +59,7 @@ def load(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     source = _source(os.fspath(model))
+    _check_not_pickled(source)
     has_adapters = (Path(source) / "adapter_config.json").exists()
     load_in_4bit |= has_four_bit_base(source)
     if load_in_4bit and has_adapters and merge_adapters:
@@ -64,8 +70,8 @@ def load(
     options = {"quantization_config": _four_bit(), "device_map": {"": device}} if load_in_4bit else {}
     loader: Any = _peft_loader() if has_adapters else AutoModelForCausalLM
     try:
-        network = loader.from_pretrained(source, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        network = loader.from_pretrained(source, dtype=dtype, **UNTRUSTED, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
     if has_adapters and merge_adapters:
@@ -141,7 +147,7 @@ def count_parameters(model: str | os.PathLike[str]) -> int:
 
     source = _source(os.fspath(model))
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).num_parameters()
     except Exception as error:
@@ -167,6 +173,17 @@ def _source(model: str) -> str:
             raise FileNotFoundError(f"model {model} has not been fetched yet; run: bico fetch-model {model}")
         return str(model_folder(model))
     return model
+
+
+def _check_not_pickled(source: str) -> None:
+    """Raise an error if a folder has weights, and only pickled ones: PEFT would read them in silence."""
+    folder = Path(source)
+    pickled = sorted({*folder.glob("*model*.bin"), *folder.glob("*model*.pt")})
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise OSError(
+            f"model {source} has its weights in {pickled[0].name}, a pickle, which may run code when it is read; if "
+            "you trust it, load it with transformers or PEFT and save it again (save_pretrained writes safetensors)"
+        )
 
 
 def _four_bit() -> Any:
