@@ -1,12 +1,14 @@
-# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | audit | lint | wheel |
-# test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in
-# $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no
+# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | audit | fuzz | lint |
+# wheel | test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs
+# in $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no
 # compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DATA ?= synthetic
 OUT ?= out/demo-$(notdir $(patsubst %/,%,$(DATA)))
+CASES ?= 10000
+SEED ?=
 BICO_BUILD ?= ON
 export BICO_BUILD
 
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) python_tests/csrc/races.cpp
 
-.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels audit lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
+.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels audit fuzz lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -139,6 +141,11 @@ build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
 	  -C cmake.define.BICO_CUDA_ARCHITECTURES=90-real .
 	$(BIN)/python python_tests/csrc/import_with_cuda.py build/with-cuda
 	@touch $@
+
+# Random problems, CASES of them for each instruction set, for the other backends and for the CUDA kernels under the
+# emulator; the same command continues. out/fuzz/results.json has the counts, the seed and the failures.
+fuzz: setup
+	$(BIN)/python python_tests/ops/fuzz.py --cases $(CASES) $(addprefix --seed ,$(SEED))
 
 lint: setup
 	$(BIN)/ruff check .

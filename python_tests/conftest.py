@@ -21,8 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test the op as `attention` on every device, or as `op` by each backend on the CPU."""
-    for fixture, usable in ("attention", devices.EVERY), ("op", ("cpu", "portable")):
+    """Give a test the op on every device as `attention`, or only on some of them."""
+    fixtures = {
+        "attention": devices.EVERY,
+        "op": ("cpu", "portable"),
+        "emulated": devices.EMULATORS,
+        "unemulated": set(devices.EVERY) - set(devices.EMULATORS),
+    }
+    for fixture, usable in fixtures.items():
         if fixture in metafunc.fixturenames:
             names = [name for name in metafunc.config.getoption("--device") or devices.present() if name in usable]
             metafunc.parametrize(fixture, [devices.EVERY[name] for name in names], ids=names)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bico_ext.ops import flex
 from bico_ext.ops.attention import split_triangle_attention
 from bico_ext.ops.backends import refusal
 
@@ -22,11 +23,19 @@ def on_cuda(*tensors: torch.Tensor, **options: Any) -> Any:
     return tuple(x.cpu() for x in result) if isinstance(result, tuple) else result.cpu()
 
 
+def by_flex(
+    q, k, v, cos, sin, *, span_ids=None, cu_seqlens=None, window=None, scale=None, mirror=True, interleaved=False, **_
+):
+    """out and lse by the backend `flex`, which the public op gives to no CPU; there it has no backward."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return flex.attention(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
+
+
 def emulated(schedule: str, copies: str) -> Callable[..., Any]:
-    def run(*tensors: torch.Tensor, **options: Any) -> Any:
+    def run(*tensors: torch.Tensor, seed: int = 0, deterministic: bool = True, **options: Any) -> Any:
         import emulated  # needs a build with BICO_EMULATOR
 
-        return emulated.attention(schedule, copies)(*tensors, **options)
+        return emulated.attention(schedule, copies, seed, deterministic)(*tensors, **options)
 
     return run
 
@@ -40,6 +49,8 @@ EVERY: dict[str, Callable[..., Any]] = {
     "emulated-cuda-random": emulated("random", "at-wait"),
 }
 
+EMULATORS = "emulated-cuda", "emulated-cuda-random"
+
 
 needs_compiled = pytest.mark.skipif(refusal("compiled", "cpu") is not None, reason="needs the compiled part")
 
@@ -48,7 +59,7 @@ def present() -> list[str]:
     """Those of this build and machine."""
     names = ["portable"] if refusal("compiled", "cpu") else ["cpu", "portable"]
     if importlib.util.find_spec("bico_ext._emulator"):
-        names += ["emulated-cuda", "emulated-cuda-random"]
+        names += EMULATORS
     if torch.cuda.is_available() and refusal("compiled", "cuda") is None:
         names.append("cuda")
     return names

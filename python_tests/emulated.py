@@ -25,15 +25,20 @@ class _Emulated(torch.autograd.Function):
         out, lse = empty_heads(q), q.new_full(q.shape[:3], math.nan, dtype=arguments["cos"].dtype)
         ctx.arguments = {**arguments, "q": q, "k": k, "v": v, "out": out, "lse": lse}
         ctx.how, ctx.deterministic = how, deterministic
+        ctx.set_materialize_grads(False)
         _emulator.forward(ctx.arguments, **how)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            grad_out = torch.zeros_like(ctx.arguments["out"])
         if grad_out.stride(3) != 1:
             grad_out = grad_out.contiguous()
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
         grads = {f"grad_{name}": empty_heads(ctx.arguments[name]) for name in ("q", "k", "v")}
-        arguments = {**ctx.arguments, "grad_out": grad_out, "grad_lse": grad_lse.contiguous(), **grads}
+        arguments = {**ctx.arguments, "grad_out": grad_out, "grad_lse": grad_lse, **grads}
         _emulator.backward(arguments, deterministic=ctx.deterministic, **ctx.how)
         return *grads.values(), None, None
 

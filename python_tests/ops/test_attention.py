@@ -4,13 +4,14 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from devices import needs_compiled
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from problems import CASES, FLOOR, Case, assert_as_good_as_torch, make_problem
+from random_problems import SMALL, assert_right, emulations, random_problems
 
 from bico_ext.ops import reference
 from bico_ext.ops.attention import split_triangle_attention
@@ -30,29 +31,17 @@ def test_error_is_at_most_twice_that_of_torch(attention, case, dtype):
     assert_as_good_as_torch(attention, make_problem(case, dtype), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    ids=st.lists(
-        st.tuples(st.sampled_from([-1, 0, 1, 2, 3, reference.CAUSAL_CONTEXT]), st.integers(1, 70)),
-        min_size=1,
-        max_size=8,
-    ),
-    mirror=st.booleans(),
-    heads=st.sampled_from([(1, 1), (2, 1), (3, 3)]),
-    window=st.none() | st.integers(1, 300),
-)
-def test_random_span_patterns(attention, dtype, ids, mirror, heads, window):
-    """Runs of equal ids make tiles that are hidden, whole and mixed."""
-    row = torch.cat([torch.full((count,), span, dtype=torch.int32) for span, count in ids])
-    both = torch.stack([row, row.flip(0)])
-    case = Case("hypothesis", S=len(row), Hq=heads[0], Hkv=heads[1], D=8, mirror=mirror, window=window)
-    problem = make_problem(case, dtype, ids=both)
-    if dtype == torch.bfloat16:
-        return assert_as_good_as_torch(attention, problem, dtype)
-    exact = problem.run(reference.split_triangle_attention, torch.float64)
-    for name, got in problem.run(attention, torch.float64).items():
-        torch.testing.assert_close(got, exact[name], rtol=1e-10, atol=1e-12, msg=lambda text, name=name: name + text)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(problem=random_problems())
+def test_random_problems(unemulated, problem):
+    """The whole contract, in combinations that nobody would write down; `make fuzz` tries thousands."""
+    assert_right(unemulated, problem)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problem=random_problems(**SMALL), how=emulations)
+def test_random_problems_under_the_emulator(emulated, problem, how):
+    assert_right(partial(emulated, **how), problem)
 
 
 GRADCHECK = [

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from devices import by_flex
+from hypothesis import given, settings
 from problems import CASES, Case, assert_as_good_as_torch, make_problem
+from random_problems import assert_right, random_problems
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention as library
@@ -27,18 +30,17 @@ def _no_masks_of_other_tests():
     flex._MASKS.clear()
 
 
-def by_flex(
-    q, k, v, cos, sin, *, span_ids=None, cu_seqlens=None, window=None, scale=None, mirror=True, interleaved=False, **_
-):
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return flex.attention(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_forward_is_as_good_as_torch(case, dtype):
     """In float64, too, which no kernel of Triton takes: the error of the formula itself."""
     assert_as_good_as_torch(by_flex, make_problem(case, dtype), dtype, gradients=False)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problem=random_problems(most_tokens=200))
+def test_the_forward_of_random_problems(problem):
+    assert_right(by_flex, problem, gradients=False)
 
 
 def test_its_output_lies_as_the_model_wants_it():
