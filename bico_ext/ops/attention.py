@@ -63,6 +63,8 @@ def split_triangle_attention(
         RuntimeError: an argument has the wrong dtype, shape, device or strides, or the backend does not run on the
             device of q or does not take q. The message names the argument and the remedy.
         ValueError: there is no such backend.
+        NotImplementedError: the call is within torch.func.grad, jvp or one of their relatives, or an input has a
+            forward-mode derivative; with the other backends than "compiled", also within torch.vmap.
 
     The backward is deterministic, except on CUDA in bfloat16 and float16: there the order in which the compiled kernels
     sum gradients of q is fixed only under `torch.use_deterministic_algorithms`. Second derivatives exist with the

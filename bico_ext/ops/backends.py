@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from bico_ext.ops import flex, portable
+from bico_ext.ops import flex, portable, transforms
 from bico_ext.ops.arguments import autocast, check_arguments, dtype_under_autocast
 
 AUTOMATIC = "compiled", "portable"  # the backends of "auto", in this order
@@ -68,6 +68,7 @@ class Backend:
 
 
 def _compiled_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    transforms.refuse(transforms.DERIVATIVES, *arguments[:3])  # torch runs the op for each entry of a vmap
     return torch.ops.bico.attention_forward(*arguments)
 
 
@@ -84,6 +85,7 @@ def _checked(attention: Attention) -> Attention:
     """Return a function of torch with the checks and the autocast of the op."""
 
     def checked(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        transforms.refuse(transforms.DERIVATIVES | transforms.OTHERS, q, k, v)
         q, k, v = autocast(q, k, v)
         check_arguments(q, k, v, *rest[:5])
         return attention(q, k, v, *rest)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
+from bico_ext.ops import transforms
 from bico_ext.ops.arguments import check_offsets, empty_heads, has_autocast, is_context, statistics_dtype, visible
 from bico_ext.ops.rotary import Rotation
 
@@ -59,6 +60,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        transforms.refuse(transforms.OTHERS, *grads)
         q, k, v, *rest, out, lse = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
         reach = _Reach.read(q, *rest[2:4])

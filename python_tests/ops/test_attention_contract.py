@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
-from devices import needs_compiled
+from devices import EVERY, needs_compiled
 from problems import Case, make_problem
+from torch.autograd import forward_ad
 
+from bico_ext.ops import reference
 from bico_ext.ops.attention import split_triangle_attention
 
 OPCHECK = [
@@ -98,6 +100,75 @@ def test_second_derivative_of_the_compiled_op_raises():
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative; give it backend='portable'"):
         torch.autograd.grad(grad.sum(), q)
+
+
+DERIVATIVES = {
+    "torch.func.grad, vjp and jacrev": [
+        lambda f, q: torch.func.grad(lambda x: f(x).sum())(q),
+        lambda f, q: torch.func.vjp(f, q)[1](q),
+        lambda f, q: torch.func.jacrev(f)(q),
+        lambda f, q: torch.func.hessian(lambda x: f(x).sum())(q),
+        lambda f, q: torch.vmap(torch.func.grad(lambda x: f(x).sum()))(torch.stack([q, q])),
+        lambda f, q: torch.func.grad(lambda x: torch.vmap(f)(x).sum())(torch.stack([q, q])),
+        lambda f, q: torch.compile(torch.func.grad(lambda x: f(x).sum()), backend="eager")(q),
+    ],
+    "torch.func.jvp, jacfwd and hessian": [
+        lambda f, q: torch.func.jvp(f, (q,), (q,)),
+        lambda f, q: torch.func.jacfwd(f)(q),
+        lambda f, q: torch.compile(lambda x: torch.func.jvp(f, (x,), (x,)), backend="eager")(q),
+    ],
+    "forward-mode AD": [
+        lambda f, q: forward_mode(f, q),
+        lambda f, q: torch.func.linearize(f, q),
+        lambda f, q: torch.autograd.functional.jacobian(f, q, vectorize=True, strategy="forward-mode"),
+    ],
+}
+BATCHED = {
+    "torch.vmap and batched gradients": [
+        lambda f, q: torch.vmap(f)(torch.stack([q, 2 * q])),
+        lambda f, q: torch.autograd.functional.jacobian(f, q, vectorize=True),
+    ],
+    "torch.func.functionalize": [lambda f, q: torch.func.functionalize(f)(q)],
+}
+
+
+def forward_mode(f, q):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(q, q))).tangent
+
+
+def attention_to(op):
+    """The op as a function of q alone, and a q."""
+    problem = make_problem(Case("transform", S=5, D=4, spans="infill"))
+    rest = (problem.k, problem.v, problem.cos, problem.sin)
+    return lambda q: op(q, *rest, **problem.options), problem.q
+
+
+def each(transforms):
+    pairs = [(name, one) for name, several in transforms.items() for one in several]
+    return [pytest.param(*pair, id=f"{pair[0]}-{i}") for i, pair in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(("name", "transform"), each(DERIVATIVES))
+def test_derivatives_that_torch_would_take_to_be_0_are_refused(op, name, transform):
+    """Forward-mode derivatives of the compiled op were 0, and torch.func.grad asked for a "setup_context"."""
+    f, q = attention_to(op)
+    message = f"cannot go through {name}; use torch.autograd.grad or backward(), or call bico_ext.ops.reference.split"
+    with pytest.raises(NotImplementedError, match=re.escape(message)):
+        transform(f, q)
+    reference_f, _ = attention_to(reference.split_triangle_attention)
+    transform(reference_f, q)
+
+
+@pytest.mark.parametrize(("name", "transform"), each(BATCHED))
+def test_batches_of_calls_are_right_or_refused(op, name, transform):
+    f, q = attention_to(op)
+    if op is EVERY["portable"]:
+        with pytest.raises(NotImplementedError, match=f"cannot go through {name}; use "):
+            transform(f, q)
+    else:
+        want = transform(attention_to(reference.split_triangle_attention)[0], q)
+        torch.testing.assert_close(transform(f, q), want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 2, 0, 4)], ids=["no-batch", "no-tokens"])
