@@ -126,7 +126,9 @@ def _cancellation(random: RandomProblem, problem: Problem) -> dict[str, float]:
     tables = (problem.laid_out(name, torch.float64) for name in ("cos", "sin"))
     P = reference.split_triangle_attention(*inputs, everything, *tables, **problem.options)
     scale = case.D**-0.5 if case.scale is None else abs(case.scale)
-    of_score = torch.finfo(DTYPES[random.dtype]).eps * case.D**0.5  # two roundings of a sum of D products of about 1
+    # A sum of D products of about 1 is rounded, and before that, in float32 at least, while it grows.
+    rounded, summed = torch.finfo(DTYPES[random.dtype]).eps, torch.finfo(torch.float32).eps * case.D**0.5 / 8
+    of_score = (rounded + summed) * case.D**0.5
     grad_q = random.table_scale**2 * scale * of_score * rms(P) * case.S**0.5
     return {"grad_q": grad_q, "grad_k": grad_q * (case.Hq / case.Hkv) ** 0.5}
 
