@@ -29,6 +29,7 @@ from statistics import mean
 from typing import Any, cast
 
 from real_llama_matrix import BEFORE, MATRIX, SETTINGS, Cell, missing, rows
+from tokenizers.processors import TemplateProcessing
 from transformers import TrainerCallback
 
 from bico_ext import environment
@@ -63,7 +64,7 @@ def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
     return CompareConfig(
         output_dir=str(options.work / key / cell.training / f"{cell.learning_rate:g}"),
         data=options.data,
-        model=options.model,
+        model=with_bos(options),
         systems=["ntp" if cell == BEFORE else cell.system],  # ntp is not trained
         seeds=[cell.seed],
         learning_rate=cell.learning_rate,
@@ -71,6 +72,26 @@ def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
         jobs=options.jobs,
         **SETTINGS,
     )
+
+
+def with_bos(options: argparse.Namespace) -> str:
+    """Return a copy of the model whose tokenizer puts BOS in front of every text; the first call makes it.
+
+    SmolLM2's own tokenizer puts nothing there, which suits the model better. But the finished cells were run when BOS
+    was put in front for every tokenizer that has one, and cells are to be compared with each other.
+    """
+    folder = options.work / f"{stream_seed(options.model):x}-with-bos"
+    if not folder.exists():
+        model, tokenizer = checkpoints.load(options.model, device="cpu")
+        bos = str(tokenizer.bos_token)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+        partial = make_folder(folder.with_name(f"{folder.name}.{os.getpid()}"))
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    return str(folder)
 
 
 def cell_of(record: Record) -> Cell:
@@ -186,13 +207,13 @@ def run_cells(options: argparse.Namespace) -> list[str]:
         started = time.monotonic()
         if started + longest > deadline:
             break
-        configs = [config_of(cell, options) for cell in cells]
-        if not data:
-            try:
+        try:
+            configs = [config_of(cell, options) for cell in cells]
+            if not data:
                 data, steps = prepared(configs[0])
                 check_same(known_cells(output).values(), data)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise SystemExit(str(error)) from None
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SystemExit(str(error)) from None
         tried.update(cells)
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"

@@ -91,7 +91,7 @@ def write_wheels(folder: Path, content: bytes, parts: int = 1) -> tuple[Wheel, .
 
 def known_tiny(wheels: tuple[Wheel, ...], model: Any, **overrides: Any) -> KnownModel:
     """The entry of the tiny model, with what it really writes after its prompt."""
-    prompt = torch.tensor([[TOKENS.index("<s>"), TOKENS.index("AD"), TOKENS.index("A")]])
+    prompt = torch.tensor([[TOKENS.index("AD"), TOKENS.index("A")]])
     written = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False)
     settings: dict[str, Any] = {
         "name": "tiny",
@@ -99,7 +99,7 @@ def known_tiny(wheels: tuple[Wheel, ...], model: Any, **overrides: Any) -> Known
         "licence": "CC0-1.0",
         "source": "https://example.org",
         "prompt": "ADA",
-        "completion": "".join(TOKENS[index] for index in written[0, 3:]),
+        "completion": "".join(TOKENS[index] for index in written[0, 2:]),
         "download_bytes": 1,
         "disk_bytes": 1,
     }

@@ -100,7 +100,7 @@ def windows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, paragrap
 
     Args:
         model: the model, for the length of its context.
-        tokenizer: its tokenizer; if it has a BOS token, each window starts with it.
+        tokenizer: its tokenizer; if it puts BOS in front of a text, each window starts with it.
         paragraphs: the paragraphs of the text.
 
     Returns:

@@ -221,8 +221,8 @@ def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, example: Example) ->
         raise ValueError(f"completion must add a token to its prompt, got {example.completion!r:.60}")
     if start == 0:
         raise ValueError(
-            f"a token must precede the completion, got none for the prompt {example.prompt!r:.60}; use a tokenizer "
-            "with a BOS token or a longer prompt"
+            f"a token must precede the completion, got none for the prompt {example.prompt!r:.60}; use a longer "
+            "prompt, or a tokenizer that puts BOS in front of a text"
         )
     check_context(model, len(ids), f"text {example.text!r:.60}", "shorten it")
     return ids, start

@@ -44,9 +44,9 @@ def generate(
     Args:
         model: a transformers causal LM or a PEFT model around one, on any device and with any dtype. Unwrap it from DDP
             first.
-        tokenizer: the model's tokenizer; `encode_prompt` makes the ids (BOS and the prompt). Its EOS ends a completion;
-            the model's own list of end tokens is ignored. Its `padding_side` is neither used nor changed, and it needs
-            no pad token.
+        tokenizer: the model's tokenizer; `encode_prompt` makes the ids. Its EOS ends a
+            completion; the model's own list of end tokens is ignored. Its `padding_side` is neither used nor changed,
+            and it needs no pad token.
         prompts: the texts to continue, in any order; equal ones are generated once.
         max_new_tokens: the largest number of tokens of a completion, at least 1; default 40, as in the paper's script.
         batch_size: the number of prompts in a batch, at least 1; prompts are sorted by length. The default, 128, is the

@@ -64,8 +64,8 @@ def generate_infill(
     Args:
         model: a causal LM prepared by `bico_ext.models.attach` and trained with the objective `infill`,
             `infill-naive` or `infill-causal`, or a PEFT model around one.
-        tokenizer: the model's tokenizer, a fast one. BOS is put in front of the prefix and EOS after the suffix, if the
-            tokenizer has them, as in training.
+        tokenizer: the model's tokenizer, a fast one. What it puts in front of a text (BOS or nothing) is put before
+            the prefix, and EOS after the suffix, if the tokenizer has one, as in training.
         gaps: pairs (prefix, suffix), in any order; equal ones are filled once. The two are tokenised separately, so
             where a gap begins or ends within a word, or between a space and its word, their tokens may differ from
             those of the whole text. An empty prefix asks for the start of a text, an empty suffix for its end. If the
@@ -85,7 +85,7 @@ def generate_infill(
         RuntimeError: the model is not attached.
         TypeError: gaps holds something other than pairs of texts.
         ValueError: lengths is empty or holds a number below 1; batch_size is less than 1; the tokenizer is a slow one;
-            a prefix has no tokens (it is empty and the tokenizer has no BOS); or a text with the longest middle does
+            a prefix has no tokens (it is empty and the tokenizer adds no BOS); or a text with the longest middle does
             not fit in the model's context or in the sliding window of its layers.
 
     Example:
@@ -145,7 +145,7 @@ def _encode(
     if not prefix_ids:
         raise ValueError(
             f"a prefix must have at least one token, from which the middle is predicted, got none for {prefix!r:.60} "
-            f"before {suffix!r:.60}; a tokenizer with BOS would add one"
+            f"before {suffix!r:.60}; give a prefix, because this tokenizer puts no BOS in front of a text"
         )
     check_context(
         model,

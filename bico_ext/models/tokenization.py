@@ -127,37 +127,35 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_win
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the token ids of a prompt: BOS and the prompt, without EOS.
+    """Return the token ids of a prompt: BOS, if the tokenizer puts it in front of a text, and the prompt, without EOS.
 
     They are the first ids that `encode_text` returns for a text that starts with the prompt, provided that the
-    tokenizer keeps a word's leading space with the word. Tokenizers differ in whether they add BOS and EOS themselves;
-    a model that was trained with BOS should also be prompted with it.
+    tokenizer keeps a word's leading space with the word. What the tokenizer puts in front is what the model has met in
+    pre-training. It is left out where the prompt begins with it, as text of a chat template does, and never added to
+    it: a model that has met no BOS there predicts worse behind one.
 
     Args:
         tokenizer: any transformers tokenizer.
-        prompt: the text to be continued.
+        prompt: the text to be continued. An EOS in it stays.
 
     Returns:
-        BOS, if the tokenizer has one, and the prompt's ids.
+        What the tokenizer puts in front, usually BOS or nothing, and the prompt's ids.
 
     Example:
         >>> tokenizer = train_word_tokenizer(["Ada wrote it."])
         >>> encode_prompt(tokenizer, "Ada wrote")
         [2, 4, 6]
     """
-    ids: list[int] = list(tokenizer(prompt)["input_ids"])
-    if tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id]:
-        ids.pop()
-    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
-        ids.insert(0, tokenizer.bos_token_id)
-    return ids
+    front, ids = _encode(tokenizer, prompt)
+    return front + ids
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a training text: BOS, the text, EOS. Nothing is cut off.
+    """Return the token ids of a training text: the ids of `encode_prompt`, and EOS. Nothing is cut off.
 
     Args:
-        tokenizer: any transformers tokenizer. BOS and EOS are added if it has them and has not added them itself.
+        tokenizer: any transformers tokenizer. EOS is added if it has one and the text does not end with it. White space
+            may follow that EOS, as in many chat templates.
         text: the whole text, that is prompt and completion together.
 
     Returns:
@@ -168,14 +166,31 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         >>> encode_text(tokenizer, "Ada wrote it.")
         [2, 4, 6, 5, 7, 3]
     """
-    ids = encode_prompt(tokenizer, text)
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return ids
+    front, ids = _encode(tokenizer, text)
+    return front + _ended(tokenizer, ids)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts in front of a text, unless the text begins with them, and the text's."""
+    ids: list[int] = list(tokenizer(text)["input_ids"])
+    own: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if own:
+        front = ids[: next((first for first in range(len(ids)) if ids[first : first + len(own)] == own), 0)]
+    else:  # nothing separates BOS from an EOS that the tokenizer adds
+        front = ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id] else ids
+    return ([] if own[: len(front)] == front else front), own
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Return the ids of the end of a text, with EOS if the tokenizer has one and they do not end with it."""
+    eos: Any = tokenizer.eos_token_id
+    if eos is None or (eos in ids and not str(tokenizer.decode(ids[len(ids) - ids[::-1].index(eos) :])).strip()):
+        return ids
+    return [*ids, eos]
 
 
 def encode_suffix(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
-    """Return the token ids of the end of a training text: the suffix, without BOS, and EOS.
+    """Return the token ids of the end of a training text: the suffix, without BOS, and EOS as in `encode_text`.
 
     They are the last ids that `encode_text` returns for a text that ends with the suffix, provided that the tokenizer
     starts a new token there. Tokenizers that put a space in front of every text put none in front of the suffix: it is
@@ -203,6 +218,4 @@ def encode_suffix(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
     ids: list[int] = [token for token, (start, _) in zip(encoding["input_ids"], offsets, strict=True) if start > 0]
     if any(start == 0 and end > 1 for start, end in offsets):  # the suffix's first token swallowed the character
         ids = list(tokenizer(suffix, add_special_tokens=False)["input_ids"])
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return ids
+    return _ended(tokenizer, ids)

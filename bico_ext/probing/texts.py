@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext.facts.types import Example
-from bico_ext.models.tokenization import check_context, encode_text
+from bico_ext.models.tokenization import check_context, encode_prompt, encode_text
 from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
@@ -62,9 +62,9 @@ def sequences_by_length(
         tokenizer: the model's tokenizer.
         texts: at least one text.
         lengths: the lengths of packed sequences in tokens.
-        running: whether the texts are the paragraphs of running prose. If so, packed sequences are BOS and a piece of
-            the prose, with empty lines between paragraphs. By default, they are texts with BOS and EOS, joined in
-            random order.
+        running: whether the texts are the paragraphs of running prose. If so, packed sequences are pieces of the
+            prose, with empty lines between paragraphs, each with BOS if the tokenizer puts it in front of a text.
+            By default, they are texts as in training, joined in random order.
         samples: the largest number of sequences of each length; default 256.
         tokens: the largest number of tokens of each length, unless a single sequence has more; default no limit.
         seed: the seed of the order; default 0.
@@ -100,7 +100,7 @@ def shuffled(sequences: Sequence[Tensor], generator: Generator) -> list[Tensor]:
 
 
 def encode(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example]) -> list[Tensor]:
-    """Return the token ids of each text as in training (BOS, text, EOS), int64 [S] each.
+    """Return the token ids of each text as in training (`encode_text`), int64 [S] each.
 
     Raises:
         ValueError: there are no texts, or a text exceeds the model's context or has no token that can be hidden.
@@ -136,7 +136,11 @@ def pack(sequences: Sequence[Tensor], length: int) -> list[Tensor]:
 
 
 def cut_prose(tokenizer: PreTrainedTokenizerBase, paragraphs: Sequence[Example], length: int) -> list[Tensor]:
-    """Join paragraphs by empty lines and cut them into sequences of exactly `length` tokens, each with BOS in front."""
-    ids = torch.tensor(tokenizer("\n\n".join(p.text for p in paragraphs), add_special_tokens=False)["input_ids"])
-    start = ids.new_tensor([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])
-    return [torch.cat((start, piece)) for piece in pack([ids], length - len(start))]
+    """Join paragraphs by empty lines and cut them into sequences of exactly `length` tokens.
+
+    Each has in front what the tokenizer puts in front of a text, BOS or nothing.
+    """
+    prose = "\n\n".join(paragraph.text for paragraph in paragraphs)
+    ids = torch.tensor(encode_prompt(tokenizer, prose))
+    start, body = ids.tensor_split([len(ids) - len(tokenizer(prose, add_special_tokens=False)["input_ids"])])
+    return [torch.cat((start, piece)) for piece in pack([body], length - len(start))]

@@ -8,6 +8,7 @@ from statistics import mean
 import pytest
 import real_llama
 import real_llama_matrix
+import torch
 from real_llama_matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -15,7 +16,8 @@ from bico_ext.comparison.run import Finished
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
-from bico_ext.models.tokenization import train_word_tokenizer
+from bico_ext.models import checkpoints
+from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer
 from bico_ext.reports.records import Run, Scores
 
 TASKS = ("N2D", "D2N", "N2D-reverse", "D2N-reverse")
@@ -103,6 +105,28 @@ def lines(tmp_path) -> list[dict]:
 
 def test_a_name_tells_a_cell():
     assert Cell("full", "bico", 3e-4, 2).name == "full/bico/0.0003/seed2"
+
+
+def test_cells_put_bos_in_front_of_every_text_whatever_the_tokenizer_does(files, tmp_path, monkeypatch):
+    """The finished cells have BOS in front, which SmolLM2's tokenizer does not put there; new ones need it, too."""
+    model, tokenizer = checkpoints.load(files[1])
+    with_bos = tokenizer("Ada")["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = None
+    assert with_bos == [tokenizer.bos_token_id, *tokenizer("Ada")["input_ids"]]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "plain")
+    seen = []
+
+    def run(config, name, seed, callbacks):
+        seen.append(checkpoints.load(config.model))
+        return made_up(config, name, seed, callbacks)
+
+    monkeypatch.setattr(real_llama, "run", run)
+    monkeypatch.setattr(real_llama, "run_all", in_this_process([]))
+    arguments = ["--model", str(tmp_path / "plain"), *files[2:], "--all", "--cells", "full/ntp/0.0001/seed[01]"]
+    real_llama.main(options(tmp_path, *arguments))
+    assert [encode_prompt(tokenizer, "Ada") for _, tokenizer in seen] == [with_bos] * 2
+    assert all(torch.equal(seen[0][0].state_dict()[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_the_grid_of_a_row_precedes_its_final_cells_and_chooses_their_rate():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from tiny_models import tiny_llama
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from bico_ext.evaluation import likelihood
@@ -106,10 +106,12 @@ def test_neither_a_pad_token_nor_a_padding_side_is_needed(model, side):
 
 
 def joining_tokenizer(bos: str | None) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per letter, except that "bc" is a single token."""
+    """Return a tokenizer with one token per letter, except that "bc" is a single token; it puts `bos` in front."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "a", "b", "c", "bc", "d"])}
     backend = Tokenizer(models.BPE(vocabulary, [("b", "c")]))
     backend.pre_tokenizer = pre_tokenizers.Split("-", "removed")
+    if bos is not None:
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos)
 
 

@@ -56,6 +56,10 @@ def test_running_prose_is_cut_without_special_tokens_inside():
     whole = tokenizer("\n\n".join(text.text for text in TEXTS), add_special_tokens=False)["input_ids"]
     pieces = [whole[start : start + 9] for start in range(0, len(whole) - 8, 9)]
     assert sorted(ids[1:].tolist() for ids in prose) == sorted(pieces)
+    tokenizer.backend_tokenizer.post_processor = None  # it has a BOS, but puts none in front of a text
+    pieces = [whole[start : start + 10] for start in range(0, len(whole) - 9, 10)]
+    prose = sequences_by_length(model, tokenizer, TEXTS, [10], running=True)[10]
+    assert sorted(ids.tolist() for ids in prose) == sorted(pieces)
 
 
 def test_english_is_prose():

@@ -71,7 +71,7 @@ CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "con
 
 
 def chat_tokenizer(template: str | None = TEMPLATE) -> Any:
-    tokenizer = train_word_tokenizer(["user Who wrote it? end assistant Ada. end"])
+    tokenizer = train_word_tokenizer(["user Who wrote it? end assistant Ada. end \n"])
     tokenizer.split_special_tokens = False  # the template writes BOS as text
     tokenizer.chat_template = template
     return tokenizer
@@ -86,6 +86,17 @@ def test_messages_become_what_the_chat_template_writes(tmp_path: Path):
     assert tokens == [["<s>", *words], ["<s>", *words[:6]]]
     trainer.train()
     assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+@pytest.mark.parametrize("end", ["", "</s>", "</s>{{ '\n' }}"], ids=repr)
+def test_text_of_a_chat_template_gets_no_second_bos_or_eos(tmp_path: Path, end: str):
+    tokenizer = chat_tokenizer(TEMPLATE + end)
+    text = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    rows = [{"messages": CHAT}, {"text": text}]
+    trainer = BicoTrainer(tiny_llama(), config(tmp_path), rows, processing_class=tokenizer)
+    chat, plain = (row["input_ids"].tolist() for row in trainer.train_dataset)
+    assert plain == (chat if end else [*chat, EOS])
+    assert plain.count(BOS) == plain.count(EOS) == 1
 
 
 @pytest.mark.parametrize(
