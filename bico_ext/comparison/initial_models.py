@@ -21,7 +21,7 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import FactData
 from bico_ext.generation.greedy import encode_prompts
 from bico_ext.models import checkpoints
-from bico_ext.models.tokenization import check_context, encode_prompt, encode_text, train_word_tokenizer
+from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_text, train_word_tokenizer
 
 
 def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int) -> tuple[Any, Any]:
@@ -106,7 +106,8 @@ def check_model(config: CompareConfig, facts: FactData) -> None:
 
     Raises:
         OSError: the model cannot be loaded.
-        ValueError: its tokenizer has no padding token, or a text or a question exceeds the model's context.
+        ValueError: its tokenizer has no padding token, or a text or a question exceeds the model's context
+            or has ids that the model lacks.
     """
     model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
     if tokenizer.pad_token_id is None:
@@ -116,16 +117,17 @@ def check_model(config: CompareConfig, facts: FactData) -> None:
         )
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
-    lengths = [
-        (example.text, len(encode_text(tokenizer, example.text)))
+    encoded = [
+        (example.text, encode_text(tokenizer, example.text))
         for example in (*facts.train, *facts.pretraining, *facts.other_order)
     ]
-    lengths += [
-        (text, len(encode_prompt(tokenizer, text)))
+    encoded += [
+        (text, encode_prompt(tokenizer, text))
         for task in facts.tasks.values()
         for question in task.examples
         if question.distractor is not None  # only these are scored by likelihood
         for text in (question.prompt + answer for answer in (*question.accepted, question.distractor))
     ]
-    for text, length in lengths:
-        check_context(model, length, f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")
+    for text, ids in encoded:
+        check_ids(model, ids, f"a text of data {config.data!r}, {text!r:.80}")
+        check_context(model, len(ids), f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bico_ext.bounds import check_bounds
 from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import evaluation_mode
-from bico_ext.models.tokenization import check_context, encode_prompt
+from bico_ext.models.tokenization import check_context, check_ids, encode_prompt
 
 WINDOWS, WINDOW = 16, 256  # 4,096 tokens: half a minute for a model of 135M parameters in float32 on one CPU core
 WINDOW_BATCH = 8  # windows at once: with 49,152 entries in the vocabulary, their logits take 400 MB in float32
@@ -120,6 +120,8 @@ def windows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, paragrap
     shortest = min(map(len, ids))
     if shortest < WINDOW:
         raise ValueError(f"each part of the text must have {WINDOW} tokens, got {shortest}; use a longer text")
+    for window in ids:
+        check_ids(model, window, "the general text")
     return torch.tensor(ids)
 
 

@@ -27,7 +27,7 @@ from bico_ext.generation.inference import (
     is_rank_0,
     own_batches,
 )
-from bico_ext.models.tokenization import check_context, encode_prompt
+from bico_ext.models.tokenization import check_context, check_ids, encode_prompt
 
 
 def log_probabilities(
@@ -224,6 +224,7 @@ def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, example: Example) ->
             f"a token must precede the completion, got none for the prompt {example.prompt!r:.60}; use a longer "
             "prompt, or a tokenizer that puts BOS in front of a text"
         )
+    check_ids(model, ids, f"text {example.text!r:.60}")
     check_context(model, len(ids), f"text {example.text!r:.60}", "shorten it")
     return ids, start
 

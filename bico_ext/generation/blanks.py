@@ -12,6 +12,7 @@ from bico_ext.generation.greedy import check_request, in_batches
 from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode
 from bico_ext.models.attach import check_attached
 from bico_ext.models.special_tokens import token_ids
+from bico_ext.models.tokenization import check_ids
 from bico_ext.objectives.blank_infilling import Positions, block_position, check_positions
 
 
@@ -73,6 +74,7 @@ def generate_blank(
     check_positions(positions)
     check_attached(model)  # a stock model would silently ignore block positions
     special = token_ids(tokenizer, [mask, "sop", "eop"])
+    check_ids(model, list(special.values()), "the special tokens")
     ends = [end for end in (special["eop"], tokenizer.eos_token_id) if end is not None]
 
     def answers(ids: list[list[int]]) -> list[list[int]]:

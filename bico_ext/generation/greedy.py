@@ -18,7 +18,7 @@ from bico_ext.generation.inference import (
     is_rank_0,
     own_batches,
 )
-from bico_ext.models.tokenization import check_context, encode_prompt
+from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, padding_id
 
 
 def generate(
@@ -61,8 +61,9 @@ def generate(
     Raises:
         RuntimeError: distributed is set and there is no process group.
         TypeError: prompts is a single string.
-        ValueError: a prompt has no tokens, or leaves fewer than max_new_tokens tokens of the model's context;
-            max_new_tokens or batch_size is less than 1; or distributed is set and the model is sharded.
+        ValueError: a prompt has no tokens, has ids that the model lacks, or leaves fewer than max_new_tokens tokens of
+            the model's context; max_new_tokens or batch_size is less than 1; or distributed is set and the model is
+            sharded.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -80,7 +81,7 @@ def generate(
         num_beams=1,
         use_cache=True,
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id or 0,  # any id: the mask hides padding, and answers are cut at EOS
+        pad_token_id=padding_id(model, tokenizer),  # any id: the mask hides it, and answers are cut at EOS
         eos_token_id=tokenizer.eos_token_id,
     )
     with _prepared(model, settings):
@@ -155,12 +156,14 @@ def encode_prompts(
     """Return the ids of each prompt, after a check that every prompt leaves room for an answer.
 
     Raises:
-        ValueError: a prompt has no tokens, or leaves fewer than max_new_tokens tokens of the model's context.
+        ValueError: a prompt has no tokens, has ids that the model lacks, or leaves fewer than max_new_tokens tokens of
+            the model's context.
     """
     ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in prompts}
     for prompt, tokens in ids.items():
         if not tokens:
             raise ValueError(f"a prompt must have at least one token, got none for {prompt!r:.60}")
+        check_ids(model, tokens, f"prompt {prompt!r:.60}")
         check_context(
             model,
             len(tokens) + max_new_tokens,

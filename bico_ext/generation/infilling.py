@@ -13,7 +13,7 @@ from bico_ext.bounds import check_bounds
 from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
 from bico_ext.models.attach import check_attached
 from bico_ext.models.span_cache import SpanCache
-from bico_ext.models.tokenization import check_context, encode_prompt, encode_suffix
+from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_suffix
 from bico_ext.ops.reference import CAUSAL_CONTEXT
 
 LENGTHS = range(1, 9)  # by default
@@ -147,6 +147,7 @@ def _encode(
             f"a prefix must have at least one token, from which the middle is predicted, got none for {prefix!r:.60} "
             f"before {suffix!r:.60}; give a prefix, because this tokenizer puts no BOS in front of a text"
         )
+    check_ids(model, prefix_ids + suffix_ids, f"the text from {prefix!r:.60} to {suffix!r:.60}")
     check_context(
         model,
         len(prefix_ids) + longest + len(suffix_ids),

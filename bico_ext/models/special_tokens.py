@@ -1,6 +1,6 @@
 """Special tokens such as [MASK]: looking them up in a tokenizer, or adding them to it and to the model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[
 def added_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, names: Iterable[str]
 ) -> dict[str, int]:
-    """Look up the ids of special tokens, and add the tokens that the tokenizer lacks.
+    """Look up the ids of special tokens, and add the tokens that the tokenizer or the model lacks.
 
     An added token is special, so decoding skips it. Its rows in the model's input and output embeddings (a single row
     if they are tied) are drawn from a normal distribution. In each dimension it has the mean and the standard deviation
@@ -86,8 +86,14 @@ def added_tokens(
     missing = [SPELLINGS[name][0] for name, index in ids.items() if index is None]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
-        _initialise_rows(model, tokenizer, missing)
-    return token_ids(tokenizer, ids)
+    found = token_ids(tokenizer, ids)
+    inputs: Any = model.get_input_embeddings()
+    rows = len(inputs.weight)  # too few if the tokens were added for another model
+    tokens = {str(tokenizer.convert_ids_to_tokens(index)): index for index in found.values()}
+    new = {token: index for token, index in tokens.items() if token in missing or index >= rows}
+    if new:
+        _initialise_rows(model, new)
+    return found
 
 
 def _known(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, int | None]:
@@ -103,9 +109,8 @@ def _known(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str
     return ids
 
 
-def _initialise_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
-    """Draw the embedding rows of newly added tokens; the embeddings grow if needed."""
-    added = {token: tokenizer.get_vocab()[token] for token in tokens}
+def _initialise_rows(model: PreTrainedModel, added: Mapping[str, int]) -> None:
+    """Draw the embedding rows of newly added tokens, from their ids; the embeddings grow if needed."""
     first = min(added.values())
     last = max(added.values())
     inputs: Any = model.get_input_embeddings()

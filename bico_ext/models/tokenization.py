@@ -6,7 +6,7 @@ Chinese and Japanese, which are written without spaces, have one token per chara
 token of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -124,6 +124,44 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_win
                 f"{what} needs {tokens} tokens, but the model's {limit.format(context)}; "
                 + remedy.format(context=context)
             )
+
+
+def check_ids(model: Any, ids: Sequence[int], what: str) -> None:
+    """Raise an error if the model's embedding has no row for a token id, which would end in an IndexError.
+
+    Args:
+        model: a transformers causal LM, or a PEFT model around one.
+        ids: the token ids.
+        what: what has them, for the error message.
+
+    Raises:
+        ValueError: an id is negative, or not below the model's `vocab_size`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=8))
+        >>> check_ids(SimpleNamespace(config=config), [2, 7], "text 'Ada'")
+    """
+    size = model.config.get_text_config().vocab_size
+    if ids and not 0 <= min(ids) <= max(ids) < size:
+        raise ValueError(
+            f"{what}: ids must be in [0, {size}), the ids of the model, got {min(ids)} to {max(ids)}; use the "
+            "tokenizer that was saved with the model, or give the model rows for the tokenizer's new tokens: "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
+
+
+def padding_id(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return an id to fill places that nothing attends to: the tokenizer's padding, or 0 if the model has no such id.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=8))
+        >>> padding_id(SimpleNamespace(config=config), None)
+        0
+    """
+    index: Any = getattr(tokenizer, "pad_token_id", None)
+    return index if index is not None and index < model.config.get_text_config().vocab_size else 0
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -84,7 +84,10 @@ def _placeholder_id(given: int | None, objective: str, model: Any, tokenizer: Pr
             "attends to it, except with 'attended-pad')"
         )
     if not 0 <= placeholder_id < vocabulary:
-        raise ValueError(f"placeholder_id must be in [0, {vocabulary}), the ids of the model, got {placeholder_id}")
+        raise ValueError(
+            f"placeholder_id must be in [0, {vocabulary}), the ids of the model, got {placeholder_id}"
+            + ("" if given is not None else ", the tokenizer's padding id; set placeholder_id=0")
+        )
     return placeholder_id
 
 
@@ -97,7 +100,7 @@ def _word_tables(objective: str, model: Any, tokenizer: PreTrainedTokenizerBase 
         raise ValueError(f"objective={objective!r} needs a tokenizer to find where words begin; pass processing_class")
     starts = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
     parts = torch.zeros_like(starts)
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(starts)))))
     marked = [token.startswith(_WORD_START) or re.match(f"[{CJK}]", token) is not None for token in tokens]
     if any(marked):
         starts[: len(marked)] = torch.tensor(marked)

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext.models.attach import attach
+from bico_ext.models.tokenization import padding_id
 from bico_ext.objectives.denoising import bico
 from bico_ext.probing.attention import attention_by_distance, attention_for_json
 from bico_ext.probing.denoising import CONDITIONS, MASK_RATES, denoising, estimate
@@ -78,7 +79,7 @@ def probe(
     records = denoising(
         model,
         sequences_by_length,
-        placeholder_id=placeholder(tokenizer),
+        placeholder_id=padding_id(model, tokenizer),
         special_ids=tokenizer.all_special_ids,
         masks=masks,
         seed=seed,
@@ -130,7 +131,7 @@ def details(
     previous = torch.tensor(heads["mass"]["causal: past"])[..., 0]  # [layers, heads]
     hide = partial(
         bico,
-        placeholder_id=placeholder(tokenizer),
+        placeholder_id=padding_id(model, tokenizer),
         special_ids=tokenizer.all_special_ids,
         mask_rate=MASK_RATES[mask],
     )
@@ -140,7 +141,12 @@ def details(
     ]
     longest = max(map(len, sequences))
     flips = partial(
-        partial_flips, model, hidden, placeholder_id=placeholder(tokenizer), batch_size=batch_size, progress=progress
+        partial_flips,
+        model,
+        hidden,
+        placeholder_id=padding_id(model, tokenizer),
+        batch_size=batch_size,
+        progress=progress,
     )
     everywhere, nowhere = flips(
         {name: torch.full((*previous.shape, 1), flip) for name, flip in (("bico", True), ("naive", False))}
@@ -154,11 +160,3 @@ def details(
     settings = {"texts": len(hidden), "length": longest, "mask": mask}
     measured = {"bico - naive": estimate(everywhere - nowhere), "tables": records}
     return {"heads": heads, "partial_flips": settings | measured}
-
-
-def placeholder(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that stands for hidden tokens: the tokenizer's padding, or 0 as in the official code.
-
-    Nothing attends to it.
-    """
-    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext.facts.types import Example
-from bico_ext.models.tokenization import check_context, encode_prompt, encode_text
+from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_text
 from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
@@ -103,7 +103,8 @@ def encode(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Examp
     """Return the token ids of each text as in training (`encode_text`), int64 [S] each.
 
     Raises:
-        ValueError: there are no texts, or a text exceeds the model's context or has no token that can be hidden.
+        ValueError: there are no texts, or a text has ids that the model lacks, exceeds its context or has no token that
+            can be hidden.
     """
     if not texts:
         raise ValueError("texts must hold at least one text, got none; name data with training texts")
@@ -111,6 +112,7 @@ def encode(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Examp
     sequences = []
     for number, text in enumerate(texts, start=1):
         ids = encode_text(tokenizer, text.text)
+        check_ids(model, ids, f"text {number}, {text.text!r:.60}")
         check_context(model, len(ids), f"text {number}, {text.text!r:.60},", "leave it out or shorten it")
         sequence = torch.tensor(ids)
         if not may_be_hidden(sequence, special).any():

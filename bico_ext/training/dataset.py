@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
-from bico_ext.models.tokenization import check_context, encode_text
+from bico_ext.models.tokenization import check_context, check_ids, encode_text
 from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
@@ -124,7 +124,6 @@ class RowEncoder:
         self.model, self.tokenizer, self.max_length, self.windows = model, tokenizer, max_length, windows
         self.never_predicted, self.last_predicted = never_predicted, last_predicted
         self.assistant_only = assistant_only
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
 
     def __call__(self, dataset: Any, name: str) -> EncodedRows:
         if isinstance(dataset, EncodedRows):  # Trainer.evaluate passes the dataset of the construction again
@@ -257,11 +256,7 @@ class RowEncoder:
                 f"{name} has nothing to predict: it needs a token after the first that is not special, got "
                 f"{input_ids.tolist()}; leave the row out"
             )
-        lowest, highest = (int(bound) for bound in input_ids.aminmax())
-        if lowest < 0 or highest >= self.vocabulary:
-            raise ValueError(
-                f"{name}: ids must be in [0, {self.vocabulary}), the ids of the model, got {lowest} to {highest}"
-            )
+        check_ids(self.model, input_ids.tolist(), name)
 
 
 def check_columns(row: Mapping[str, Any], name: str) -> None:

@@ -28,6 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 
 from bico_ext.models.attach import attach, check_attached
 from bico_ext.models.checkpoints import any_generation_config, mark_four_bit
+from bico_ext.models.tokenization import padding_id
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
 from bico_ext.objectives.training_sequence import NO_LOSS, labelled_only, pack, pad, predict_only
@@ -123,8 +124,7 @@ class BicoTrainer(CompleteCheckpoints):
         # Objective
         self._objective = "ntp"  # of the current optimizer step
         self._generator = Generator()
-        pad_id = getattr(processing_class, "pad_token_id", None) or 0
-        self._pad_id = pad_id if pad_id < len(network.get_input_embeddings().weight) else 0  # nothing attends to it
+        self._pad_id = padding_id(network, processing_class)
 
         # Logging
         self._loss_sums: dict[str, Tensor] = {}

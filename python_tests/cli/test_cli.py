@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from tiny_training import write_facts_and_model
-from transformers import LlamaForCausalLM, Trainer
+from transformers import AutoTokenizer, LlamaForCausalLM, Trainer
 
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.main import COMMANDS, main
@@ -316,6 +317,39 @@ def test_an_error_is_one_sentence_on_stderr(capsys, tmp_path):
     assert captured.err.startswith("bico compare: ")
     assert "/no/such/folder" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_tokenizer_without_padding_serves_every_command(tmp_path, monkeypatch, capsys):
+    """That of Llama 1 to 3 has no padding token. `bico train` says which flag takes its place."""
+    monkeypatch.chdir(tmp_path)
+    write_facts_and_model(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained("model")
+    train = ["train", "--data", "facts", "--model", "model", "--output-dir", "out", "--max-steps", "1", "--use-cpu"]
+    assert main(train) == 1
+    assert "set placeholder_id=0" in capsys.readouterr().err
+    assert main([*train, "--placeholder-id", "0"]) == 0
+    assert (
+        main(["evaluate", "--data", "facts", "--model", "out", "--output-dir", "scores", "--max-new-tokens", "3"]) == 0
+    )
+    assert main(["infill", "--model", "out", "--prefix", "The", "--lengths", "2"]) == 0
+    probe = ["probe", "--data", "facts", "--model", "out", "--output-dir", "probe", "--samples", "4", "--lengths", "16"]
+    assert main(probe) == 0
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """The IndexError of the embedding ended `bico evaluate` with 93 lines."""
+    monkeypatch.chdir(tmp_path)
+    write_facts_and_model(tmp_path)
+    model = LlamaForCausalLM.from_pretrained("model")
+    model.resize_token_embeddings(40)
+    model.save_pretrained("model")
+    for command in (["evaluate", "--data", "facts"], ["train", "--data", "facts"], ["probe", "--data", "facts"]):
+        assert main([*command, "--model", "model", "--output-dir", "out"]) == 1
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert re.fullmatch(r"bico \w+: .*: ids must be in \[0, 40\), .*", error.splitlines()[-1])
 
 
 def test_evaluate_lets_a_model_of_blank_infilling_fill_blanks(tmp_path, monkeypatch):

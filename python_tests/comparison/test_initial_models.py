@@ -36,6 +36,16 @@ def test_a_tokenizer_without_padding_is_refused_before_training(config, data, tm
         compare(dataclasses.replace(config, model=str(tmp_path / "model")))
 
 
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused_before_training(config, data, tmp_path):
+    model, tokenizer = initial_model(config, load_facts(data), "llama", 0)
+    model.resize_token_embeddings(len(tokenizer) - 5)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"ids must be in \[0, .*use the tokenizer that was saved with the model"):
+        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("scored", ["right answer", "distractor"])
 def test_a_scored_answer_that_does_not_fit_is_refused_before_training(scored, config, data, tmp_path):
     copy = tmp_path / "copy"

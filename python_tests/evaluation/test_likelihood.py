@@ -138,6 +138,8 @@ def test_refusals(model, tokenizer):
         log_probabilities(model, tokenizer, [Example("Ada", "")])
     with pytest.raises(ValueError, match=r"text 'Ada .* needs 129 tokens, but the model's context is 128 .*shorten it"):
         log_probabilities(model, tokenizer, [Example("Ada", " Byron" * 127)])
+    with pytest.raises(ValueError, match=r"text 'Ada .*ids must be in \[0, 4\), the ids of the model"):
+        log_probabilities(tiny_llama(vocab_size=4), tokenizer, EXAMPLES)
     with pytest.raises(ValueError, match="token must precede the completion, got none for the prompt 'b'; use"):
         log_probabilities(tiny_llama(), joining_tokenizer(None), [Example("b", "c")])
 

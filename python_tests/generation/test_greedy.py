@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from greedy_answers import NEW_TOKENS, PROMPTS, WORDS, greedy, greedy_ids, make_model, make_tokenizer
+from tiny_models import tiny_llama
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from bico_ext.generation.greedy import generate
@@ -235,6 +236,22 @@ def test_refusals(model, tokenizer, monkeypatch):
     bare.backend_tokenizer.post_processor = None
     with pytest.raises(ValueError, match="at least one token, got none for ''"):
         complete(model, bare, ["Ada", ""])
+
+
+def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(tokenizer):
+    """The embedding raised an IndexError. Padding that it lacks is accepted, because nothing attends to it."""
+    ids = encode_prompt(tokenizer, "Ada wrote")
+    model = tiny_llama(vocab_size=max(ids))
+    with pytest.raises(
+        ValueError, match=rf"prompt 'Ada wrote': ids must be in \[0, {max(ids)}\), .* use the tokenizer"
+    ):
+        complete(model, tokenizer, ["Ada wrote"])
+    padded = train_word_tokenizer(["Ada wrote"])
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    model = tiny_llama(vocab_size=padded.pad_token_id)
+    prompts = ["Ada", "Ada wrote Ada"]
+    expected = [answer for prompt in prompts for answer in complete(model, padded, [prompt])]
+    assert complete(model, padded, prompts) == expected
 
 
 @pytest.mark.parametrize(("rank", "progress", "shown"), [(0, True, True), (1, True, False), (0, False, False)])

@@ -192,6 +192,8 @@ def test_errors() -> None:
             fill(model, words, GAPS, lengths=lengths)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         fill(model, words, GAPS, batch_size=0)
+    with pytest.raises(ValueError, match=r"from 'w1 w2 w3' to ' w4 w5': ids must be in \[0, 5\), the ids of the model"):
+        fill(attach(tiny_llama(vocab_size=5)), words, GAPS[:1])
     with pytest.raises(RuntimeError, match="LlamaForCausalLM is not attached"):
         fill(random_model(), words, GAPS)
     # BOS, 3 + 2 words and EOS leave 121 of 128 tokens

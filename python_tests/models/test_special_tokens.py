@@ -63,6 +63,17 @@ def test_the_same_tokens_get_the_same_rows() -> None:
     assert first.get_input_embeddings().weight[50].equal(second.get_input_embeddings().weight[50])
 
 
+def test_tokens_that_were_added_for_another_model_get_the_same_rows() -> None:
+    """In a notebook, a fresh model met a tokenizer that had the tokens, and its first forward raised an IndexError."""
+    first, second, words = tiny_llama(), tiny_llama(), tokenizer()
+    ids = added_tokens(first, words, NAMES)
+    assert added_tokens(second, words, NAMES) == ids
+    for model in (first, second):
+        assert model.config.vocab_size == 54
+        assert model(input_ids=torch.arange(50, 54)[None]).logits.shape == (1, 4, 54)
+    assert all(weight.equal(first.state_dict()[name]) for name, weight in second.state_dict().items())
+
+
 def test_existing_tokens_are_used(tmp_path: Path) -> None:
     """Also with the spellings of GLM-10B and after saving and loading. The model then stays as it is."""
     words, model = tokenizer(), tiny_llama()

@@ -12,4 +12,4 @@ TEXTS = [Example(f"word{i}", " and".join(f" word{j}" for j in range(i % 5 + 1)) 
 
 def word_model(**changes: object) -> tuple[Any, Any]:
     tokenizer = train_word_tokenizer(text.text for text in TEXTS)
-    return tiny_llama(vocab_size=len(tokenizer), **changes), tokenizer
+    return tiny_llama(**({"vocab_size": len(tokenizer)} | changes)), tokenizer

@@ -75,6 +75,7 @@ def test_english_is_prose():
     [
         ([], {}, "texts must hold at least one text, got none"),
         (TEXTS, {"max_position_embeddings": 8}, r"text \d+, .* needs \d+ tokens, but the model's context is 8"),
+        (TEXTS, {"vocab_size": 9}, r"text \d+, .*: ids must be in \[0, 9\), the ids of the model"),
     ],
 )
 def test_texts_that_cannot_be_used_are_named(texts, changes, message):

@@ -319,6 +319,32 @@ def test_a_padding_id_that_the_model_lacks_is_not_used(tmp_path: Path):
     assert all(math.isfinite(loss) for loss in logged(trainer))
 
 
+@pytest.mark.parametrize("objective", ["abi", "new-token"])
+def test_objectives_that_add_tokens_are_built_twice_with_one_tokenizer(tmp_path: Path, objective: str):
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    for _ in range(2):
+        model = tiny_llama()
+        model.resize_token_embeddings(len(train_word_tokenizer(["Ada wrote it."])))
+        args = config(tmp_path, objective=objective, max_steps=1, mixing_probability=1.0)
+        trainer = BicoTrainer(model, args, [{"text": "Ada wrote it."}], processing_class=tokenizer)
+        trainer.train()
+        assert math.isfinite(logged(trainer)[0])
+        assert model.config.vocab_size == len(tokenizer)
+
+
+def test_a_text_with_a_token_that_the_model_lacks_is_refused(tmp_path: Path):
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    tokenizer.add_tokens(["<|new|>"])
+    model = tiny_llama()
+    model.resize_token_embeddings(len(tokenizer) - 1)
+    tokenizer.split_special_tokens = False
+    rows = [{"text": "Ada wrote it."}, {"text": "Ada <|new|>"}]
+    assert BicoTrainer(model, config(tmp_path), rows[:1], processing_class=tokenizer)
+    message = r"train_dataset\[1\]: ids must be in \[0, 8\), .* got 2 to 8; use the tokenizer .* or give the model rows"
+    with pytest.raises(ValueError, match=message):
+        BicoTrainer(model, config(tmp_path), rows, processing_class=tokenizer)
+
+
 def test_a_row_of_special_tokens_is_accepted_if_they_are_predicted(tmp_path: Path):
     assert constructed(tmp_path, [{"input_ids": [7, BOS, EOS]}], objective="infill").train_dataset
     with pytest.raises(ValueError, match="nothing to predict"):
