@@ -1,7 +1,11 @@
-"""Atomic writes: a file is either complete or absent, because it is written under a temporary name and then renamed."""
+"""Text files: how they are read, and atomic writes.
+
+A written file is either complete or absent, because it is written under a temporary name and then renamed.
+"""
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +65,35 @@ def empty_folder(path: str) -> Path:
     if any(folder.iterdir()):
         raise FileExistsError(f"output_dir {folder} already holds files; name another folder")
     return folder
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text file of a user: UTF-8, with or without a byte order mark, which is left out. Line breaks stay.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8. The message names the file and, if it can, the line.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "names.txt"
+        >>> _ = file.write_bytes("\\ufeffAda".encode())
+        >>> read_text(file)
+        'Ada'
+    """
+    content = Path(path).read_bytes()
+    if b"\0" in content:  # ASCII in UTF-16 without its mark would pass for UTF-8
+        raise ValueError(f"{path}: expected UTF-8, got UTF-16 or no text at all; save the file as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: expected UTF-8, got {error}; save the file as UTF-8") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Read the lines of a text file as `read_text` does; unlike `str.splitlines`, it does not cut at U+2028."""
+    return re.split(r"\r\n?|\n", read_text(path))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

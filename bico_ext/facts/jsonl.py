@@ -2,26 +2,33 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bico_ext.facts.types import Example, Question
+from bico_ext.files import read_text
+from bico_ext.models.tokenization import check_completion, check_text
+
+# The way out for a table that is given in place of JSON Lines.
+MAKE_JSONL = (
+    "prompts and completions belong in a .jsonl file, which pandas makes of a table: "
+    'pandas.read_csv(FILE).to_json("facts.jsonl", orient="records", lines=True), with sep="\\t" for a .tsv file'
+)
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     """Yield file and line number (for error messages) and the JSON value of each line; see `load_jsonl`."""
-    # Bytes are split, not text: str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
-    lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
-    if lines == [b""]:
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        raise ValueError(f"{path}: expected JSON Lines, got a table; {MAKE_JSONL}")
+    # str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
+    lines = read_text(path).rstrip().split("\n")
+    if lines == [""]:
         return
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         try:
-            yield where, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: expected UTF-8, got {error}") from error
+            yield where, json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: expected a JSON object, got bad JSON ({error}): {line[:60]!r}") from error
 
@@ -53,20 +60,8 @@ def parse_example(record: Any, where: str) -> Example:
     for key in ("prompt", "completion"):
         if key not in record:
             raise ValueError(f"{where}: key {key!r} is missing, got {', '.join(map(repr, record)) or 'no keys'}")
-        _check_text(record[key], key, where)
     prompt, completion = record["prompt"], record["completion"]
-    if not prompt.strip():
-        raise ValueError(f"{where}: prompt must not be empty, got {prompt!r}")
-    # The tokenizer would split such a prompt differently in a question than in the training text.
-    if completion and prompt.endswith(" "):
-        raise ValueError(
-            f"{where}: prompt must not end with a space, got {prompt[-20:]!r}; start the completion with it instead"
-        )
-    if re.search(r"[A-Za-z0-9]\Z", prompt) and re.match(r"[A-Za-z0-9]", completion):
-        raise ValueError(
-            f"{where}: prompt and completion run together as {(prompt[-20:] + completion[:20])!r}; "
-            "start the completion with a space"
-        )
+    check_completion(prompt, completion, where)
     return Example(prompt, completion)
 
 
@@ -87,7 +82,7 @@ def parse_question(record: Any, where: str) -> Question:
             raise ValueError(f"{where}: key {old!r} is now called {new!r}; rename it")
     optional = {key: record[key] for key in ("entity", "template", "distractor") if record.get(key) is not None}
     for key, value in optional.items():
-        _check_text(value, key, where)
+        check_text(value, key, where, blank=True)
         if not value.strip():
             raise ValueError(f"{where}: {key} must hold text, got {value!r}; leave it out if there is none")
     main, *others = dict.fromkeys(example.completion for example in examples)
@@ -95,13 +90,6 @@ def parse_question(record: Any, where: str) -> Question:
     if distractor is not None and distractor.strip() in {answer.strip() for answer in (main, *others)}:
         raise ValueError(f"{where}: distractor must be a wrong answer, got {distractor!r}, which is a right one")
     return Question(examples[0].prompt, main, also=tuple(others), **optional)
-
-
-def _check_text(value: Any, key: str, where: str) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {key} must be a string, got {type(value).__name__} {value!r:.60}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{where}: {key} holds half of a surrogate pair, which is no text: {value!r:.60}")
 
 
 def refuse_empty(where: str | os.PathLike[str], split: str) -> NoReturn:

@@ -6,6 +6,7 @@ Chinese and Japanese, which are written without spaces, have one token per chara
 token of its own.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -124,6 +125,51 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_win
                 f"{what} needs {tokens} tokens, but the model's {limit.format(context)}; "
                 + remedy.format(context=context)
             )
+
+
+def check_completion(prompt: Any, completion: Any, where: str) -> None:
+    """Raise an error unless a prompt and its completion make one text whose first tokens are the prompt's.
+
+    Args:
+        prompt: the start of a text.
+        completion: the rest of it, with the space in front of it if there is one. It may be empty.
+        where: where they stand, for the error message.
+
+    Raises:
+        ValueError: one of them is no text, the prompt is blank or ends with a space, or the two run together.
+
+    Example:
+        >>> check_completion("Ada wrote", " it.", "row 1")
+        >>> check_completion("Ada wrote", "it.", "row 1")
+        Traceback (most recent call last):
+        ValueError: row 1: prompt and completion run together as 'Ada wroteit.'; start the completion with a space
+    """
+    check_text(completion, "completion", where, blank=True)
+    check_text(prompt, "prompt", where)
+    # The tokenizer would split such a prompt differently in a question than in the training text.
+    if completion and prompt.endswith(" "):
+        raise ValueError(
+            f"{where}: prompt must not end with a space, got {prompt[-20:]!r}; start the completion with it instead"
+        )
+    if re.search(r"[A-Za-z0-9]\Z", prompt) and re.match(r"[A-Za-z0-9]", completion):
+        raise ValueError(
+            f"{where}: prompt and completion run together as {(prompt[-20:] + completion[:20])!r}; "
+            "start the completion with a space"
+        )
+
+
+def check_text(text: Any, key: str, where: str, *, blank: bool = False) -> None:
+    """Raise a ValueError, which begins with `where` and `key`, unless a value is a text; a blank one only if `blank`.
+
+    Example:
+        >>> check_text(" ", "text", "row 1", blank=True)
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {key} must be a string, got {type(text).__name__} {text!r:.60}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where}: {key} holds half of a surrogate pair, which is no text: {text!r:.60}")
+    if not blank and not text.strip():
+        raise ValueError(f"{where}: {key} must not be empty, got {text!r:.60}")
 
 
 def check_ids(model: Any, ids: Sequence[int], what: str) -> None:

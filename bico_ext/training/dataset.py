@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
-from bico_ext.models.tokenization import check_context, check_ids, encode_text
+from bico_ext.models.tokenization import check_completion, check_context, check_ids, check_text, encode_text
 from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
@@ -128,10 +128,10 @@ class RowEncoder:
     def __call__(self, dataset: Any, name: str) -> EncodedRows:
         if isinstance(dataset, EncodedRows):  # Trainer.evaluate passes the dataset of the construction again
             return dataset
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, Mapping | str):
+        if remedy := refused(dataset, name):
             raise TypeError(
                 f"{name} must be a list, torch Dataset or datasets.Dataset of rows with a known length, got "
-                f"{type(dataset).__name__}; only train_dataset may be a stream, so read it into a list first"
+                f"{type(dataset).__name__}; {remedy}"
             )
         if not len(dataset):
             raise ValueError(f"{name} is empty: it must have at least one row")
@@ -193,7 +193,8 @@ class RowEncoder:
             raise ValueError(
                 f"{name} must be a dict with 'input_ids', 'messages', 'text', or 'prompt' and 'completion' (or an "
                 "object with the attributes prompt and completion), got "
-                f"{sorted(columns) if isinstance(row, Mapping) else type(row).__name__}"
+                + (str(sorted(columns)) if isinstance(row, Mapping) else type(row).__name__)
+                + ("; name its parts: {'prompt': ..., 'completion': ...}" if isinstance(row, tuple | list) else "")
             )
         if len(sources) > 1:
             found = " and ".join(" with ".join(sorted(source)) for source in sources)
@@ -205,9 +206,10 @@ class RowEncoder:
             raise ValueError(f"{name} has no messages, which assistant_only_loss needs to tell who speaks")
         if "input_ids" in row:
             return token_ids(row["input_ids"], name), None
-        for column in ("text",) if "text" in row else ("prompt", "completion"):
-            if not isinstance(row[column], str):
-                raise ValueError(f"{name}: {column} must be a string, got {type(row[column]).__name__}")
+        if "text" in row:
+            check_text(row["text"], "text", name)
+        else:
+            check_completion(row["prompt"], row["completion"], name)
         if self.tokenizer is None:
             raise ValueError(
                 f"{name} is text, which needs a tokenizer: pass processing_class, or give rows with 'input_ids'"
@@ -257,6 +259,19 @@ class RowEncoder:
                 f"{input_ids.tolist()}; leave the row out"
             )
         check_ids(self.model, input_ids.tolist(), name)
+
+
+def refused(dataset: Any, name: str) -> str | None:
+    """Return what to do about an object that is no dataset of rows; None for one that is."""
+    if hasattr(dataset, "iloc"):  # a table of pandas, whose items are columns
+        return f"use {name}.to_dict('records')"
+    if isinstance(dataset, Mapping):
+        return f"give one of its splits, such as {name}['train'], or a list with one dict per row"
+    if isinstance(dataset, str):
+        return "read the file first, for example with load_facts(path).train"
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return "only train_dataset may be a stream, so read it into a list first"
+    return None
 
 
 def check_columns(row: Mapping[str, Any], name: str) -> None:

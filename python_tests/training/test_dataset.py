@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,8 +231,30 @@ GOOD = {"input_ids": [BOS, 7, 8, EOS]}
     ("rows", "error", "message"),
     [
         ([], ValueError, "train_dataset is empty"),
-        ("rows.jsonl", TypeError, "got str"),
-        ({"train": [GOOD]}, TypeError, "got dict"),
+        ("rows.jsonl", TypeError, "got str; read the file first"),
+        ({"train": [GOOD]}, TypeError, r"got dict; give one of its splits, such as train_dataset\['train'\]"),
+        (
+            SimpleNamespace(iloc=None, __len__=len),
+            TypeError,
+            r"; use train_dataset.to_dict\('records'\)",
+        ),  # as of pandas
+        (
+            [("Ada", " wrote")],
+            ValueError,
+            r"\[0\] must be a dict .* got tuple; name its parts: {'prompt': ..., 'comple",
+        ),
+        (
+            [{"prompt": "Ada", "completion": "wrote"}],
+            ValueError,
+            r"\[0\]: prompt and completion run together as 'Adawro",
+        ),
+        (
+            [{"prompt": "Ada ", "completion": "wrote"}],
+            ValueError,
+            r"\[0\]: prompt must not end with a space, got 'Ada '",
+        ),
+        ([{"prompt": " ", "completion": " wrote"}], ValueError, r"\[0\]: prompt must not be empty, got ' '"),
+        ([{"text": " \n"}], ValueError, r"\[0\]: text must not be empty"),
         ([GOOD, LONG], ValueError, r"train_dataset\[1\] needs 33 tokens, but the model's context is 32"),
         ([GOOD, {"input_ids": [BOS]}], ValueError, r"train_dataset\[1\] has nothing to predict"),
         ([GOOD, {"input_ids": [7, BOS, EOS]}], ValueError, r"train_dataset\[1\] has nothing to predict"),
@@ -317,19 +340,6 @@ def test_a_padding_id_that_the_model_lacks_is_not_used(tmp_path: Path):
     )
     trainer.train()
     assert all(math.isfinite(loss) for loss in logged(trainer))
-
-
-@pytest.mark.parametrize("objective", ["abi", "new-token"])
-def test_objectives_that_add_tokens_are_built_twice_with_one_tokenizer(tmp_path: Path, objective: str):
-    tokenizer = train_word_tokenizer(["Ada wrote it."])
-    for _ in range(2):
-        model = tiny_llama()
-        model.resize_token_embeddings(len(train_word_tokenizer(["Ada wrote it."])))
-        args = config(tmp_path, objective=objective, max_steps=1, mixing_probability=1.0)
-        trainer = BicoTrainer(model, args, [{"text": "Ada wrote it."}], processing_class=tokenizer)
-        trainer.train()
-        assert math.isfinite(logged(trainer)[0])
-        assert model.config.vocab_size == len(tokenizer)
 
 
 def test_a_text_with_a_token_that_the_model_lacks_is_refused(tmp_path: Path):

@@ -276,3 +276,16 @@ def test_adapters_cannot_be_combined_with_new_tokens(tmp_path: Path):
             processing_class=tokenizer,
             peft_config=adapters,
         )
+
+
+@pytest.mark.parametrize("objective", ["abi", "new-token"])
+def test_objectives_that_add_tokens_are_built_twice_with_one_tokenizer(tmp_path: Path, objective: str):
+    tokenizer = train_word_tokenizer(["Ada wrote it."])
+    for _ in range(2):
+        model = tiny_llama()
+        model.resize_token_embeddings(len(train_word_tokenizer(["Ada wrote it."])))
+        args = config(tmp_path, objective=objective, max_steps=1, mixing_probability=1.0)
+        trainer = BicoTrainer(model, args, [{"text": "Ada wrote it."}], processing_class=tokenizer)
+        trainer.train()
+        assert math.isfinite(logged(trainer)[0])
+        assert model.config.vocab_size == len(tokenizer)
