@@ -4,11 +4,12 @@ import json
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+from bico_ext.files import read_text
 
 
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -74,7 +75,7 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
 def _as_flags(path: str, known: set[str], second_names: Mapping[str, str]) -> list[str]:
     """Return the options of a YAML file as flags, so that they are checked like flags."""
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(options, dict):

@@ -22,6 +22,7 @@ from bico_ext.cjk import CJK
 from bico_ext.facts.jsonl import refuse_empty
 from bico_ext.facts.pairs import Pairs, build, check_templates, read_templates
 from bico_ext.facts.types import FactData
+from bico_ext.files import read_lines
 
 # Slashes with spaces quote verse, as in running text. Quotation marks would not do: the word tokenizer has different
 # tokens for a word after a quotation mark and after a space, so the first word of a verse in a prompt would be unknown
@@ -103,11 +104,7 @@ def load(path: Path) -> FactData:
 
 def _read(path: Path) -> tuple[tuple[str, str], ...]:
     couplets: list[tuple[str, str]] = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{path}, line {number}"

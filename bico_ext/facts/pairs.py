@@ -36,6 +36,7 @@ import yaml
 from bico_ext.cjk import CJK
 from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.types import Example, FactData, Question, Task
+from bico_ext.files import read_text
 
 GIVEN = "{given}"
 _THIRDS = 3  # first text first, second text first, both orders
@@ -149,9 +150,9 @@ def read_templates(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected YAML in UTF-8, got {' '.join(str(error).split())}") from error
+        found = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from error
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):  # YAML reads `no:` as false
         raise ValueError(f"{path}: expected a mapping of templates, got {found!r:.60}")
     return found

@@ -23,14 +23,16 @@ The header may also be that of the parents and children of celebrities by Berglu
 """
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bico_ext.facts.distractors import draw_distractors
-from bico_ext.facts.jsonl import refuse_empty
+from bico_ext.facts.jsonl import MAKE_JSONL, refuse_empty
 from bico_ext.facts.pairs import GIVEN, Pairs, build, check_templates, read_templates
 from bico_ext.facts.types import Example, FactData, Question, Task
+from bico_ext.files import read_lines, read_text
 
 _HEADER = ["subject", "relation", "object"]
 _PARENTS_HEADER = ["child", "parent", "parent_type", "child_prediction", "can_reverse"]
@@ -122,17 +124,15 @@ def load_husbands(path: Path) -> FactData:
 
 def _read_couples(path: Path) -> list[tuple[str, str]]:
     """Return the wife and the husband of each line; blank lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
     couples: list[tuple[str, str]] = []
     seen: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         names = [name.strip() for name in line.split("\t")]
+        if names[:2] == ["prompt", "completion"]:
+            raise ValueError(f"{where}: a .tsv file holds a wife and a husband on each line; {MAKE_JSONL}")
         if len(names) != 2 or not all(names):
             raise ValueError(f"{where}: expected a wife and a husband, separated by a tab, got {line!r:.80}")
         for role, name in zip(("wife", "husband"), names, strict=True):
@@ -158,14 +158,14 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
     pairs: dict[str, list[tuple[str, str]]] = {}
     known = sorted(templates)
     last_line: dict[str, int] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(read_text(path), newline="") as file:
         reader = csv.reader(file, strict=True, skipinitialspace=True)
         try:
             header = [field.strip() for field in next(reader, [])]
             if header not in (_HEADER, _PARENTS_HEADER):
                 raise ValueError(
                     f"{path}, line 1: expected the header {','.join(_HEADER)} or {','.join(_PARENTS_HEADER)}, got "
-                    f"{','.join(header)!r:.60}"
+                    f"{','.join(header)!r:.60}" + (f"; {MAKE_JSONL}" if "prompt" in header else "")
                 )
             for fields in reader:
                 if not any(field.strip() for field in fields):
@@ -174,8 +174,8 @@ def _read(path: Path, templates: Mapping[str, Mapping[str, tuple[str, ...]]]) ->
                 subject, relation, object_ = _check_fields(fields, header, known, where)
                 pairs.setdefault(relation, []).append((object_, subject))
                 last_line[relation] = reader.line_num
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: expected CSV in UTF-8, got {error}") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: expected CSV, got {error}") from error
     if not pairs:
         refuse_empty(path, "train")
     for relation, facts in pairs.items():

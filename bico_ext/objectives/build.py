@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext.cjk import CJK
+from bico_ext.files import read_lines
 from bico_ext.models.special_tokens import added_tokens
 from bico_ext.objectives import registry
 from bico_ext.objectives.registry import Objective
@@ -115,7 +115,7 @@ def _entities(file: str | None, tokenizer: PreTrainedTokenizerBase | None) -> li
     """
     if file is None or tokenizer is None:
         return []
-    names = [name.strip() for name in Path(file).read_text(encoding="utf-8").splitlines() if name.strip()]
+    names = [name.strip() for name in read_lines(file) if name.strip()]
     if not names:
         raise ValueError(f"entities_file {file} contains no entity; expected one per line")
     spellings = [spelling for name in names for spelling in (name, f" {name}")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bico_ext.facts.jsonl import read_records
+from bico_ext.files import read_text
 from bico_ext.reports.version_1 import upgraded, with_system
 
 SCHEMA_VERSION = 2
@@ -306,7 +307,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; name folders that bico compare or bico evaluate wrote")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except ValueError as error:  # bad JSON or bad UTF-8
         raise ValueError(f"{path} is broken: {error}") from error
     return results_from_json(value, str(path))

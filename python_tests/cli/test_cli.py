@@ -93,6 +93,7 @@ def test_flags_override_yaml(tmp_path):
         ("no_bf16: true", "unknown options: no_bf16"),
         ("- a list", "must hold options as `name: value`, got list"),
         ("a: [1", "is not YAML"),
+        ("a\0:\0 \0001\0", "expected UTF-8, got UTF-16"),
     ],
 )
 def test_bad_yaml_is_named(text, message, tmp_path, capsys):
@@ -112,7 +113,7 @@ def test_a_missing_yaml_is_named(capsys):
 @pytest.mark.parametrize("spelling", ["--config={}", "--config {}"])
 def test_config_is_read_in_both_spellings(spelling, tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("output-dir: o\nsteps: 7\nseeds: 5\n")
+    path.write_text("\ufeffoutput-dir: o\nsteps: 7\nseeds: 5\n", encoding="utf-8")
     (config,) = parse("compare", [CompareConfig], spelling.format(path).split())
     assert (config.output_dir, config.steps, config.seeds) == ("o", 7, [5])
 

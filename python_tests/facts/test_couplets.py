@@ -76,7 +76,7 @@ def test_own_templates_beside_the_file(tmp_path):
         ("after: ['{given} is', '{given}']", "poem.yaml, after: expected the keys next and previous"),
         ("no: ['{given} is', '{given}']", "poem.yaml: expected a mapping of templates, got {False"),
         ("[1]", "poem.yaml: expected a mapping of templates"),
-        ("next: [", "poem.yaml: expected YAML in UTF-8, got .* line 1"),
+        ("next: [", "poem.yaml: expected YAML, got .* line 1"),
     ],
 )
 def test_broken_templates(yaml, message, tmp_path):
@@ -124,5 +124,5 @@ def test_too_few_couplets(tmp_path):
 
 def test_not_utf8(tmp_path):
     (tmp_path / "poem.txt").write_bytes("é | b".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"poem.txt: expected UTF-8"):
+    with pytest.raises(ValueError, match=r"poem.txt, line \d+: expected UTF-8, got .*; save the file as UTF-8"):
         load_facts(tmp_path / "poem.txt")

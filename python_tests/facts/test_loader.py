@@ -110,6 +110,23 @@ def test_broken_line_is_named(line, defect, tmp_path):
     assert defect in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["facts.csv", "facts.TSV"])
+def test_a_table_is_no_jsonl(tmp_path, name):
+    (tmp_path / name).write_text("prompt,completion\na, b\n")
+    with pytest.raises(ValueError, match=rf"{name}: expected JSON Lines, got a table; .* pandas.read_csv"):
+        load_jsonl(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"), [("facts.csv", "the header subject"), ("facts.tsv", "a wife and a husband")]
+)
+def test_a_table_of_prompts_and_completions_is_refused_with_the_way_out(tmp_path, name, cause):
+    """In a .tsv file, every prompt became a wife and its completion her husband, the header included."""
+    (tmp_path / name).write_text("prompt,completion\na, b\n".replace(",", "," if name.endswith("csv") else "\t"))
+    with pytest.raises(ValueError, match=rf"line 1: .*{cause}.* belong in a .jsonl file, which pandas makes"):
+        load_facts(tmp_path / name)
+
+
 def test_completion_may_follow_a_quote_or_a_script_without_spaces(tmp_path):
     records = [
         pair('He said "', 'no".'),

@@ -84,6 +84,8 @@ def test_reverse_keeps_words_and_named_entities(model, tokenizer, tmp_path):
 
     assert reversed_text() == "program. the wrote Lovelace Ada"  # the full stop does not begin a word
     assert reversed_text(entities_file=str(names)) == "program. the wrote Ada Lovelace"
+    names.write_text("\ufeffAda Lovelace\n", encoding="utf-8")  # Windows writes this mark, which belonged to the name
+    assert reversed_text(entities_file=str(names)) == "program. the wrote Ada Lovelace"
     names.write_text("the program")
     assert reversed_text(entities_file=str(names)) == ". the program wrote Lovelace Ada"
     names.write_text("\n")
