@@ -1,8 +1,8 @@
 """`attach`: gives a Hugging Face RoPE model split-triangle attention in place.
 
 It copies no modelling code and adds nothing to checkpoints. transformers rotates q and k inside each attention module
-and passes them to an attention function that it looks up by name. `attach` registers such a function under the name
-"bico" and puts a forward pre-hook on each attention module. When a call carries `span_ids`, the hook passes the
+and passes them to an attention function that it looks up by name. Ours is registered under the name "bico". `attach`
+selects it and puts a forward pre-hook on each attention module. When a call carries `span_ids`, the hook passes the
 module's (cos, sin) to the function as a keyword argument and gives the module itself (ones, zeros), a rotation that
 changes nothing. The function therefore receives the un-rotated q and k together with the real tables. Without
 `span_ids` the function is transformers' own SDPA attention. `block_positions` replace (cos, sin) by those of
@@ -14,10 +14,9 @@ import inspect
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from bico_ext.models.hooks import IMPLEMENTATION, Attachment, attention
+from bico_ext.models.hooks import IMPLEMENTATION, Attachment
 from bico_ext.models.proof import prove_attention, prove_separation
 from bico_ext.models.rotary import probe_pairing
 
@@ -54,7 +53,8 @@ def attach(
     frames: they follow `span_ids` alone.
 
     `state_dict` and `config.json` do not change. A saved model is therefore a stock model; attach it again after
-    loading. A model that is already attached is returned as it is, so `bidirectional` then needs `detach` first. Three
+    loading. A copy of an attached model is attached, be it a deep copy or one that another process reads from a pickle.
+    A model that is already attached is returned as it is, so `bidirectional` then needs `detach` first. Three
     forwards of 32 random embeddings prove that every layer follows `span_ids`; they do not change the random state, the
     training mode or the gradients.
 
@@ -105,8 +105,6 @@ def attach(
             )
         return model
     layers = _rotary_layers(inner, allow_causal_layers)
-    AttentionInterface.register(IMPLEMENTATION, attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # transformers drops padding for an unknown name
     attachment: Any = Attachment(
         pairing=probe_pairing(
             type(next(iter(layers.values())))

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from bico_ext.models.call_arguments import check_call_arguments, known_arguments
 from bico_ext.models.proof import Proof
 from bico_ext.models.rotary import Pairing, Rotation, block_tables
 from bico_ext.models.span_cache import SpanCache
@@ -26,13 +28,14 @@ _UNSUPPORTED = {"softcap": "soft-capping of scores", "s_aux": "attention sinks",
 class Attachment:
     """How a model is attached: its hooks, and what they need to know.
 
-    It is stored on the model, so that a deep copy of an attached model is attached, too.
+    It is stored on the model, so that a copy of an attached model is attached, too, also one that was pickled.
 
     Attributes:
         pairing: which elements of a head are rotated together.
         stock_implementation: the attention implementation that the model had before.
         bidirectional, mirror, allow_causal_layers: the arguments of `attach`.
         causal_layers: something other than attention mixes tokens, and stays causal.
+        known_arguments: the keyword arguments that have an effect in a call.
     """
 
     pairing: Pairing
@@ -41,6 +44,7 @@ class Attachment:
     mirror: bool
     allow_causal_layers: bool
     causal_layers: bool = False
+    known_arguments: frozenset[str] = frozenset()
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def hook(self, inner: PreTrainedModel, layers: dict[str, nn.Module], unrotated: set[nn.Module]) -> None:
@@ -52,6 +56,7 @@ class Attachment:
             unrotated: those that do not rotate q and k.
         """
         self.remove()
+        self.known_arguments = known_arguments(inner)
         before = partial(decoder_hook, attachment=self)
         self._handles = [
             inner.base_model.register_forward_pre_hook(before, with_kwargs=True),
@@ -75,6 +80,7 @@ def decoder_hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     keeps transformers from building a KV cache and an attention mask. If the model is attached as `bidirectional`, a
     call without `span_ids` gets those of context, and `mirror` unless the call has its own.
     """
+    check_call_arguments(kwargs, attachment.known_arguments)
     if kwargs.get("block_positions") is not None:
         kwargs = {**kwargs, "block_tables": _block_tables(decoder, kwargs, attachment.pairing)}
     if attachment.bidirectional and kwargs.get("span_ids") is None and kwargs.get("attach_proof") is None:
@@ -270,3 +276,8 @@ def attention(
 def _window(module: Any, kwargs: dict[str, Any]) -> int | None:
     """Return the sliding window of an attention layer; some families (Phi-3.5-MoE) have it in their masks only."""
     return kwargs["sliding_window"] if "sliding_window" in kwargs else sliding_window(module.config, module)
+
+
+# Here, and not in `attach`: the process that reads a pickled model imports this module, but may never call `attach`.
+AttentionInterface.register(IMPLEMENTATION, attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # transformers drops padding for an unknown name

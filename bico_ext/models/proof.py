@@ -9,7 +9,6 @@ no other.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -129,7 +128,7 @@ def prove_separation(model: nn.Module, inner: PreTrainedModel, allow_causal_laye
         TypeError: something else does, and is not accepted.
     """
     with _evaluation(model):
-        mixing = _mixing_layer(model, _noise(inner))
+        mixing = _mixing_layer(model, inner, _noise(inner))
     if mixing is not None and not allow_causal_layers:
         raise TypeError(
             f"{type(inner).__name__} mixes tokens in layer {mixing} by something other than attention (a convolution "
@@ -173,11 +172,12 @@ def _check_faults(inner: PreTrainedModel, layers: dict[str, nn.Module], proof: P
         raise TypeError(f"{type(inner).__name__} cannot have split-triangle attention. {reasons}")
 
 
-def _mixing_layer(model: nn.Module, noise: Tensor) -> int | None:
+def _mixing_layer(model: nn.Module, inner: PreTrainedModel, noise: Tensor) -> int | None:
     """Return the first layer in which a changed token changes others although every token sees itself only.
 
     Args:
         model: the attached model, or the PEFT model around it.
+        inner: the attached model itself.
         noise: two rows of embeddings [2, S, E].
     """
     changed = LENGTH // 2
@@ -185,14 +185,36 @@ def _mixing_layer(model: nn.Module, noise: Tensor) -> int | None:
     embeddings = noise[:1].repeat(2, 1, 1)
     embeddings[1, changed] = noise[1, changed]
     alone = torch.arange(1, LENGTH + 1, dtype=torch.int32, device=noise.device).repeat(2, 1)
-    states = model(
-        inputs_embeds=embeddings, span_ids=alone, mirror=False, use_cache=False, output_hidden_states=True
-    ).hidden_states
+    with _layer_states(inner) as states:
+        model(inputs_embeds=embeddings, span_ids=alone, mirror=False, use_cache=False)
     tolerance = 5e-2 if noise.element_size() == 2 else 5e-3  # as in `judge`; a convolution of 3 tokens gives 0.3
-    for layer, (before, after) in enumerate(pairwise(states)):
+    for layer, (before, after) in enumerate(states):
         # Relative to what the layer adds: with small weights that is little beside the hidden states themselves.
         added = (after.float() - before.float())[:, others]  # [2, S - 1, E]
         difference = (added[1] - added[0]).norm(dim=-1) / added[0].norm(dim=-1).clamp_min(1e-12)
         if not difference.max() <= tolerance:
             return layer
     return None
+
+
+@contextmanager
+def _layer_states(inner: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect what goes into each decoder layer and what comes out, [B, S, E], in the order of the layers.
+
+    `output_hidden_states` would not do: it leaves hooks behind, with which no model can be pickled, and gives nothing
+    for a model that was read from a pickle.
+    """
+    count = inner.config.get_text_config().num_hidden_layers
+    layers = next(part for part in inner.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    states: list[tuple[Tensor, Tensor]] = []
+
+    def collect(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        states.append((before, output[0] if isinstance(output, tuple) else output))
+
+    handles = [layer.register_forward_hook(collect, with_kwargs=True) for layer in layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -3,6 +3,8 @@
 import copy
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,29 @@ def test_a_deep_copy_is_attached_and_independent() -> None:
     check_attached(model)
     ids = tokens(1, LENGTH)
     assert torch.equal(copied(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+
+
+READER = """
+import sys, torch
+model, ids, span_ids = torch.load(sys.argv[1], weights_only=False)
+logits = [model(input_ids=ids).logits, model(input_ids=ids, span_ids=span_ids).logits]
+from bico_ext.models.attach import attach, check_attached, detach
+check_attached(attach(model))
+torch.save([*logits, detach(model)(input_ids=ids).logits], sys.argv[2])
+"""
+
+
+def test_another_process_reads_a_pickled_model(tmp_path: Path) -> None:
+    """It lacked the attention function, which only `attach` registered, and the proof left hooks without a pickle."""
+    model, ids, span_ids = attach(tiny_llama()), tokens(1, LENGTH), some_span_ids(1)
+    torch.save((model, ids, span_ids), tmp_path / "model.pt")
+    files = [str(tmp_path / "model.pt"), str(tmp_path / "logits.pt")]
+    subprocess.run([sys.executable, "-c", READER, *files], check=True)
+    causal, logits, detached = torch.load(files[1])
+    assert relative(logits, dense_llama(model, ids, span_ids)) < 1e-6
+    stock = tiny_llama()(input_ids=ids).logits
+    assert relative(causal, stock) < 1e-6
+    assert relative(detached, stock) < 1e-6
 
 
 def test_a_bare_decoder_can_be_attached() -> None:

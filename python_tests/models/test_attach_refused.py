@@ -56,6 +56,47 @@ def test_call_errors(inputs: dict, error: type[Exception], message: str) -> None
         model(**({"input_ids": tokens(2, LENGTH), "span_ids": some_span_ids(2)} | inputs))
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["without-spans", "with-spans"])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("span_id", "use span_ids"),
+        ("spanids", "use span_ids"),
+        ("output_position", "use output_positions"),
+        ("cu_seqlens", "packed sequences are separated by cu_seq_lens_q"),
+        ("segment_ids", "packed sequences are separated by cu_seq_lens_q"),
+    ],
+)
+def test_a_misspelt_or_foreign_argument_is_named(name: str, meant: str, packed: bool) -> None:
+    """transformers swallows it, so attention would be causal, or packed sequences would see each other."""
+    model, inputs = attach(tiny_llama()), {"span_ids": some_span_ids(1)} if packed else {}
+    with pytest.raises(TypeError, match=f"^{name} is no argument of an attached model; {meant}"):
+        model(input_ids=tokens(1, LENGTH), **inputs, **{name: torch.zeros(1, LENGTH, dtype=torch.int32)})
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_call_without_span_ids_may_have_arguments_that_stock_models_ignore(bidirectional: bool) -> None:
+    """Some tokenizers return `token_type_ids`, say."""
+    model, ids = attach(tiny_llama(), bidirectional=bidirectional), tokens(1, LENGTH)
+    extra = {"token_type_ids": torch.zeros_like(ids)}
+    assert torch.equal(model(input_ids=ids, **extra).logits, model(input_ids=ids).logits)
+    with pytest.raises(TypeError, match=r"^token_type_ids is no argument .* would have no effect; leave it out"):
+        model(input_ids=ids, span_ids=some_span_ids(1), **extra)
+
+
+def test_arguments_of_transformers_are_known() -> None:
+    """What a collator without padding and the Trainer's loss give; the same without the lengths leaks."""
+    model, offsets = attach(tiny_llama()), torch.tensor([0, 9, LENGTH], dtype=torch.int32)
+    lengths = {"cu_seq_lens_k": offsets, "max_length_q": 10, "max_length_k": 10, "seq_idx": tokens(1, LENGTH)}
+    inputs = {"input_ids": tokens(1, LENGTH), "labels": tokens(1, LENGTH), "span_ids": some_span_ids(1), **lengths}
+    model(**inputs, cu_seq_lens_q=offsets, num_items_in_batch=torch.tensor(18), shift_labels=None, unheard_of=None)
+    for name, value in lengths.items():
+        with pytest.raises(ValueError, match=f"{name} does not separate packed sequences without cu_seq_lens_q"):
+            model(input_ids=inputs["input_ids"], span_ids=inputs["span_ids"], **{name: value})
+    with pytest.raises(ValueError, match="is_causal has no effect together with span_ids"):
+        model(input_ids=inputs["input_ids"], span_ids=inputs["span_ids"], is_causal=False)
+
+
 def test_a_given_cache_is_refused() -> None:
     model = attach(tiny_llama())
     cache = model(input_ids=tokens(2, LENGTH)).past_key_values
