@@ -1,4 +1,4 @@
-"""Text files: how they are read, and atomic writes.
+"""Paths as users give them, text files as users write them, and atomic writes.
 
 A written file is either complete or absent, because it is written under a temporary name and then renamed.
 """
@@ -10,6 +10,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def expand_user(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is, but with the home folder in place of a leading `~`.
+
+    A shell replaces it, but not in quotes or in a YAML file, so every function that takes a path from a user
+    calls this. Names of models and data sets stay as they are.
+
+    Example:
+        >>> expand_user("~/facts") == os.path.join(os.path.expanduser("~"), "facts")
+        True
+        >>> expand_user("./synthetic")
+        './synthetic'
+    """
+    return os.path.expanduser(os.fspath(path))
 
 
 @contextmanager
@@ -26,7 +41,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> target.read_text()
         '0.5'
     """
-    path = Path(path)
+    path = Path(expand_user(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -44,7 +59,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: the path or one of its parents is a file, or the folder is not writable.
     """
-    folder = Path(path)
+    folder = Path(expand_user(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

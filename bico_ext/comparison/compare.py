@@ -31,6 +31,7 @@ from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_f
 from bico_ext.reports.version_1 import upgraded_run_file
 from bico_ext.training.complete_checkpoints import last_complete
 from bico_ext.training.lora import lora_config
+from bico_ext.training.resume_record import differences
 
 LARGE = 20_000_000  # parameters, from which on a model uses all cores
 LOCK = ".lock"  # a file in the output folder, locked while a comparison writes there
@@ -234,15 +235,9 @@ def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, An
                 "or name another folder"
             )
         held = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in settings if held.get(name) != settings[name]]
+        changed = differences(held, settings, {"digest": "the facts have changed"})
         if changed:
-            differences = ", ".join(
-                "the facts have changed" if name == "digest" else f"{name} {held.get(name)!r} -> {settings[name]!r}"
-                for name in changed
-            )
-            raise FileExistsError(
-                f"output_dir {out} holds runs with other settings ({differences}); name another folder"
-            )
+            raise FileExistsError(f"output_dir {out} holds runs with other settings ({changed}); name another folder")
     elif any(path.name != LOCK for path in out.iterdir()) and not file.exists():
         raise FileExistsError(f"output_dir {out} is not empty and holds no comparison; name another folder")
     return settings

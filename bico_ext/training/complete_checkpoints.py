@@ -21,6 +21,9 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from bico_ext.files import expand_user
+from bico_ext.training.resume_record import check_record, write_record
+
 # In the output folder: the checkpoint that is being written, or was when its process died. What begins with an
 # underscore is never pushed.
 UNFINISHED = "_unfinished"
@@ -46,7 +49,7 @@ def last_complete(folder: str | os.PathLike[str]) -> Path | None:
     """
     numbered = {
         int(match[1]): path
-        for path in Path(folder).glob("checkpoint-*")
+        for path in Path(expand_user(folder)).glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
     }
     for _, path in sorted(numbered.items(), reverse=True):
@@ -67,7 +70,7 @@ def missing_part(checkpoint: str | os.PathLike[str]) -> str | None:
         >>> missing_part("out/checkpoint-500")
         'trainer_state.json is missing or cut'
     """
-    folder = Path(checkpoint)
+    folder = Path(expand_user(checkpoint))
     if _read_object(folder / "trainer_state.json") is None:
         return "trainer_state.json is missing or cut"
     for index in sorted(folder.glob("*.index.json")):
@@ -109,12 +112,13 @@ class CompleteCheckpoints(Trainer):
     """A Trainer whose checkpoints have their names only when they are complete, and that resumes only from such."""
 
     _unfinished: Path | None = None  # where a checkpoint is being written
+    _trained_with: dict[str, Any] | None = None  # what a checkpoint records
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`, but True means the newest complete checkpoint.
 
         Raises:
-            ValueError: the checkpoint is not complete, or there is none.
+            ValueError: the checkpoint is not complete, there is none, or it was trained with something else.
         """
         folder = Path(cast(str, self.args.output_dir))
         if resume_from_checkpoint is True:
@@ -127,6 +131,10 @@ class CompleteCheckpoints(Trainer):
                 f"resume_from_checkpoint {resume_from_checkpoint} is not a complete checkpoint: {missing}; with True, "
                 f"training continues from the newest complete one in {folder}"
             )
+        if resume_from_checkpoint:
+            resume_from_checkpoint = expand_user(resume_from_checkpoint)
+        if resume_from_checkpoint and self._trained_with is not None:
+            check_record(Path(resume_from_checkpoint), self._trained_with)
         if self.args.should_save:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -178,6 +186,8 @@ class CompleteCheckpoints(Trainer):
             self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(str(written / "trainer_state.json"))
+            if self._trained_with is not None:
+                write_record(written, self._trained_with)
             if checkpoint.exists():  # of a run that went on from an earlier one, or made by transformers for SIGTERM
                 os.replace(checkpoint, written.with_name("replaced"))
             os.replace(written, checkpoint)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, gather_object  # type: ignore[import-untyped]
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
+from bico_ext.files import expand_user
 from bico_ext.models.attach import attach, check_attached
 from bico_ext.models.checkpoints import any_generation_config, mark_four_bit
 from bico_ext.models.tokenization import padding_id
@@ -36,6 +37,7 @@ from bico_ext.seeding import happens, stream_seed
 from bico_ext.training.complete_checkpoints import CompleteCheckpoints
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import LengthGroupedSampler, RowEncoder, Rows
+from bico_ext.training.resume_record import resume_record
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -116,6 +118,7 @@ class BicoTrainer(CompleteCheckpoints):
 
         # Model and tokenizer
         if isinstance(model, str):
+            model = expand_user(model)
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(model)
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -185,6 +188,10 @@ class BicoTrainer(CompleteCheckpoints):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if train_dataset is not None:
+            # One process decides, because with FSDP it alone may have the weights.
+            record = resume_record(args, network, train_dataset) if self.is_world_process_zero() else None
+            (self._trained_with,) = broadcast_object_list([record])
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train`, after a check that the model is still attached.
@@ -192,7 +199,8 @@ class BicoTrainer(CompleteCheckpoints):
         Raises:
             OSError: a checkpoint cannot be written; the message names the last complete one.
             RuntimeError: the model is not attached. A stock model would silently ignore the span ids.
-            ValueError: `resume_from_checkpoint` is not complete, or it is True and there is no complete checkpoint.
+            ValueError: `resume_from_checkpoint` is not complete, or was trained with something else (the message lists
+                the differences); or it is True and there is no complete checkpoint.
         """
         check_attached(cast(nn.Module, self.model))
         self._loss_sums.clear()
