@@ -37,6 +37,11 @@ BOUNDS: dict[str, Bound] = {
     "weight_decay": _FINITE,
     "adam_beta2": Bound(lambda value: 0 <= value < 1, "in [0, 1)"),
     "warmup_steps": _FINITE,
+    "max_steps": Bound(lambda value: value == -1 or value >= 1, "at least 1", "leave it out to train whole epochs"),
+    "num_train_epochs": Bound(lambda value: 0 < value < math.inf, "more than 0, and finite"),
+    "per_device_train_batch_size": _at_least(1),
+    "gradient_accumulation_steps": _at_least(1),
+    "lora_dropout": Bound(lambda value: 0 <= value < 1, "in [0, 1)"),
     "replay": Bound(lambda value: 0 <= value < 1, "in [0, 1), a share of the fine-tuning texts", "0 leaves it out"),
     # Objectives
     "infill_spans": _SPANS,

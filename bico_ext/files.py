@@ -96,7 +96,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
         >>> read_text(file)
         'Ada'
     """
-    content = Path(path).read_bytes()
+    content = Path(expand_user(path)).read_bytes()
     if b"\0" in content:  # ASCII in UTF-16 without its mark would pass for UTF-8
         raise ValueError(f"{path}: expected UTF-8, got UTF-16 or no text at all; save the file as UTF-8")
     try:

@@ -1,6 +1,7 @@
 """Parsing of command-line flags and YAML files into dataclasses."""
 
 import json
+import re
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import fields
@@ -8,8 +9,17 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
-from bico_ext.files import read_text
+from bico_ext.files import expand_user, read_text
+
+# Options of all commands that are paths, or may be.
+PATHS = frozenset(
+    (
+        *("output_dir", "model", "data", "input", "output", "entities_file", "config"),
+        *("resume_from_checkpoint", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
+    )
+)
 
 
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -17,6 +27,23 @@ class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `no` and `off` as words, which some options take, and 1e-4 as a number: YAML 1.2 does, PyYAML does not."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag not in (f"{_TAG}bool", f"{_TAG}float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"(?i:true|false)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(?i:inf)$|\.(?i:nan)$"),
+    list("-+.0123456789"),
+)
 
 
 def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = "") -> tuple[Any, ...]:
@@ -40,6 +67,9 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
     def mask_rate(text: str) -> float | str:
         return text if text == "uniform" else float(text)
 
+    def switch(text: str) -> bool:
+        return string_to_bool({"on": "yes", "off": "no"}.get(text.lower(), text))
+
     summary = configs[0].__doc__.split("\n")[0]
     parser = HfArgumentParser(
         configs,
@@ -52,6 +82,10 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
     for action in parser._actions:
         if action.dest == "mask_rate":  # HfArgumentParser parses `float | str` as a float
             action.type = mask_rate
+        elif action.type is string_to_bool:
+            action.type = switch
+        elif action.dest in PATHS:
+            action.type = expand_user
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with any of these options by name; flags override it."
     )
@@ -75,7 +109,7 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
 def _as_flags(path: str, known: set[str], second_names: Mapping[str, str]) -> list[str]:
     """Return the options of a YAML file as flags, so that they are checked like flags."""
     try:
-        options = yaml.safe_load(read_text(path))
+        options = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(options, dict):

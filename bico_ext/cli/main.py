@@ -1,5 +1,8 @@
 """The `bico` command: runs the subcommand and turns errors into an exit status."""
 
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,7 +28,13 @@ USAGE = "\n".join(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    """Run one command and return its exit status.
+
+    It is 0 for success, 1 for failure, 2 for wrong usage, 130 for an interrupt, and 141 if nobody reads the output.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal must not end a command whose work is done
+            stream.reconfigure(errors="backslashreplace")
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("--help", "-h"):
         print(USAGE, end="")
@@ -35,10 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         import_module(f"bico_ext.cli.{command.replace('-', '_')}").run(rest)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         kept = "; finished work is kept, and --resume continues it" if command in ("compare", "train") else ""
         print(f"bico {command}: interrupted{kept}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        print(f"bico {command}: its output is no longer read", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 128 + signal.SIGPIPE
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"bico {command}: {error}", file=sys.stderr)
         return 1

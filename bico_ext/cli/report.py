@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from bico_ext.files import expand_user
 from bico_ext.reports.report import merged_report
 from bico_ext.reports.tables import Table
 
@@ -11,11 +12,14 @@ def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "bico report", description="Write one report on the results of one or more folders, which are only read."
     )
-    parser.add_argument("folders", nargs="+", metavar="OUT", help="A folder that bico compare or bico evaluate wrote.")
+    parser.add_argument(
+        "folders", nargs="+", type=expand_user, metavar="OUT", help="A folder that bico compare or bico evaluate wrote."
+    )
     parser.add_argument(
         "--output-dir",
         "--output_dir",
         required=True,
+        type=expand_user,
         help="Folder for the report. It may hold an earlier report, but no other files.",
     )
     options = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 from bico_ext.cli.arguments import parse
 from bico_ext.extras import install
 from bico_ext.facts.loader import load_facts
+from bico_ext.files import make_folder
 from bico_ext.models import checkpoints
 from bico_ext.training.complete_checkpoints import UNFINISHED, last_complete
 from bico_ext.training.config import BicoConfig
@@ -48,6 +49,8 @@ def run(arguments: list[str]) -> None:
     if args.output_dir == "trainer_output":  # the default of transformers
         raise ValueError("output_dir is missing; add --output-dir OUT")
     folder = Path(args.output_dir)
+    if folder.exists():
+        make_folder(folder)  # fails now if it is a file or cannot be written to
     used = folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir())
     checkpoint = last_complete(folder) if used and config.resume else None
     if used and checkpoint is None:
@@ -67,6 +70,7 @@ def run(arguments: list[str]) -> None:
     # The trainer moves the model, or with FSDP only a part of it, which may be all that a device has room for.
     device = args.device if load_in_4bit else "cpu"
     model, tokenizer = checkpoints.load(config.model, load_in_4bit=load_in_4bit, device=device, merge_adapters=True)
+    make_folder(folder)
     trainer = BicoTrainer(model, args, facts.train, processing_class=tokenizer, peft_config=adapters)
     process = f"process {args.process_index} of {args.world_size}" if args.world_size > 1 else "training"
     with telling_how_to_resume(process, folder):

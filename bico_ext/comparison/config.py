@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from bico_ext.bounds import BOUNDS, check_bounds
 from bico_ext.comparison.systems import SYSTEMS, select_systems
+from bico_ext.files import expand_user
 from bico_ext.objectives.denoising import check_mask_rate
 
 HEADS = 4  # attention heads of the tiny model
@@ -265,6 +266,8 @@ class CompareConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "data", "model"):
+            object.__setattr__(self, name, expand_user(getattr(self, name)))
         if self.setting not in ("scratch", "pretrained"):
             raise ValueError(f"setting must be 'scratch' or 'pretrained', got {self.setting!r}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

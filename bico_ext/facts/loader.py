@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bico_ext.facts import berglund, couplets, invented, own, relations, synthetic
 from bico_ext.facts.types import FactData
+from bico_ext.files import expand_user
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
@@ -51,7 +52,7 @@ def load_facts(source: str | os.PathLike[str], *, seed: int = 0) -> FactData:
     """
     if source in GENERATED:
         return GENERATED[os.fspath(source)](seed)
-    path = Path(source).expanduser()
+    path = Path(expand_user(source))
     if path.is_dir():
         return berglund.load_folder(path) if berglund.is_folder(path) else own.load_folder(path)
     if path.is_file():

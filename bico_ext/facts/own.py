@@ -28,7 +28,7 @@ from typing import Any
 
 from bico_ext.facts.jsonl import parse_example, parse_question, read_records, refuse_empty
 from bico_ext.facts.types import ANSWERS, TASKS, Answer, Example, FactData, Question, Task, counterpart_of, is_reverse
-from bico_ext.files import write_json_lines
+from bico_ext.files import expand_user, write_json_lines
 
 # The file of each part of `FactData` in a folder of one's own. Every other JSONL file is a task.
 OWN_FILES = {
@@ -169,7 +169,7 @@ def write_facts(data: FactData, directory: str | os.PathLike[str]) -> None:
     Example:
         >>> write_facts(load_facts("synthetic", seed=1), "out/synthetic-1")  # doctest: +SKIP
     """
-    folder = Path(directory)
+    folder = Path(expand_user(directory))
     for name in data.tasks:
         if f"{name}.jsonl" in OWN_FILES.values() or not re.fullmatch(r"\w[^/\\\0]*", name):
             raise ValueError(

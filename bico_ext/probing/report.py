@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bico_ext.files import write_text
+from bico_ext.files import expand_user, write_text
 from bico_ext.probing.detail_report import detail_tables, draw_heads, draw_partial_flips
 from bico_ext.probing.style import COLOURS, LINES, estimate_text, figure, number
 from bico_ext.reports import plots
@@ -24,7 +24,7 @@ def write_probe_report(results: Mapping[str, Any], folder: str | os.PathLike[str
     Returns:
         The content of `table.md`.
     """
-    folder = Path(folder)
+    folder = Path(expand_user(folder))
     text = tables(results)
     if "heads" in results:
         text += detail_tables(results)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bico_ext.files import expand_user
 from bico_ext.reports.records import BEFORE, Results, Run, Source, read_predictions, read_results
 
 # The settings that the scores of a given model before fine-tuning depend on.
@@ -52,7 +53,7 @@ def merge(folders: Sequence[str | os.PathLike[str]]) -> tuple[Results, list[dict
     predictions: list[dict[str, Any]] = []
     seen: dict[tuple[str, int | None], str] = {}  # the file of each run, by label and seed
     for folder, results, suffix, given_suffix in zip(folders, inputs, suffixes, given, strict=True):
-        file = str(Path(folder) / "results.json")
+        file = str(Path(expand_user(folder)) / "results.json")
         before = _label(BEFORE, given_suffix)
         repeated = {BEFORE} if (before, None) in seen else set()
         for run in results.runs:
@@ -114,5 +115,5 @@ def _differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _folder_names(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Return the names of the folders, or their paths if two have the same name."""
-    names = [Path(folder).resolve().name for folder in folders]
+    names = [Path(expand_user(folder)).resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [os.fspath(folder) for folder in folders]

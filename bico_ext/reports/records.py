@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bico_ext.facts.jsonl import read_records
-from bico_ext.files import read_text
+from bico_ext.files import expand_user, read_text
 from bico_ext.reports.version_1 import upgraded, with_system
 
 SCHEMA_VERSION = 2
@@ -303,7 +303,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         FileNotFoundError: there is none.
         ValueError: it is broken, holds no runs or is of a later version; the message names the file and the defect.
     """
-    path = Path(folder) / "results.json"
+    path = Path(expand_user(folder)) / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; name folders that bico compare or bico evaluate wrote")
     try:
@@ -321,7 +321,7 @@ def read_predictions(folder: str | os.PathLike[str], results: Results) -> list[d
     Raises:
         ValueError: a line is broken; the message names it.
     """
-    path = Path(folder) / "predictions.jsonl"
+    path = Path(expand_user(folder)) / "predictions.jsonl"
     if not path.is_file():
         return []
     rows = []

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bico_ext.files import make_folder, write_text
+from bico_ext.files import expand_user, make_folder, write_text
 from bico_ext.reports import plots
 from bico_ext.reports.html import html_page
 from bico_ext.reports.merge import merge
@@ -48,7 +48,7 @@ def write_report(results: Results, folder: str | os.PathLike[str]) -> Table:
     """
     if not results.runs:
         raise ValueError("results must hold one or more runs, got none; see the errors of the failed runs")
-    return _write(results, read_predictions(folder, results), Path(folder))
+    return _write(results, read_predictions(folder, results), Path(expand_user(folder)))
 
 
 def merged_report(folders: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]) -> Table:

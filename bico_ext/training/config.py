@@ -10,6 +10,12 @@ from bico_ext.objectives import registry
 from bico_ext.objectives.blank_infilling import Positions, check_positions
 from bico_ext.objectives.denoising import check_mask_rate
 
+# Numbers that transformers lets through, to fail later or to train to NaN.
+_INHERITED_NUMBERS = (
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "weight_decay", "adam_beta2", "warmup_steps"),
+)
+
 LongRows = Literal["cut", "windows"]
 
 
@@ -163,6 +169,7 @@ class BicoConfig(TrainingArguments):
             reverse_segment_length=self.reverse_segment_length,
             mixing_probability=self.mixing_probability,
             max_length=self.max_length,
+            **{name: getattr(self, name) for name in _INHERITED_NUMBERS},
         )
         if "inputs" in (self.include_for_metrics or []):
             raise ValueError(

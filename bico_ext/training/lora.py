@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bico_ext.bounds import check_bounds
 from bico_ext.extras import install
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ def lora_config(rank: int = 32, alpha: int = 16, dropout: float = 0.01) -> "Lora
 
     Raises:
         ImportError: PEFT is not installed.
+        ValueError: dropout is out of range.
 
     Example:
         >>> lora_config().r
         32
     """
+    check_bounds(lora_dropout=dropout)
     try:
         from peft import LoraConfig
     except ImportError as error:

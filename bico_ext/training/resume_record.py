@@ -15,7 +15,7 @@ from torch import nn
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
-from bico_ext.files import expand_user, write_json
+from bico_ext.files import read_text, write_json
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import EncodedRows
 
@@ -81,7 +81,7 @@ def resume_record(args: BicoConfig, model: Any, train_dataset: Any) -> dict[str,
     if isinstance(train_dataset, EncodedRows):
         record["texts"] = _digest(*(part for row in train_dataset for part in (row["input_ids"], row["predicted"])))
     file = args.entities_file
-    record["entities"] = None if file is None else _digest(Path(expand_user(file)).read_text(encoding="utf-8"))
+    record["entities"] = None if file is None else _digest(read_text(file))
     record["adapters"] = sorted(getattr(model, "peft_config", ()))
     if record["adapters"]:
         for name, adapter in model.peft_config.items():
