@@ -9,7 +9,7 @@ from bico_ext.extras import install
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import make_folder
 from bico_ext.models import checkpoints
-from bico_ext.training.complete_checkpoints import UNFINISHED, last_complete
+from bico_ext.training.complete_checkpoints import UNFINISHED, last_complete, unfinished_model
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.failures import telling_how_to_resume
 from bico_ext.training.lora import lora_config
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
         make_folder(folder)  # fails now if it is a file or cannot be written to
     used = folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir())
     checkpoint = last_complete(folder) if used and config.resume else None
-    if used and checkpoint is None:
+    if used and checkpoint is None and not (config.resume and unfinished_model(folder)):
         remedy = (
             " but no complete checkpoint to resume from; name"
             if config.resume

@@ -2,7 +2,8 @@
 
 The Trainer of transformers writes into `checkpoint-N` file by file. A process that is killed or finds the disk full
 leaves a folder that looks like a checkpoint, and the Trainer resumes from one without optimizer state as if nothing
-were missing. Here a checkpoint is written into the folder `_unfinished` and then renamed.
+were missing. Here a checkpoint is written into the folder `_unfinished` and then renamed. The trained model is written
+there, too: it is a model for those who look for one when its configuration, the last file, has been moved to its place.
 """
 
 import json
@@ -12,7 +13,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +22,15 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from bico_ext.files import expand_user
+from bico_ext.files import expand_user, flush
 from bico_ext.training.resume_record import check_record, write_record
 
 # In the output folder: the checkpoint that is being written, or was when its process died. What begins with an
 # underscore is never pushed.
 UNFINISHED = "_unfinished"
+_REPLACED = "replaced"  # in that folder: the checkpoint whose name another one of the same step gets
+_MODEL = "model"  # in that folder: the trained model that is being written
+_WEIGHTS = "model*.safetensors*"
 _TORCH_FILES = ("*.pt", "*.pth", "*model*.bin", "optimizer*.bin")
 
 
@@ -36,6 +40,9 @@ class SaveError(OSError):
 
 def last_complete(folder: str | os.PathLike[str]) -> Path | None:
     """Return the newest complete checkpoint of a run, with one warning for each newer one that is not complete.
+
+    If a process was killed when it had taken the name of a checkpoint from an earlier one of the same step, the
+    checkpoint gets its name here.
 
     Args:
         folder: the output folder of the run, which may be absent.
@@ -47,9 +54,11 @@ def last_complete(folder: str | os.PathLike[str]) -> Path | None:
         >>> last_complete("out") is None
         True
     """
+    folder = Path(expand_user(folder))
+    _finish_replacing(folder)
     numbered = {
         int(match[1]): path
-        for path in Path(expand_user(folder)).glob("checkpoint-*")
+        for path in folder.glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
     }
     for _, path in sorted(numbered.items(), reverse=True):
@@ -58,6 +67,24 @@ def last_complete(folder: str | os.PathLike[str]) -> Path | None:
             return path
         logging.getLogger(__name__).warning("%s is skipped, because it is not complete: %s", path, missing)
     return None
+
+
+def _finish_replacing(folder: Path) -> None:
+    """Make the second of two renames, if the process died after the first."""
+    if (folder / UNFINISHED / _REPLACED).exists():
+        for written in (folder / UNFINISHED).glob("checkpoint-*"):
+            with suppress(OSError):  # the second rename was made, or another process makes it now
+                os.rename(written, folder / written.name)
+
+
+def unfinished_model(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether the process that saved the trained model into this folder has died before it was done.
+
+    Example:
+        >>> unfinished_model("out")
+        False
+    """
+    return (Path(folder) / UNFINISHED / _MODEL).exists()
 
 
 def missing_part(checkpoint: str | os.PathLike[str]) -> str | None:
@@ -108,6 +135,19 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def _move_model(written: Path, folder: Path) -> None:
+    """Move the files of a model into a folder, where they replace those of an earlier one."""
+    files = [file for file in written.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name in ("config.json", "adapter_config.json")):  # these come last
+        place = folder / file.relative_to(written)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+    weights = {file.name for file in files if file.match(_WEIGHTS)}
+    for file in folder.glob(_WEIGHTS) if weights else ():
+        if file.name not in weights:  # a shard of the earlier model
+            file.unlink()
+
+
 class CompleteCheckpoints(Trainer):
     """A Trainer whose checkpoints have their names only when they are complete, and that resumes only from such."""
 
@@ -152,6 +192,29 @@ class CompleteCheckpoints(Trainer):
         with self._naming_last_checkpoint(folder, output_dir or folder):
             super().save_model(output_dir)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As `Trainer._save`, but a model that is no part of a checkpoint gets its place when all of it is written."""
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        if self._unfinished is not None:
+            self._write(folder, state_dict)
+            return
+        written = folder / UNFINISHED / _MODEL
+        try:
+            self._write(written, state_dict)
+            if self.args.should_save:
+                flush(written)
+        except Exception:
+            if self.args.should_save:
+                shutil.rmtree(written.parent, ignore_errors=True)
+            raise
+        if self.args.should_save:
+            _move_model(written, folder)
+            shutil.rmtree(written.parent, ignore_errors=True)
+
+    def _write(self, folder: Path, state_dict: Any) -> None:
+        """Write the model and its tokenizer into a folder."""
+        super()._save(str(folder), state_dict)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, or raise a SaveError."""
         folder = Path(self._get_output_dir(trial))
@@ -188,8 +251,9 @@ class CompleteCheckpoints(Trainer):
             self.state.save_to_json(str(written / "trainer_state.json"))
             if self._trained_with is not None:
                 write_record(written, self._trained_with)
+            flush(written)
             if checkpoint.exists():  # of a run that went on from an earlier one, or made by transformers for SIGTERM
-                os.replace(checkpoint, written.with_name("replaced"))
+                os.replace(checkpoint, written.with_name(_REPLACED))
             os.replace(written, checkpoint)
             shutil.rmtree(written.parent, ignore_errors=True)
 

@@ -299,10 +299,9 @@ class BicoTrainer(CompleteCheckpoints):
             self._save(output_dir, self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or cast(str, self.args.output_dir))
+    def _write(self, folder: Path, state_dict: Any) -> None:
         with any_generation_config(cast(nn.Module, self.model), folder):
-            super()._save(output_dir, state_dict)
+            super()._write(folder, state_dict)
         if getattr(self.model, "is_loaded_in_4bit", False):
             mark_four_bit(folder)
 

@@ -237,6 +237,32 @@ def test_a_checkpoint_is_replaced_and_the_best_one_is_found(tmp_path: Path):
     assert json.loads((Path(best) / "trainer_state.json").read_text())["best_model_checkpoint"] == best
 
 
+def test_a_checkpoint_is_not_lost_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No folder can take the place of another in one step. Killed between the two, the run had no checkpoint left."""
+    changes = {**SAVING, "save_total_limit": 1}
+    whole = weights(train(tmp_path / "whole", **changes))
+    out = tmp_path / "out"
+    train(out, **{**changes, "save_total_limit": 2})
+    assert names(out) == ["checkpoint-4", "checkpoint-6"]
+    (out / "checkpoint-6" / "stale").touch()
+    replace = os.replace
+
+    def die(source: Path, target: Path) -> None:
+        if Path(target) == out / "checkpoint-6":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(out, resume=str(out / "checkpoint-4"), **changes)
+    shutil.rmtree(out / "checkpoint-4")
+    assert last_complete(out) == out / "checkpoint-6"
+    assert not (out / "checkpoint-6" / "stale").exists()
+    assert weights(train(out, resume=True, **changes)).equal(whole)
+    assert names(out) == ["checkpoint-6"]
+
+
 def test_the_best_checkpoint_is_kept_where_the_folder_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The state names it by the path that the folder had. Step 2 is made the best, so it is older than the limit."""
     changes = {
