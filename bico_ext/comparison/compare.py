@@ -8,7 +8,7 @@ busy machine. A large model uses all cores well and needs much memory, so its ru
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +25,11 @@ from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.facts.loader import load_facts
-from bico_ext.files import make_folder, write_json, write_json_lines
+from bico_ext.files import left_by_killed, make_folder, read_json, write_json, write_json_lines
 from bico_ext.models.checkpoints import count_parameters
 from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
-from bico_ext.training.complete_checkpoints import last_complete
+from bico_ext.training.complete_checkpoints import UNFINISHED, last_complete
 from bico_ext.training.lora import lora_config
 from bico_ext.training.resume_record import differences
 
@@ -52,8 +52,8 @@ def compare(config: CompareConfig) -> Results:
         ImportError: the settings ask for adapters, and PEFT is not installed.
         OSError: the model cannot be loaded, or the output folder cannot be made.
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
-            gives an answer away in a training text; the model's tokenizer has no padding token; or a question does not
-            fit the model's context.
+            gives an answer away in a training text; the model's tokenizer has no padding token; a question does not
+            fit the model's context; or a file of an earlier comparison is broken.
         RuntimeError: the memory or the disk is too small for the model.
 
     Example:
@@ -89,9 +89,13 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     Args:
         parameters: the number of parameters of a given model; 0 for the tiny one.
     """
-    missing = [
-        (name, seed) for seed in config.seeds for name in config.systems if not _results_of(config, name, seed).exists()
-    ]
+    _collect(out)  # fails now if a file is broken, and not when all runs are made
+    missing = []
+    for name, seed in ((name, seed) for seed in config.seeds for name in config.systems):
+        if _results_of(config, name, seed).exists():
+            _remove_checkpoints(run_folder(config, name, seed))  # if it was killed before it could
+        else:
+            missing.append((name, seed))
     if config.model != "tiny" and not _results_before(config).exists():
         (error,) = run_all(_work_before, [(config,)], steps=[0], jobs=1, label=BEFORE)
         if error is not None:
@@ -168,11 +172,17 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 
 
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
-    """Make one run in a worker process and write its results, which make its checkpoints superfluous."""
+    """Make one run in a worker process and write its results."""
     _write_finished(_results_of(config, name, seed), run(config, name, seed, [callback]))
-    folder = run_folder(config, name, seed)
-    for superfluous in folder.glob("checkpoint-*") if config.save_models else [folder]:
+    _remove_checkpoints(run_folder(config, name, seed))
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a finished run; of its folder stays the model, if it was saved."""
+    for superfluous in (*folder.glob("checkpoint-*"), folder / UNFINISHED):
         shutil.rmtree(superfluous, ignore_errors=True)
+    with suppress(OSError):  # it holds the model, or is gone already
+        folder.rmdir()
 
 
 def _work_before(config: CompareConfig, callback: TrainerCallback) -> None:
@@ -207,7 +217,7 @@ def _collect(out: Path) -> tuple[list[Run], list[dict[str, Any]]]:
     """Return the finished runs in the order of the systems, and their predictions."""
     records: list[dict[str, Any]] = []
     for file in (out / "runs").glob("*.json"):
-        finished = json.loads(file.read_text(encoding="utf-8"))
+        finished = read_json(file, "delete it, and --resume makes this run again")
         records += upgraded_run_file(finished) if isinstance(finished, dict) else finished
     order = [BEFORE, *SYSTEMS]
     records.sort(key=lambda record: (order.index(record["system"].split(",")[0]), record["system"], record.get("seed")))
@@ -234,10 +244,10 @@ def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, An
                 f"output_dir {out} already holds a run; add --resume to keep what is finished and add the rest, "
                 "or name another folder"
             )
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = read_json(file, "name another folder, because it says what the runs have in common")
         changed = differences(held, settings, {"digest": "the facts have changed"})
         if changed:
             raise FileExistsError(f"output_dir {out} holds runs with other settings ({changed}); name another folder")
-    elif any(path.name != LOCK for path in out.iterdir()) and not file.exists():
+    elif not file.exists() and not all(path.name == LOCK or left_by_killed(path) for path in out.iterdir()):
         raise FileExistsError(f"output_dir {out} is not empty and holds no comparison; name another folder")
     return settings

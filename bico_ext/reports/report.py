@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bico_ext.files import expand_user, make_folder, write_text
+from bico_ext.files import expand_user, left_by_killed, make_folder, write_text
 from bico_ext.reports import plots
 from bico_ext.reports.html import html_page
 from bico_ext.reports.merge import merge
@@ -73,7 +73,8 @@ def merged_report(folders: Sequence[str | os.PathLike[str]], output_dir: str | o
     """
     results, predictions = merge(folders)
     target = make_folder(output_dir)
-    others = sorted({path.name for path in target.iterdir()} - {*FILES, *_FORMER_FILES})
+    held = {path.name for path in target.iterdir() if not left_by_killed(path)}
+    others = sorted(held - {*FILES, *_FORMER_FILES})
     if others:
         some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise FileExistsError(f"output_dir {target} holds files other than a report ({some}); name another folder")

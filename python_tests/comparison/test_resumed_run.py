@@ -7,8 +7,10 @@ import shutil
 import pytest
 from transformers import TrainerCallback
 
-from bico_ext.comparison.compare import compare
+from bico_ext.comparison.compare import _remove_checkpoints, _settings_for, compare
 from bico_ext.comparison.run import run, run_folder
+from bico_ext.facts.loader import load_facts
+from bico_ext.files import write_json, write_text
 from bico_ext.reports.records import to_json
 from bico_ext.training.complete_checkpoints import last_complete
 
@@ -75,11 +77,55 @@ def test_compare_continues_only_a_run_with_the_same_settings(given, capsys):
     assert last_complete(folder) == folder / "checkpoint-50"
 
 
+def test_a_comparison_that_was_killed_while_it_wrote_its_first_file_starts_again(given, tmp_path):
+    """The rest of that file made the folder one of someone else."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / ".settings.json.4711").write_text("{")
+    assert _settings_for(out, given, "digest")["steps"] == 80
+    (out / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="is not empty and holds no comparison"):
+        _settings_for(out, given, "digest")
+
+
+def test_a_broken_file_is_named_before_a_run_is_made(given, tmp_path, monkeypatch):
+    """It was one of the last things that a comparison read, and the message did not say which file."""
+    monkeypatch.setattr("bico_ext.comparison.compare.run_all", None)
+    out = tmp_path / "out"
+    digest = load_facts(given.data).digest()
+    out.mkdir()
+    write_json(out / "settings.json", _settings_for(out, given, digest))
+    run_file = out / "runs" / "ntp-seed0.json"
+    write_text(run_file, '[{"system": "nt')
+    with pytest.raises(ValueError, match=r"ntp-seed0\.json is broken \(.*\); delete it, and --resume makes this run"):
+        compare(dataclasses.replace(given, resume=True))
+    write_text(out / "settings.json", "{")
+    with pytest.raises(ValueError, match=r"settings\.json is broken \(.*\); name another folder"):
+        compare(dataclasses.replace(given, resume=True))
+
+
+def test_checkpoints_of_a_finished_run_go_though_it_was_killed_before(tmp_path):
+    """A run writes its results, and then removes its checkpoints; a model that was kept stays."""
+    for name in ("kept", "not-kept"):
+        for left in ("checkpoint-50", "_unfinished/model"):
+            (tmp_path / name / left).mkdir(parents=True)
+            (tmp_path / name / left / "model.safetensors").touch()
+        if name == "kept":
+            (tmp_path / name / "config.json").touch()
+        _remove_checkpoints(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["config.json"]
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_finished_run_leaves_no_checkpoint(given, kept):
-    results = compare(dataclasses.replace(given, systems=["ntp"], save_models=kept, checkpoint_minutes=0))
+    config = dataclasses.replace(given, systems=["ntp"], save_models=kept, checkpoint_minutes=0)
+    results = compare(config)
     assert results.failures == ()
     folder = run_folder(given, "ntp", 0)
+    (folder / "checkpoint-75").mkdir(parents=True)  # killed before it was removed
+    assert compare(dataclasses.replace(config, resume=True)).runs == results.runs
     assert folder.exists() == kept
     assert (folder / "model.safetensors").exists() == kept
     assert not list(folder.glob("checkpoint-*"))

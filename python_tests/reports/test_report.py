@@ -96,6 +96,9 @@ def test_folders_with_other_files_are_refused(tmp_path, capsys):
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     assert main(["report", folder, "--output-dir", str(tmp_path / "thesis")]) == 1
     assert "thesis holds files other than a report (thesis.tex); name another folder" in capsys.readouterr().err
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / ".table.md.4711").touch()  # of a report whose process was killed
+    assert main(["report", folder, "--output-dir", str(tmp_path / "report")]) == 0
     assert names(tmp_path / "thesis") == {"thesis.tex"}
     assert main(["report", folder, "--output-dir", f"{folder}/results.json"]) == 1
     assert "results.json cannot be made (File exists); name another folder" in capsys.readouterr().err
