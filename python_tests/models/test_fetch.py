@@ -10,13 +10,14 @@ import torch
 
 pytest.importorskip("gguf", reason="the converter needs gguf, of the extra real")
 
+from filelock import FileLock
 from tiny_gguf import known_tiny, write_gguf, write_wheels
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bico_ext.cli.main import main
 from bico_ext.extras import install
 from bico_ext.models import checkpoints, known_models
-from bico_ext.models.fetch import fetch_model, is_fetched
+from bico_ext.models.fetch import _remove_left, fetch_model, is_fetched
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,42 @@ def test_a_missing_gguf_package_is_noticed_before_the_download(make_known, tmp_p
     monkeypatch.setattr("bico_ext.models.fetch.find_spec", lambda name: None)
     message = failure(capfd, tmp_path)
     assert message.endswith(f"reading the file of tiny needs the package gguf: {install('real')}")
+
+
+def test_what_a_killed_call_left_goes_and_what_another_call_writes_stays(make_known, tmp_path):
+    """It is hundreds of megabytes. The lock of a process that was killed is void."""
+    make_known()
+    for name in (".model.killed", ".model.at-work", ".models.other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".lock").touch()
+        (tmp_path / name / "model.gguf").touch()
+    with FileLock(tmp_path / ".model.at-work" / ".lock"):
+        folder = fetch_model("tiny", tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.glob(".model*")) == [".model.at-work", ".models.other"]
+    assert not (folder / ".lock").exists()
+
+
+def test_a_call_at_work_has_its_lock(make_known, tmp_path, monkeypatch):
+    _, wheels = make_known()
+
+    def another_call(*_):
+        _remove_left(tmp_path, "model")
+        (folder,) = tmp_path.glob(".model.*")
+        assert (folder / ".lock").exists()
+        raise OSError("full")
+
+    monkeypatch.setattr("bico_ext.models.fetch._extract", another_call)
+    with pytest.raises(OSError, match="full"):
+        fetch_model("tiny", tmp_path / "model", wheels)
+
+
+def test_a_cut_note_of_the_origin_is_none(make_known, tmp_path):
+    make_known()
+    folder = fetch_model("tiny", tmp_path / "model")
+    (folder / "origin.json").write_text('{"name": "ti')
+    assert not is_fetched("tiny", folder)
+    with pytest.raises(FileExistsError, match=r"already holds files that are not this tiny; name another folder"):
+        fetch_model("tiny", folder)
 
 
 def test_an_unknown_name_lists_the_known_ones(capsys):
