@@ -1,7 +1,7 @@
-# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | audit | fuzz | lint | wheel |
-# test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it needs in
-# $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is and no
-# compiler is needed.
+# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | audit | fuzz | faults | lint |
+# wheel | test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it
+# needs in $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is
+# and no compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -9,6 +9,7 @@ DATA ?= synthetic
 OUT ?= out/demo-$(notdir $(patsubst %/,%,$(DATA)))
 CASES ?= 10000
 SEED ?=
+KILLS ?= 50
 BICO_BUILD ?= ON
 export BICO_BUILD
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) python_tests/csrc/races.cpp
 
-.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels audit fuzz lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
+.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels audit fuzz faults lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -146,6 +147,11 @@ build/with-cuda/installed: $(NATIVE) $(VENV)/requirements
 # emulator; the same command continues. out/fuzz/results.json has the counts, the seed and the failures.
 fuzz: setup
 	$(BIN)/python python_tests/ops/fuzz.py --cases $(CASES) $(addprefix --seed ,$(SEED))
+
+# Kills commands at random moments, fills the disk and damages files; SEED=... repeats a run.
+faults: setup
+	PYTHONPATH=python_tests OMP_NUM_THREADS=1 $(BIN)/python python_tests/faults/inject_faults.py --kills $(KILLS) \
+	  $(if $(SEED),--seed $(SEED)) --output out/faults.json
 
 lint: setup
 	$(BIN)/ruff check .
