@@ -60,9 +60,9 @@ def run_all(
                     process = context.Process(
                         target=_in_process, args=(work, arguments[call], threads, steps_done, sender)
                     )
+                    running.append((call, process, receiver))  # before Ctrl-C can come between
                     process.start()
                     sender.close()  # only the child's copy stays open, so the pipe ends with the child
-                    running.append((call, process, receiver))
                 time.sleep(0.2)
                 bar.update(steps_done.value - bar.n)
                 estimate.show(steps_done.value)
@@ -71,7 +71,8 @@ def run_all(
                     failures[entry[0]] = _failure(*entry[1:])
         finally:  # after Ctrl-C, some processes are still running
             for _, process, _ in running:
-                process.terminate()
+                if process.pid is not None:
+                    process.terminate()
     return failures
 
 

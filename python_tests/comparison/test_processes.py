@@ -1,12 +1,15 @@
 """Calls in processes of their own: a failure is reported and does not touch the other calls."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from bico_ext.comparison.processes import run_all
@@ -54,6 +57,28 @@ def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_ends_a_run_that_has_just_started(tmp_path, monkeypatch, when):
+    """It was not yet known as running, so the command waited for the end of its training, which ignores Ctrl-C."""
+    start = ForkServerProcess.start
+
+    def start_interrupted(process):
+        if when == "after":
+            start(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ForkServerProcess, "start", start_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(run_forever, [(str(tmp_path),)], steps=[1], jobs=1, label="one")
+    started = multiprocessing.active_children()
+    assert len(started) == (when == "after")
+    for process in started:
+        process.join(60)
+        exitcode = process.exitcode
+        process.kill()  # or the tests would wait for it
+        assert exitcode == -signal.SIGTERM
 
 
 def test_each_call_succeeds_or_fails_on_its_own(tmp_path, capsys):
