@@ -113,6 +113,7 @@ def run(arguments: list[str]) -> None:
         config.model,
         tasks=tasks_from_json(evaluation.summary()),
         parameters=model.num_parameters(),
+        model_digest=checkpoints.content_digest(config.model),
     )
     results = Results(
         (record,),

@@ -24,6 +24,7 @@ from bico_ext.files import write_text
 from bico_ext.generation.blanks import generate_blank
 from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import BATCH_SIZE
+from bico_ext.models.checkpoints import content_digest
 from bico_ext.reports.records import BEFORE, Fluency, Run, tasks_from_json
 from bico_ext.training.complete_checkpoints import last_complete
 from bico_ext.training.trainer import BicoTrainer
@@ -105,6 +106,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
             device=_device_name(trainer.args.device),
             train_seconds=round(train_seconds, 1),
             parameters=cast(Any, trainer.model).num_parameters(),
+            model_digest=None if config.model == "tiny" else content_digest(config.model),
             losses=tuple(_losses(trainer)) if label == name else (),
             curve=tuple(_curve(trainer)) if label == name else (),
             fluency=_fluency(config, trainer.model, tokenizer) if config.model != "tiny" and likelihood else None,
@@ -126,6 +128,7 @@ def before_fine_tuning(config: CompareConfig) -> Finished:
         tasks_from_json(evaluation.summary()),
         device=_device_name(model.device),
         parameters=model.num_parameters(),
+        model_digest=content_digest(config.model),
         fluency=_fluency(config, model, tokenizer),
     )
     return Finished(record, [{"system": BEFORE, **entry.to_json()} for entry in evaluation.predictions])

@@ -1,5 +1,7 @@
 """Loading a model and its tokenizer from a folder or the hub, with errors that name the model; notes beside a model."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,6 +154,43 @@ def count_parameters(model: str | os.PathLike[str]) -> int:
             return AutoModelForCausalLM.from_config(config).num_parameters()
     except Exception as error:
         raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
+
+
+def content_digest(model: str | os.PathLike[str]) -> str:
+    """Return what identifies the content of a model, for the record of a result: a path may hold another one tomorrow.
+
+    Args:
+        model: a folder, the name of a model that `bico fetch-model` has fetched, or a hub name.
+
+    Returns:
+        Of a folder the SHA-256 of its configuration, weights and tokenizer, and with adapters of those of their base;
+        of a name on the hub its commit.
+
+    Raises:
+        FileNotFoundError: as in `load`.
+        OSError: the files cannot be read, or the hub has no such model.
+
+    Example:
+        >>> content_digest("out/runs/bico-seed0")  # doctest: +SKIP
+        'sha256 9d5f...'
+    """
+    from transformers import AutoConfig
+
+    source = _source(expand_user(model))
+    folder = Path(source)
+    if not folder.is_dir():
+        return f"commit {AutoConfig.from_pretrained(source, trust_remote_code=False)._commit_hash}"
+    found = hashlib.sha256()
+    patterns = ("config.json", "adapter_config.json", "*.safetensors", "tokenizer*")
+    for file in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        found.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                found.update(block)
+    adapters = folder / "adapter_config.json"
+    if adapters.exists():
+        found.update(content_digest(json.loads(adapters.read_text("utf-8"))["base_model_name_or_path"]).encode())
+    return f"sha256 {found.hexdigest()}"
 
 
 def _source(model: str) -> str:

@@ -152,6 +152,8 @@ class Run:
         device: the device that trained: "cpu", or the name of a GPU.
         train_seconds: the duration of the training, without the evaluations for the learning curve.
         parameters: the number of parameters of the model.
+        model_digest: what identifies the content of the model that was evaluated, or that the training started from
+            (`bico_ext.models.checkpoints.content_digest`); None for a tiny one.
         losses: {"step", "loss_ntp", "loss_<objective>"} for each log entry; None where a loss is not finite.
         curve: {"step", "tasks": {task: contains}} for each point of the learning curve.
         fluency: whether the model still speaks; None for models trained from scratch.
@@ -170,6 +172,7 @@ class Run:
     device: str | None = None
     train_seconds: float | None = None
     parameters: int | None = None
+    model_digest: str | None = None
     losses: tuple[Mapping[str, Any], ...] = ()
     curve: tuple[Mapping[str, Any], ...] = ()
     fluency: Fluency | None = None

@@ -235,6 +235,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     assert main(ask) == 0
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert (results["schema_version"], results["runs"][0]["system"]) == (2, str(out))
+    assert results["runs"][0]["model_digest"].startswith("sha256 ")
     assert results["runs"][0]["tasks"].keys() == facts.tasks.keys()
     assert results["data"]["tasks"].keys() == facts.tasks.keys()
     assert results["data"]["tasks"]["N2D-reverse"]["reachable"] == 1

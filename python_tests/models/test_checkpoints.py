@@ -1,5 +1,6 @@
 """Adapters load as they were saved: LoRA, DoRA, and on a base of 4 bits."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bico_ext.evaluation.evaluate import Evaluation
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 from bico_ext.models.attach import attach
-from bico_ext.models.checkpoints import load
+from bico_ext.models.checkpoints import content_digest, load
 from bico_ext.models.tokenization import train_word_tokenizer
 
 
@@ -114,3 +115,28 @@ def test_qlora_is_trained_and_evaluated_on_the_same_base(base: Path, tmp_path: P
     assert main([*command[:-1], *options, "--lora_r", "2", "--resume"]) == 0
     again = ["train", "--data", facts, "--model", str(out), "--output-dir", str(tmp_path / "again"), *options]
     assert main(again) == 1
+
+
+def test_the_digest_tells_models_apart_and_not_their_folders(base: Path, tmp_path: Path) -> None:
+    first = content_digest(base)
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    assert content_digest(copy) == first
+    (copy / "README.md").write_text("A card says nothing about the numbers.")
+    assert content_digest(copy) == first
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        content = bytearray((copy / file).read_bytes())
+        content[-1] ^= 1
+        (copy / file).write_bytes(content)
+        assert content_digest(copy) != first, file
+        content[-1] ^= 1
+        (copy / file).write_bytes(content)
+    assert content_digest(copy) == first
+
+
+def test_the_digest_of_adapters_is_also_that_of_their_base(base: Path, tmp_path: Path) -> None:
+    adapters = save(with_adapters(LlamaForCausalLM.from_pretrained(base)), base, tmp_path / "adapters")
+    before = content_digest(adapters)
+    other = LlamaForCausalLM.from_pretrained(base)
+    other.model.embed_tokens.weight.data += 1
+    other.save_pretrained(base)
+    assert content_digest(adapters) != before
