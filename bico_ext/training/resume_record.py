@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
@@ -134,9 +136,14 @@ def _configuration(model: Any) -> str:
     return json.dumps(config, sort_keys=True, default=_plain)
 
 
-def _sample(weight: nn.Parameter) -> Any:
-    flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // _SAMPLE)].float().cpu()
+def _sample(weight: nn.Parameter) -> Tensor | None:
+    """Return some numbers of a tensor. All processes of a sharded one must call this, because they gather it."""
+    whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    if whole.is_meta:  # FSDP may load the weights in the first process only
+        return None
+    flat = whole.detach().flatten()
+    # A copy, because FSDP could not free a tensor whose memory NumPy has seen.
+    return flat[:: max(1, len(flat) // _SAMPLE)].to("cpu", torch.float32, copy=True)
 
 
 def _digest(*parts: Any) -> str:

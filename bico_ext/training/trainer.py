@@ -189,9 +189,8 @@ class BicoTrainer(CompleteCheckpoints):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         if train_dataset is not None:
-            # One process decides, because with FSDP it alone may have the weights.
-            record = resume_record(args, network, train_dataset) if self.is_world_process_zero() else None
-            (self._trained_with,) = broadcast_object_list([record])
+            # The first process decides, because with FSDP it alone may have the weights.
+            (self._trained_with,) = broadcast_object_list([resume_record(args, network, train_dataset)])
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train`, after a check that the model is still attached.
