@@ -95,6 +95,7 @@ build/oldest/installed: pyproject.toml $(VENV)/requirements
 # database is on the network, and what cannot be looked up fails.
 audit: setup
 	$(BIN)/pip install --progress-bar off --quiet pip-audit
+	mkdir -p build
 	sed -n '/^dependencies/,/^]/s/^ *"\([a-z]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml >build/oldest.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r build/oldest.txt
 	$(BIN)/pip-audit --strict --local --skip-editable

@@ -16,8 +16,8 @@ from bico_ext.files import expand_user, read_text
 # Options of all commands that are paths, or may be.
 PATHS = frozenset(
     (
-        *("output_dir", "model", "data", "input", "output", "entities_file", "config"),
-        *("resume_from_checkpoint", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
+        *("output_dir", "model", "data", "input", "output", "entities_file"),
+        *("resume_from_checkpoint", "deepspeed", "fsdp_config", "accelerator_config"),
     )
 )
 

@@ -49,7 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = "; finished work is kept, and --resume continues it" if command in ("compare", "train") else ""
         print(f"bico {command}: interrupted{kept}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            pass
+        else:  # another pipe: to a process of a comparison, say
+            print(f"bico {command}: {error}", file=sys.stderr)
+            return 1
         print(f"bico {command}: its output is no longer read", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         return 128 + signal.SIGPIPE

@@ -51,8 +51,8 @@ def run(arguments: list[str]) -> None:
     folder = Path(args.output_dir)
     if folder.exists():
         make_folder(folder)  # fails now if it is a file or cannot be written to
+    checkpoint = last_complete(folder) if config.resume else None  # which may get its name only now
     used = folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir())
-    checkpoint = last_complete(folder) if used and config.resume else None
     if used and checkpoint is None and not (config.resume and unfinished_model(folder)):
         remedy = (
             " but no complete checkpoint to resume from; name"

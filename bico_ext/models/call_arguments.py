@@ -45,7 +45,7 @@ def check_call_arguments(kwargs: Mapping[str, Any], known: frozenset[str]) -> No
     """Raise an error for keyword arguments that would be ignored although the result depends on what they say.
 
     A call without `span_ids` is stock in all else, so it may have arguments that are known to nobody, unless one looks
-    like an argument of `attach`. None is always accepted.
+    like an argument of `attach` or says in other words where packed sequences end. None is always accepted.
 
     Args:
         kwargs: the arguments of the call.
@@ -69,7 +69,7 @@ def check_call_arguments(kwargs: Mapping[str, Any], known: frozenset[str]) -> No
                 f"{name} is no argument of an attached model; packed sequences are separated by cu_seq_lens_q, int32 "
                 "[N + 1], with span_ids"
             )
-        if meant := difflib.get_close_matches(name, OWN if not has_spans else sorted(known), 1, cutoff=0.75):
+        if meant := difflib.get_close_matches(name, OWN, 1, cutoff=0.75):
             raise TypeError(f"{name} is no argument of an attached model; use {meant[0]}")
         if has_spans:
             raise TypeError(f"{name} is no argument of an attached model, so it would have no effect; leave it out")

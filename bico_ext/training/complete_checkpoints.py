@@ -30,7 +30,8 @@ from bico_ext.training.resume_record import check_record, write_record
 UNFINISHED = "_unfinished"
 _REPLACED = "replaced"  # in that folder: the checkpoint whose name another one of the same step gets
 _MODEL = "model"  # in that folder: the trained model that is being written
-_WEIGHTS = "model*.safetensors*"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")  # as transformers names them
+_CONFIGURATIONS = ("config.json", "adapter_config.json")  # without one, a folder is no model
 _TORCH_FILES = ("*.pt", "*.pth", "*model*.bin", "optimizer*.bin")
 
 
@@ -118,7 +119,7 @@ def missing_part(checkpoint: str | os.PathLike[str]) -> str | None:
         try:
             with safe_open(file, "pt"):
                 pass
-        except (OSError, SafetensorError):
+        except (OSError, RuntimeError, SafetensorError):  # the second if it is removed at this moment
             return f"{file.name} is cut"
     for file in sorted(file for pattern in _TORCH_FILES for file in folder.glob(pattern)):
         if file.is_file() and not zipfile.is_zipfile(file):
@@ -136,16 +137,21 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 
 def _move_model(written: Path, folder: Path) -> None:
-    """Move the files of a model into a folder, where they replace those of an earlier one."""
+    """Move the files of a model into a folder, where they replace those of an earlier one.
+
+    Until it is done, the folder is no model: its weights may be of both.
+    """
     files = [file for file in written.rglob("*") if file.is_file()]
-    for file in sorted(files, key=lambda file: file.name in ("config.json", "adapter_config.json")):  # these come last
+    for name in _CONFIGURATIONS:
+        (folder / name).unlink(missing_ok=True)
+    weights = {file.name for file in files if _WEIGHTS.fullmatch(file.name)}
+    for file in folder.iterdir() if weights else ():
+        if _WEIGHTS.fullmatch(file.name) and file.name not in weights:  # of the earlier model
+            file.unlink()
+    for file in sorted(files, key=lambda file: file.name in _CONFIGURATIONS):  # these come last
         place = folder / file.relative_to(written)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, place)
-    weights = {file.name for file in files if file.match(_WEIGHTS)}
-    for file in folder.glob(_WEIGHTS) if weights else ():
-        if file.name not in weights:  # a shard of the earlier model
-            file.unlink()
 
 
 class CompleteCheckpoints(Trainer):

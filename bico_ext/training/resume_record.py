@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
-from bico_ext.files import read_text, write_json
+from bico_ext.files import read_json, read_text, write_json
 from bico_ext.training.config import BicoConfig
 from bico_ext.training.dataset import EncodedRows
 
@@ -40,7 +40,6 @@ _OWN = {option.name for option in dataclasses.fields(BicoConfig)} - {
 _SENTENCES = {
     "texts": "the training texts have changed",
     "entities": "the entities of entities_file have changed",
-    "model": "the model has another configuration",
     "frozen_weights": "the weights under the adapters have changed",
 }
 
@@ -68,18 +67,23 @@ def resume_record(args: BicoConfig, model: Any, train_dataset: Any) -> dict[str,
         train_dataset: the encoded rows. The texts of a stream are not known in advance, and so not recorded.
 
     Returns:
-        The options by name; the number of rows per step ("batch"); digests of the texts, of the model's configuration
-        and of its weights. With adapters these are the weights under them, which no checkpoint holds.
+        The options by name; the number of rows per step ("batch"); the model's configuration; digests of the texts and
+        of the model's weights. With adapters these are the weights under them, which no checkpoint holds.
     """
     record = {name: getattr(args, name) for name in (*_INHERITED, *sorted(_OWN))}
     if args.max_steps > 0:
         del record["num_train_epochs"]
-    if SchedulerType(args.lr_scheduler_type).value.startswith("constant"):
+    constant = SchedulerType(args.lr_scheduler_type).value.startswith("constant")
+    if constant and not 0 < args.warmup_steps < 1:  # else a share of the length
         # A longer run then begins like a shorter one.
         for name in ("max_steps", "num_train_epochs"):
             record.pop(name, None)
     record["batch"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    record |= {"model": _digest(_configuration(model)), "dtype": next(model.parameters()).dtype}
+    record["optim"] = str(record["optim"].value).removesuffix("_fused")  # changes rounding only
+    record |= {
+        f"model.{name}": value for name, value in model.config.to_dict().items() if name not in _CHANGED_BY_LIBRARY
+    }
+    record["dtype"] = next(model.parameters()).dtype
     if isinstance(train_dataset, EncodedRows):
         record["texts"] = _digest(*(part for row in train_dataset for part in (row["input_ids"], row["predicted"])))
     file = args.entities_file
@@ -97,6 +101,12 @@ def resume_record(args: BicoConfig, model: Any, train_dataset: Any) -> dict[str,
     return json.loads(json.dumps(record, default=_plain))
 
 
+# Of a model's configuration: what transformers writes when it saves or trains one. The Trainer takes the ids of the
+# special tokens from the tokenizer.
+_CHANGED_BY_LIBRARY = (
+    *("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+)
 # Where an adapter's base lies, and what PEFT writes about itself.
 _WHERE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
 
@@ -116,24 +126,16 @@ def check_record(checkpoint: Path, record: Mapping[str, Any]) -> None:
     if not file.exists():
         logger.warning(f"{checkpoint} does not say what it was trained with, so a difference would go unnoticed")
         return
-    then, now = json.loads(file.read_text(encoding="utf-8")), dict(record)
+    then, now = read_json(file, "delete it to go on without this check"), dict(record)
     if now.pop(_INITIAL_WEIGHTS, None) != then.get(_INITIAL_WEIGHTS):  # they may be those of the checkpoint, say
         logger.warning(f"{checkpoint} began with other weights than this model has; it goes on with its own")
-    shared = {
-        name: value for name, value in now.items() if name in then
-    }  # an option may be younger than the checkpoint
+    # An option, or a field of a configuration, may be younger than the checkpoint.
+    shared = {name: value for name, value in now.items() if name in then}
     if changed := differences(then, shared, _SENTENCES):
         raise ValueError(
             f"{checkpoint} was trained with something else ({changed}); give what was given then, or name another "
             f"output_dir and start from these weights with model {checkpoint}"
         )
-
-
-def _configuration(model: Any) -> str:
-    """Return the configuration of a model, without what the library writes when it saves or trains one."""
-    left_out = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
-    config = {name: value for name, value in model.config.to_dict().items() if name not in left_out}
-    return json.dumps(config, sort_keys=True, default=_plain)
 
 
 def _sample(weight: nn.Parameter) -> Tensor | None:

@@ -28,7 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 
 from bico_ext.files import expand_user
 from bico_ext.models.attach import attach, check_attached
-from bico_ext.models.checkpoints import any_generation_config, mark_four_bit
+from bico_ext.models.checkpoints import UNTRUSTED, any_generation_config, mark_four_bit
 from bico_ext.models.tokenization import padding_id
 from bico_ext.objectives import registry
 from bico_ext.objectives.build import build_objective, special_ids
@@ -120,8 +120,8 @@ class BicoTrainer(CompleteCheckpoints):
         if isinstance(model, str):
             model = expand_user(model)
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+                processing_class = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **UNTRUSTED)
         network: Any = model
 
         # Objective

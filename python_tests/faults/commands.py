@@ -21,7 +21,7 @@ from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
 
 PROGRAM = Path(__file__).with_name("run_bico.py")
-SECONDS_TO_END = 120  # a process that has not ended by then hangs; a loaded machine is no fault
+SECONDS_TO_END = 600  # a process that has not ended by then hangs; a loaded machine is no fault
 # Rounding in float32 decides no answer. Checkpoints coincide with log entries, one in 25 steps.
 COMPARE = """compare --setting pretrained --systems ntp infill --pretrain_steps 10 --steps 60 --warmup_steps 5
     --bf16 false --curve_points 2 --layers 1 --hidden_size 32 --batch_size 4 --max_new_tokens 4 --checkpoint_minutes 0

@@ -37,13 +37,15 @@ def broken(out: Path) -> list[str]:
         try:
             with safe_open(folder / "model.safetensors", "pt"):
                 pass
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             found.append(f"{folder.relative_to(out)} looks like a model, but its weights are not whole: {error}")
     for folder in [out, *out.glob("runs/*")]:
         if folder.with_name(f"{folder.name}.json").exists():
             continue  # a finished run of a comparison, which removes its checkpoints now
         numbered = {int(path.name.partition("-")[2]): path for path in folder.glob("checkpoint-*")}
         if numbered and (missing := missing_part(newest := numbered[max(numbered)])) and newest.exists():
+            if folder.with_name(f"{folder.name}.json").exists():
+                continue  # it has just ended
             found.append(f"{newest.relative_to(out)} is not complete: {missing}")
     return found
 
@@ -66,9 +68,13 @@ class Watcher:
         stop = threading.Event()
 
         def look() -> None:
-            while not stop.is_set():
-                self.look()
-                time.sleep(0.01)
+            try:
+                while not stop.is_set():
+                    self.look()
+                    time.sleep(0.01)
+            except BaseException as error:
+                self.found.append(f"nobody watched: {error!r}")
+                raise
 
         thread = threading.Thread(target=look)
         thread.start()

@@ -60,9 +60,9 @@ class Uninterrupted:
         """
         trial = Trial(self.command.name)
         for number, part in kills:
+            process = self.command.start(out, again=trial.starts > 0)  # forked before a thread watches
+            trial.starts += 1
             with self.watching(trial, out):
-                process = self.command.start(out, again=trial.starts > 0)
-                trial.starts += 1
                 process.join(part * self.seconds)
                 if process.exitcode is None:
                     trial.faults.append(f"{number.name} at {part * self.seconds:.1f} s, {last_written(out)}")
@@ -88,8 +88,9 @@ class Uninterrupted:
         """
         for again in False, True:
             before = contents(out) if again else {}
+            process = self.command.start(out, again=trial.starts > 0)
             with self.watching(trial, out, partial and not again):
-                status = self.command.run(out, again=trial.starts > 0)
+                status = ended(process)
             trial.starts += 1
             if status != 0:
                 trial.wrong.append(f"cannot go on (exit status {status}): {_end_of_log(out)}")

@@ -86,6 +86,6 @@ print(resident() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_memory_does_not_grow_over_ten_thousand_calls():
-    """A kilobyte lost in each call would be 10 MB."""
+    """A kilobyte lost in each call would be 10 MB; a huge page has 2 MB."""
     shown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
-    assert int(shown) < 2**21
+    assert int(shown) < 5 * 2**20

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_training import BOS, EOS, config, some_rows, tiny_llama, train
+from tiny_training import BOS, EOS, config, some_rows, tiny_llama, train, write_facts_and_model
 
+from bico_ext.facts.loader import load_facts
+from bico_ext.models import checkpoints
 from bico_ext.training.resume_record import RECORD
 from bico_ext.training.trainer import BicoTrainer
 
@@ -48,7 +50,7 @@ def test_every_difference_and_the_way_out_are_named(begun: Path) -> None:
         trainer.train(resume_from_checkpoint=True)
     checkpoint = begun / "checkpoint-2"
     assert str(refused.value) == (
-        f"{checkpoint} was trained with something else (seed 42 -> 1, the model has another configuration, the "
+        f"{checkpoint} was trained with something else (seed 42 -> 1, model.rms_norm_eps 1e-06 -> 0.001, the "
         "training texts have changed); give what was given then, or name another output_dir and start from these "
         f"weights with model {checkpoint}"
     )
@@ -66,9 +68,29 @@ def test_another_model_of_the_same_shape_is_said_not_to_be_read(begun: Path, cap
 
 def test_what_changes_nothing_but_rounding_may_change(begun: Path) -> None:
     changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "packing": True}
-    changes |= {"save_steps": 2, "logging_steps": 2}
+    changes |= {"save_steps": 2, "logging_steps": 2, "optim": "adamw_torch"}  # not fused
     resumed = train(begun, resume=str(begun / "checkpoint-1"), **{**STEPS, **changes})
     assert resumed.state.global_step == 2
+
+
+def test_a_model_that_the_trainer_has_seen_is_the_same(tmp_path: Path) -> None:
+    """Training gives the model's configuration the special tokens of the tokenizer, as in a notebook's second run."""
+    write_facts_and_model(tmp_path)
+    model, tokenizer = checkpoints.load(tmp_path / "model")
+    model.config.eos_token_id = 5
+    rows = load_facts(tmp_path / "facts").train
+    for resume in (None, True):
+        trainer = BicoTrainer(model, config(tmp_path / "out", **STEPS), rows, processing_class=tokenizer)
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == 2
+    assert model.config.eos_token_id == tokenizer.eos_token_id != 5
+
+
+def test_a_warmup_that_is_a_share_of_the_run_fixes_its_length(tmp_path: Path) -> None:
+    changes = {**STEPS, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.5}
+    train(tmp_path, **changes)
+    with pytest.raises(ValueError, match=r"something else \(max_steps 2 -> 4\)"):
+        train(tmp_path, resume=True, **{**changes, "max_steps": 4})
 
 
 def test_a_run_at_a_constant_rate_may_become_longer(tmp_path: Path) -> None:

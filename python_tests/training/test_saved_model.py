@@ -54,13 +54,33 @@ def test_shards_of_the_model_before_go(tmp_path: Path):
     """transformers prefers model.safetensors, and an old one beside new shards would be the model."""
     trainer = BicoTrainer(tiny_llama(), config(tmp_path / "out"), some_rows())
     LlamaForCausalLM(trainer.model.config).save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    (tmp_path / "model" / "notes.txt").touch()
-    assert len(list((tmp_path / "model").glob("model-*"))) > 1
+    of_the_user = ("notes.txt", "model-old.safetensors", "model_backup.safetensors")
+    for name in of_the_user:
+        (tmp_path / "model" / name).touch()
+    assert len(list((tmp_path / "model").glob("model-*"))) > 2
     trainer.save_model(str(tmp_path / "model"))
-    left = {"config.json", "generation_config.json", "model.safetensors", "notes.txt", "training_args.bin"}
+    left = {"config.json", "generation_config.json", "model.safetensors", "training_args.bin", *of_the_user}
     assert left == set(names(tmp_path / "model"))
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "model")
     assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in trainer.model.state_dict().items())
+
+
+def test_no_model_is_a_mixture_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The process dies when the new weights lie beside what is left of the earlier model."""
+    trainer = train(tmp_path)
+    trainer.save_model()
+    replace = os.replace
+
+    def move(source, target):
+        replace(source, target)
+        if Path(target).name == "model.safetensors":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", move)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_model()
+    with pytest.raises(FileNotFoundError, match=r"folder without a config\.json"):
+        checkpoints.load(tmp_path)
 
 
 def test_a_run_without_checkpoints_that_is_killed_while_its_files_are_moved_starts_again(
@@ -93,3 +113,22 @@ def test_a_run_without_checkpoints_that_is_killed_while_its_files_are_moved_star
     assert main([*command, "--output-dir", str(out), "--resume"]) == 0
     assert names(out) == names(whole)
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_resume_finds_the_checkpoint_that_has_not_yet_got_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The process died between the two renames, and nothing else lies in the output folder."""
+    write_facts_and_model(tmp_path)
+    out = tmp_path / "out"
+    command = ["train", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "facts"), "--max_steps", "2"]
+    command += ["--save_steps", "1", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+    command += ["--output-dir", str(out)]
+    assert main(command) == 0
+    (out / "_unfinished").mkdir()
+    (out / "checkpoint-1").rename(out / "_unfinished" / "replaced")
+    (out / "checkpoint-2").rename(out / "_unfinished" / "checkpoint-2")
+    for file in out.glob("*.*"):
+        file.unlink()
+    assert names(out) == ["_unfinished"]
+    assert main([*command, "--resume"]) == 0
+    assert "has no checkpoint" not in capsys.readouterr().err
+    assert "checkpoint-2" in names(out)
