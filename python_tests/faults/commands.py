@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -22,6 +23,7 @@ from bico_ext.facts.synthetic import generate
 
 PROGRAM = Path(__file__).with_name("run_bico.py")
 SECONDS_TO_END = 600  # a process that has not ended by then hangs; a loaded machine is no fault
+TICKS = os.sysconf("SC_CLK_TCK")  # of processor time, per second
 # Rounding in float32 decides no answer. Checkpoints coincide with log entries, one in 25 steps.
 COMPARE = """compare --setting pretrained --systems ntp infill --pretrain_steps 10 --steps 60 --warmup_steps 5
     --bf16 false --curve_points 2 --layers 1 --hidden_size 32 --batch_size 4 --max_new_tokens 4 --checkpoint_minutes 0
@@ -107,7 +109,9 @@ def write_inputs(folder: Path, imports: bool) -> list[Command]:
 
 def ended(process: BaseProcess) -> int | None:
     """Wait for the end of a process and return its exit status; None if it hangs, and is killed."""
-    process.join(SECONDS_TO_END)
+    deadline = time.monotonic() + SECONDS_TO_END
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.02)  # join() with a time limit returns only at the end of a process that has called exec
     if process.exitcode is not None:
         return process.exitcode
     os.killpg(process.pid, signal.SIGKILL)
@@ -127,24 +131,39 @@ def kill(process: BaseProcess, number: signal.Signals) -> None:
 def orphans(session: int) -> list[str]:
     """Wait for the end of what a process has started; return what does not end, and kill it."""
     deadline = time.monotonic() + SECONDS_TO_END
-    while (left := dict(_members(session))) and time.monotonic() < deadline:
+    while (left := {pid: name for pid, name, _ in _members(session)}) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     return [f"process {pid} ({name}) is left" for pid, name in left.items()]
 
 
-def _members(session: int) -> Iterator[tuple[int, str]]:
-    """The processes of a session that have not ended, and their names."""
+def processor_seconds(process: BaseProcess, most: float = math.inf) -> float:
+    """Wait until a command and all that it started have used some processor time, or until it ends.
+
+    Moments are given by this time because it depends little on what else the machine does.
+
+    Returns:
+        The time that was used.
+    """
+    used, deadline = 0.0, time.monotonic() + SECONDS_TO_END
+    while process.exitcode is None and used < most and time.monotonic() < deadline:
+        used = max(used, sum(ticks for *_, ticks in _members(process.pid)) / TICKS)
+        time.sleep(0.02)
+    return used
+
+
+def _members(session: int) -> Iterator[tuple[int, str, int]]:
+    """The processes of a session that have not ended, their names, and the ticks that they and their children used."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, _, rest = file.read_text().partition(" ")
         except (FileNotFoundError, ProcessLookupError):
             continue
         name, _, rest = rest.rpartition(") ")
-        state, _, _, its_session, *_ = rest.split()
+        state, _, _, its_session, *others = rest.split()
         if int(its_session) == session and state not in "ZX":
-            yield int(pid), name.lstrip("(")
+            yield int(pid), name.lstrip("("), sum(map(int, others[7:11]))  # user, system; those of children that ended
 
 
 def log_of(out: Path) -> Path:

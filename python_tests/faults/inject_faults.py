@@ -30,7 +30,7 @@ SHARES = {"compare": 5, "train": 3, "fetch-model": 2}
 
 
 def plan(kills: int, commands: list[str], seed: int) -> list[tuple[str, list[tuple[signal.Signals, float]]]]:
-    """Draw which commands are killed, by which signals, and when, as parts of the duration of an uninterrupted run."""
+    """Draw which commands are killed, by which signals, and when, as parts of an uninterrupted run."""
     drawn = random.Random(seed)
     planned = []
     while kills:
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands = [one for one in write_inputs(folder, not options.imported) if one.name in options.commands]
         print(f"seed {seed}", flush=True)
         whole = {one.name: Uninterrupted(one, folder) for one in tqdm(commands, "uninterrupted")}
-        print(", ".join(f"{name} takes {one.seconds:.0f} s" for name, one in whole.items()), flush=True)
+        print(", ".join(f"{name} takes {one.seconds:.0f} s of a core" for name, one in whole.items()), flush=True)
         planned = [partial(whole[name].killed, kills=kills) for name, kills in plan(options.kills, list(whole), seed)]
         if not options.only_kills:
             mounts = may_mount(folder / "disk")

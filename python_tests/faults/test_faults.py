@@ -1,13 +1,16 @@
 """Five kills at random moments, and proof that the trials would notice what they look for; `make faults` makes more."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import ended, kill, processor_seconds
 from inject_faults import MOST_KILLS, SIGNALS, plan
 from outcomes import Watcher, differences, leftovers, same_bits
 from safetensors.torch import save_file
@@ -98,6 +101,23 @@ def test_what_is_not_whole_is_found_while_it_is_so(tmp_path):
     (out / "results.json").unlink()
     watcher.look()
     assert watcher.found[-1] == "results.json is gone"
+
+
+def test_a_process_that_calls_exec_is_killed_before_it_ends():
+    """join() with a time limit waited for its end, and all signals came too late."""
+    process = multiprocessing.get_context("fork").Process(target=work_forever)
+    process.start()
+    try:
+        assert 0.1 <= processor_seconds(process, 0.1) < 60
+        assert process.exitcode is None
+    finally:
+        kill(process, signal.SIGTERM)
+    assert ended(process) == -signal.SIGTERM
+
+
+def work_forever():
+    os.setsid()
+    os.execv(sys.executable, [sys.executable, "-c", "import time; s = time.time()\nwhile time.time() < s + 60: pass"])
 
 
 def test_what_is_left_is_found(tmp_path):

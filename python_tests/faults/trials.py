@@ -1,13 +1,12 @@
 """A trial: a command meets faults, is started again until it ends, and must then have lost nothing."""
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from commands import Command, ended, kill, log_of, orphans
+from commands import Command, ended, kill, log_of, orphans, processor_seconds
 from outcomes import Watcher, contents, differences, last_written, leftovers, results, same_bits
 
 
@@ -37,7 +36,7 @@ class Uninterrupted:
 
     Attributes:
         command: the command.
-        seconds: its duration.
+        seconds: the processor time that it takes.
         out: its output folder.
         results: what is in that folder.
     """
@@ -45,10 +44,10 @@ class Uninterrupted:
     def __init__(self, command: Command, folder: Path) -> None:
         self.command, self.out = command, folder / f"whole-{command.name}" / command.name
         self.out.parent.mkdir()
-        started = time.monotonic()
-        if command.run(self.out) != 0:
+        process = command.start(self.out)
+        self.seconds = processor_seconds(process)
+        if ended(process) != 0:
             raise RuntimeError(f"{command.name} fails though nothing happened to it: {_end_of_log(self.out)}")
-        self.seconds = time.monotonic() - started
         self.results = results(self.out)
 
     def killed(self, out: Path, kills: list[tuple[Any, float]]) -> Trial:
@@ -56,14 +55,14 @@ class Uninterrupted:
 
         Args:
             out: the output folder.
-            kills: signals, and when they come after the start, as parts of the duration of the uninterrupted run.
+            kills: signals, and when they come after the start, as parts of the processor time of the uninterrupted run.
         """
         trial = Trial(self.command.name)
         for number, part in kills:
             process = self.command.start(out, again=trial.starts > 0)  # forked before a thread watches
             trial.starts += 1
             with self.watching(trial, out):
-                process.join(part * self.seconds)
+                processor_seconds(process, part * self.seconds)
                 if process.exitcode is None:
                     trial.faults.append(f"{number.name} at {part * self.seconds:.1f} s, {last_written(out)}")
                     kill(process, number)
