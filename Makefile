@@ -1,7 +1,7 @@
-# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | audit | fuzz | faults | lint |
-# wheel | test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets up what it
-# needs in $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF, nothing is
-# and no compiler is needed.
+# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | coverage | mutate | fuzz | faults |
+# audit | lint | wheel | test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets
+# up what it needs in $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF,
+# nothing is and no compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml build_backend/bico_build.py csrc/torch/locate.py $(shell find csrc python_tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) python_tests/csrc/races.cpp
 
-.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels audit fuzz faults lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
+.PHONY: setup demo demo-tiny test test-portable test-oldest test-real test-kernels coverage mutate fuzz faults audit lint format wheel test-wheel benchmark benchmark-sweep benchmark-train benchmark-gpu clean FORCE
 
 setup: $(VENV)/installed
 
@@ -153,6 +153,27 @@ fuzz: setup
 faults: setup
 	PYTHONPATH=python_tests OMP_NUM_THREADS=1 $(BIN)/python python_tests/faults/inject_faults.py --kills $(KILLS) \
 	  $(if $(SEED),--seed $(SEED)) --output out/faults.json
+
+# Which lines the tests run: of the package, by `make test`; of the kernels, by the op's tests with every instruction
+# set, AMX's tiles in software and the CUDA kernels under the emulator. pyproject.toml and gcovr.cfg say how many must.
+coverage: setup build/covered/installed $(VENV)/coverage-tools
+	rm -rf build/coverage && mkdir -p build/coverage
+	find build/covered-objects -name '*.gcda' -delete
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal --cov --cov-report json \
+	  --cov-report term-missing:skip-covered
+	$(BIN)/python python_tests/csrc/every_instruction_set.py --package build/covered --covered
+	$(BIN)/gcovr --config python_tests/csrc/gcovr.cfg
+
+build/covered/installed: $(NATIVE) $(VENV)/requirements
+	rm -rf build/covered build/covered-objects
+	$(BIN)/pip install --progress-bar off --quiet --no-build-isolation --no-deps --target build/covered \
+	  -C build-dir=build/covered-objects -C cmake.define.CMAKE_CXX_FLAGS=--coverage \
+	  -C cmake.define.BICO_EMULATE_AMX=ON -C cmake.define.BICO_EMULATOR=ON -C cmake.define.BICO_CUDA=OFF .
+	@touch $@
+
+$(VENV)/coverage-tools: $(VENV)/installed
+	$(BIN)/pip install --progress-bar off --quiet $(EDITABLE) '.[coverage]'
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
 """Runs the op's tests once for each instruction set that this CPU has, and says which it lacks.
 
-Of a sanitized build it also runs those of the CUDA kernels under the emulator. Of any other it leaves out the best set,
-which `make test` has run.
+Of a build for tests it also runs those of the CUDA kernels under the emulator. Of the installed one it leaves out the
+best set, which `make test` has run.
 
-python python_tests/csrc/every_instruction_set.py                  # the installed build
-python python_tests/csrc/every_instruction_set.py --package DIR    # a build with BICO_SANITIZE and BICO_EMULATOR
+python python_tests/csrc/every_instruction_set.py                            # the installed build
+python python_tests/csrc/every_instruction_set.py --package DIR              # one with BICO_SANITIZE, BICO_EMULATOR
+python python_tests/csrc/every_instruction_set.py --package DIR --covered    # one with --coverage in place of the first
 """
 
 import argparse
@@ -31,17 +32,18 @@ def runtime(name: str) -> str:
     return found.stdout.strip()
 
 
-def python(package: Path | None) -> tuple[list[str], dict[str, str]]:
+def python(package: Path | None, sanitized: bool) -> tuple[list[str], dict[str, str]]:
     """The command that starts Python with that package, and its environment."""
     if package is None:
         return [sys.executable], dict(os.environ)
     # -S leaves out the .pth files of site-packages, among them the one of an editable installation.
     others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    path = os.pathsep.join([str(package.resolve()), *others])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.resolve()), *others])}
+    if not sanitized:
+        return [sys.executable, "-S"], environment
     preload = f"{runtime('libasan.so')}:{runtime('libubsan.so')}"
     return [sys.executable, "-S"], {
-        **os.environ,
-        "PYTHONPATH": path,
+        **environment,
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves many blocks to the end of its process
     }
@@ -49,22 +51,25 @@ def python(package: Path | None) -> tuple[list[str], dict[str, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", type=Path, help="folder of the package of a sanitized build")
+    parser.add_argument("--package", type=Path, help="folder of the package of a build for tests")
+    parser.add_argument("--covered", action="store_true", help="that build counts lines and has no sanitizers")
     options, pytest_arguments = parser.parse_known_args()
-    command, environment = python(options.package)
+    command, environment = python(options.package, not options.covered)
     asked = subprocess.run(
         [*command, "-c", ASK], cwd=TESTS_FOLDER, env=environment, capture_output=True, text=True, check=True
     )
     sets, sanitized, where, chosen = json.loads(asked.stdout)
-    if options.package and (not sanitized or options.package.resolve() not in Path(where).resolve().parents):
-        parser.error(f"--package must hold a build with BICO_SANITIZE; imported {where}, sanitized: {sanitized}")
+    for_tests = options.package is not None
+    if for_tests and (sanitized == options.covered or options.package.resolve() not in Path(where).resolve().parents):
+        expected = "without BICO_SANITIZE, as --covered was given" if options.covered else "with BICO_SANITIZE"
+        parser.error(f"--package must hold a build {expected}; imported {where}, sanitized: {sanitized}")
     if not any(sets.values()):
         parser.error("this CPU has none of the instruction sets that there are kernels for")
     here = [isa for isa, supported in sets.items() if supported]
-    if not sanitized:
+    if not for_tests:
         here.remove(chosen)  # `make test` has run it
     runs = [(f"BICO_ISA={isa}", {"BICO_ISA": isa}, ["--device", "cpu", *TESTS]) for isa in here]
-    if sanitized:  # elsewhere `make test` has run them
+    if for_tests:  # elsewhere `make test` has run them
         runs.append(("CUDA kernels, emulated", {}, ["--device", "emulated-cuda-random", *EMULATED, "-k", QUICK]))
 
     def finished(run: tuple[str, dict[str, str], list[str]]) -> int:

@@ -285,6 +285,12 @@ def test_errors_name_the_argument(op, change, message):
         op(*positional, **arguments)
 
 
+@pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "float16", "int64", "int16", "bool"])
+def test_errors_name_the_dtype(op, name):
+    with pytest.raises(RuntimeError, match=rf"span_ids must be int32 \[B, S\] = \[2, 8\], got {name} \[2, 8\]"):
+        op(*GOOD.values(), span_ids=torch.zeros(2, 8, dtype=getattr(torch, name)))
+
+
 def test_meta_tensors_give_meta_tensors(op):
     out, lse = op(*(x.to("meta") for x in GOOD.values()), return_lse=True)
     assert (out.shape, out.device.type, lse.shape) == ((2, 4, 8, 16), "meta", (2, 4, 8))
