@@ -54,6 +54,16 @@ def test_clustered_interval_is_scipys():
     assert clustered_interval(clusters, seed=1) != clustered_interval(clusters)
 
 
+def test_clustered_interval_is_of_two_thousand_resamples():
+    """The percentiles of all resamples, drawn at once from the same seed; the default seed is 0."""
+    clusters = [[True] * right + [False] * wrong for right, wrong in [(1, 4), (3, 0), (2, 2), (0, 6), (5, 1), (4, 4)]]
+    right, trials = np.array([(sum(cluster), len(cluster)) for cluster in clusters]).T
+    for seed, options in [(0, {}), (3, {"seed": 3})]:
+        times = np.random.default_rng(seed).multinomial(6, [1 / 6] * 6, 2000)
+        expected = np.percentile((times * right).sum(1) / (times * trials).sum(1), [2.5, 97.5])
+        assert clustered_interval(clusters, **options) == pytest.approx(tuple(expected), rel=1e-12)
+
+
 def test_clustered_interval_is_wilsons_where_trials_are_alone():
     """The rate of 300 independent trials: both approximate the same normal distribution."""
     trials = [[index % 3 == 0] for index in range(300)]

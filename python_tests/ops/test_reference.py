@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bico_ext.ops import reference
+from bico_ext.ops import arguments, reference
 from bico_ext.ops.reference import CAUSAL_CONTEXT
 
 
@@ -88,6 +88,25 @@ def test_visible_pair_by_pair(window):
     seen = reference.visible(torch.tensor(rows, dtype=torch.int32), window)
     want = [[[sees(row[m], row[n], m, n, window) for n in range(4)] for m in range(4)] for row in rows]
     assert seen.tolist() == want
+
+
+def test_the_rule_of_the_other_backends_is_the_same():
+    """`portable` and `flex` call it with ids and order as they have them; all pairs of ids here, before and after."""
+    ids = (-1, 0, 1, 2, CAUSAL_CONTEXT)
+    pairs = [(span_m, span_n, past) for span_m, span_n in itertools.product(ids, ids) for past in (True, False)]
+    m_span, n_span, past = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    want = [sees(span_m, span_n, int(past), 1 - past) for span_m, span_n, past in pairs]
+    assert arguments.visible(m_span, n_span, past).tolist() == want
+    assert arguments.is_context(torch.tensor(ids)).tolist() == [False, True, False, False, True]
+
+
+def test_heads_are_grouped_and_scores_scaled_as_in_torch():
+    """With nothing to rotate and everything visible, it is torch's attention with its default scale."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 4, dtype=torch.float64, generator=generator) for heads in (6, 2, 2))
+    got = reference.split_triangle_attention(q, k, v, torch.ones(1, 5, 4), torch.zeros(1, 5, 4))
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_packed_sequences_are_separate():
