@@ -175,6 +175,14 @@ $(VENV)/coverage-tools: $(VENV)/installed
 	$(BIN)/pip install --progress-bar off --quiet $(EDITABLE) '.[coverage]'
 	@touch $@
 
+# How many changed operators and numbers the tests notice; see python_tests/mutation/mutate.py. May be interrupted.
+mutate: setup $(VENV)/mutation-tools
+	OMP_NUM_THREADS=1 $(BIN)/python python_tests/mutation/mutate.py
+
+$(VENV)/mutation-tools: $(VENV)/installed
+	$(BIN)/pip install --progress-bar off --quiet $(EDITABLE) '.[mutation]'
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
