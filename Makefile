@@ -1,7 +1,7 @@
-# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | coverage | mutate | fuzz | faults |
-# audit | lint | wheel | test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the last sets
-# up what it needs in $(VENV), which is quick when nothing has changed. What is compiled must compile; with BICO_BUILD=OFF,
-# nothing is and no compiler is needed.
+# make demo | demo-tiny | test | test-portable | test-oldest | test-real | test-kernels | coverage | mutate | fuzz |
+# faults | audit | lint | wheel | test-wheel | benchmark | benchmark-sweep | benchmark-train | benchmark-gpu: each but the
+# last sets up what it needs in $(VENV), which is quick when nothing has changed. What is compiled must compile; with
+# BICO_BUILD=OFF, nothing is and no compiler is needed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
