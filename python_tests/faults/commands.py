@@ -67,10 +67,6 @@ class Command:
         process.start()
         return process
 
-    def run(self, out: Path, again: bool = False, largest_file: int | None = None) -> int | None:
-        """Start the command and return its exit status; None if it hangs, and is killed."""
-        return ended(self.start(out, again, largest_file))
-
 
 def _work(inputs: Path, arguments: list[str], imports: bool, log: Path, largest_file: int | None) -> None:
     fork = multiprocessing.get_context("fork")

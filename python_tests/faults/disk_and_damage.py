@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from commands import log_of
+from commands import ended, log_of
 from trials import Trial, Uninterrupted
 
 PARTS = (
@@ -102,8 +102,9 @@ def _with_small_files(whole: Uninterrupted, size: int, out: Path) -> Trial:
 def _fails(whole: Uninterrupted, fault: str, out: Path, largest_file: int | None = None) -> Trial:
     """Start a command that cannot end well: it must say so in a sentence."""
     trial = Trial(whole.command.name, faults=[fault], starts=1)
+    process = whole.command.start(out, largest_file=largest_file)  # forked before a thread watches
     with whole.watching(trial, out, partial=True):
-        trial.exits.append(whole.command.run(out, largest_file=largest_file))
+        trial.exits.append(ended(process))
     log = log_of(out).read_text(errors="replace")
     if trial.exits != [1] or f"bico {trial.command}: " not in log or "Traceback" in log:
         trial.wrong.append(f"does not say in a sentence that the disk is full: {log[-300:]}")
@@ -126,7 +127,7 @@ def _damaged(whole: Uninterrupted, damage: Damage, how: str, out: Path) -> Trial
     else:  # a folder, because root may read every file
         file.unlink()
         file.mkdir()
-    trial.exits.append(whole.command.run(out, again=True))
+    trial.exits.append(ended(whole.command.start(out, again=True)))
     log = log_of(out).read_text(errors="replace")
     if how == "cut" and damage.mended:
         return whole.resumed(trial, out)

@@ -21,11 +21,6 @@ MORE = 15  # other values of the same problem, before an error is more than bad 
 LENGTHS = 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 127, 128, 129, 191, 192, 193, 255, 256, 257, 319, 321, 385
 HEAD_DIMS = 1, 2, 3, 8, 16, 24, 32, 64, 72, 80, 96, 112, 128, 130, 160, 192, 255, 256
 SPAN_IDS = -1, 0, 1, 2, 3, CAUSAL_CONTEXT, -(2**31), CAUSAL_CONTEXT - 1
-EMULATED = {
-    "most_tokens": 260,
-    "most_work": 2**21,
-    "empty": False,
-}  # of random_problems: it takes a hundred times as long
 WINDOWS = 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 2**31 - 1, 2**31, 2**63 - 1
 
 
