@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 def expand_user(path: str | os.PathLike[str]) -> str:
     """Return a path as it is, but with the home folder in place of a leading `~`.
@@ -18,13 +20,22 @@ def expand_user(path: str | os.PathLike[str]) -> str:
     A shell replaces it, but not in quotes or in a YAML file, so every function that takes a path from a user
     calls this. Names of models and data sets stay as they are.
 
+    Raises:
+        TypeError: the path is neither a string nor a path.
+        ValueError: the path is empty, as that of a shell variable that is not set; it would mean the current folder.
+
     Example:
         >>> expand_user("~/facts") == os.path.join(os.path.expanduser("~"), "facts")
         True
         >>> expand_user("./synthetic")
         './synthetic'
     """
-    return os.path.expanduser(os.fspath(path))
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"expected a path or a name, got {type(path).__name__} {path!r:.60}")
+    path = os.fspath(path)
+    if not path:
+        raise ValueError("expected a path or a name, got an empty string; use '.' for the current folder")
+    return os.path.expanduser(path)
 
 
 @contextmanager
@@ -138,6 +149,43 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Read the lines of a text file as `read_text` does; unlike `str.splitlines`, it does not cut at U+2028."""
     return re.split(r"\r\n?|\n", read_text(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `no` and `off` as words, which some options take, and 1e-4 as a number: YAML 1.2 does, PyYAML does not."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag not in (f"{_TAG}bool", f"{_TAG}float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"(?i:true|false)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(?i:inf)$|\.(?i:nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read a YAML file of a user.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8 or not YAML.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "options.yaml"
+        >>> _ = file.write_text("save_strategy: no\\nlearning_rate: 1e-4")
+        >>> read_yaml(file)
+        {'save_strategy': 'no', 'learning_rate': 0.0001}
+    """
+    try:
+        return yaml.load(read_text(path), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -77,5 +77,5 @@ def write_facts_and_model(folder: Path, model: str = "model") -> None:
     """Write a few facts into `folder`/facts, and beside them a one-layer Llama with its tokenizer."""
     facts = generate(names_first=2, descriptions_first=2, both=1)
     write_facts(facts, folder / "facts")
-    for part in initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0):
+    for part in initial_model(CompareConfig(output_dir="out", layers=1, hidden_size=32), facts, "llama", 0):
         part.save_pretrained(folder / model)

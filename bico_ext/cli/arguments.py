@@ -1,17 +1,21 @@
 """Parsing of command-line flags and YAML files into dataclasses."""
 
 import json
-import re
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import (
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from bico_ext.files import expand_user, read_text
+from bico_ext.files import expand_user, read_yaml
 
 # Options of all commands that are paths, or may be.
 PATHS = frozenset(
@@ -29,21 +33,12 @@ class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads `no` and `off` as words, which some options take, and 1e-4 as a number: YAML 1.2 does, PyYAML does not."""
-
-
-_TAG = "tag:yaml.org,2002:"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag not in (f"{_TAG}bool", f"{_TAG}float")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"(?i:true|false)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    f"{_TAG}float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(?i:inf)$|\.(?i:nan)$"),
-    list("-+.0123456789"),
-)
+def path_or_name(text: str) -> str:
+    """Return the value of an option that is a path, or may be; argparse names the option in its error."""
+    try:
+        return expand_user(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = "") -> tuple[Any, ...]:
@@ -85,7 +80,7 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
         elif action.type is string_to_bool:
             action.type = switch
         elif action.dest in PATHS:
-            action.type = expand_user
+            action.type = path_or_name
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with any of these options by name; flags override it."
     )
@@ -108,10 +103,7 @@ def parse(command: str, configs: list[Any], arguments: list[str], epilog: str = 
 
 def _as_flags(path: str, known: set[str], second_names: Mapping[str, str]) -> list[str]:
     """Return the options of a YAML file as flags, so that they are checked like flags."""
-    try:
-        options = yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    options = read_yaml(path)
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold options as `name: value`, got {type(options).__name__}")
     options = {str(name).replace("-", "_"): value for name, value in options.items()}

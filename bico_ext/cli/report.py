@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bico_ext.files import expand_user
+from bico_ext.cli.arguments import path_or_name
 from bico_ext.reports.report import merged_report
 from bico_ext.reports.tables import Table
 
@@ -13,13 +13,17 @@ def run(arguments: list[str]) -> None:
         "bico report", description="Write one report on the results of one or more folders, which are only read."
     )
     parser.add_argument(
-        "folders", nargs="+", type=expand_user, metavar="OUT", help="A folder that bico compare or bico evaluate wrote."
+        "folders",
+        nargs="+",
+        type=path_or_name,
+        metavar="OUT",
+        help="A folder of bico compare or bico evaluate.",
     )
     parser.add_argument(
         "--output-dir",
         "--output_dir",
         required=True,
-        type=expand_user,
+        type=path_or_name,
         help="Folder for the report. It may hold an earlier report, but no other files.",
     )
     options = parser.parse_args(arguments)

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
-from bico_ext.comparison.processes import run_all
+from bico_ext.comparison.processes import check_not_imported_by_child, run_all
 from bico_ext.comparison.run import Finished, before_fine_tuning, run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
@@ -54,13 +54,14 @@ def compare(config: CompareConfig) -> Results:
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
             gives an answer away in a training text; the model's tokenizer has no padding token; a question does not
             fit the model's context; or a file of an earlier comparison is broken.
-        RuntimeError: the memory or the disk is too small for the model.
+        RuntimeError: the memory or the disk is too small for the model; or a script calls this as it is imported.
 
     Example:
         >>> results = compare(CompareConfig("out", systems=["ntp", "bico"], seeds=[0, 1]))  # doctest: +SKIP
         >>> results.runs[0].tasks["N2D-reverse"].contains  # doctest: +SKIP
         0.0
     """
+    check_not_imported_by_child()
     all_facts = load_facts(config.data)
     facts = select_facts(config, all_facts)
     config = with_steps(config, facts)

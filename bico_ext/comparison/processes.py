@@ -19,6 +19,19 @@ from transformers.utils import logging as transformers_logging
 from bico_ext import environment
 
 
+def check_not_imported_by_child() -> None:
+    """Raise an error in a process of a comparison that starts another one, because it imports the user's script.
+
+    Raises:
+        RuntimeError: the caller is not under `if __name__ == "__main__":`.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself checks it
+        raise RuntimeError(
+            "a comparison starts processes, and each of them imports this script; call compare() under "
+            '`if __name__ == "__main__":`'
+        )
+
+
 def run_all(
     work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, steps: Sequence[int], jobs: int, label: str
 ) -> list[str | None]:

@@ -89,7 +89,9 @@ def select_systems(names: Sequence[str]) -> list[str]:
     names = list(SYSTEMS) if list(names) == ["all"] else list(names)
     unknown = [name for name in names if name not in SYSTEMS]
     if unknown:
-        raise ValueError(f"systems must be 'all' or names from this list, got {', '.join(unknown)}\n{listing()}")
+        raise ValueError(
+            f"systems must be 'all' or names from this list, got {', '.join(map(repr, unknown))}\n{listing()}"
+        )
     if not names or len(set(names)) < len(names):
         raise ValueError(f"systems must be one or more, each once, got {names}")
     return names

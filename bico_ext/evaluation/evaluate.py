@@ -136,13 +136,17 @@ def evaluate(
 
     Raises:
         RuntimeError: as in `generate`.
-        ValueError: there are no tasks, or one has no examples; and as in `generate` and `likelihood_test`.
+        TypeError: tasks is no mapping; and as in `generate`.
+        ValueError: there are no tasks, or one has no examples; the generator does not return one text for each prompt;
+            and as in `generate` and `likelihood_test`.
 
     Example:
         >>> data = load_facts("synthetic")  # doctest: +SKIP
         >>> evaluate(model, tokenizer, data.tasks).summary()["N2D-reverse"]["contains"]  # doctest: +SKIP
         0.91
     """
+    if not isinstance(tasks, Mapping):
+        raise TypeError(f"tasks must map names to tasks, as load_facts(...).tasks does, got {type(tasks).__name__}")
     if not tasks:
         raise ValueError("tasks must have at least one task, got none; a data set without tests cannot be evaluated")
     empty = [name for name, task in tasks.items() if not task.examples]
@@ -150,11 +154,15 @@ def evaluate(
         raise ValueError(f"tasks must have at least one example each, got none for {', '.join(empty)}; leave them out")
     extra = {"distributed": True} if distributed else {}  # a generator of one's own may not have this option
     prompts = [example.prompt for task in tasks.values() for example in task.examples]
-    completions = iter(
-        (generator or generate)(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **extra
-        )
+    answers = (generator or generate)(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **extra
     )
+    if len(answers) != len(prompts) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(
+            f"generator must return one text for each of the {len(prompts)} prompts, got {len(answers)} items: "
+            f"{answers!r:.60}"
+        )
+    completions = iter(answers)
     names_only = all(task.answer == "name" for task in tasks.values())
     predictions = []
     for name, task in tasks.items():

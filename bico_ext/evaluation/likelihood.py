@@ -22,6 +22,7 @@ from bico_ext.facts.types import Example, Task
 from bico_ext.generation.inference import (
     BATCH_SIZE,
     check_distributed,
+    check_loaded,
     evaluation_mode,
     gathered,
     is_rank_0,
@@ -190,8 +191,12 @@ def _score(
     progress: bool,
     distributed: bool,
 ) -> list[_Score]:
+    check_loaded(model, tokenizer)
     check_bounds(batch_size=batch_size)
     check_distributed(model, distributed)
+    for example in examples:
+        if not isinstance(example, Example):
+            raise TypeError(f"examples must hold bico_ext.facts.types.Example, got {example!r:.60}")
     encoded = [_encode(model, tokenizer, example) for example in examples]
     own: dict[int, _Score] = {}
     # The longest texts come first, so that a batch that does not fit in memory fails at once.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bico_ext.facts.types import Example, Question
-from bico_ext.files import read_text
+from bico_ext.files import read_lines
 from bico_ext.models.tokenization import check_completion, check_text
 
 # The way out for a table that is given in place of JSON Lines.
@@ -21,10 +21,9 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     """Yield file and line number (for error messages) and the JSON value of each line; see `load_jsonl`."""
     if Path(path).suffix.lower() in (".csv", ".tsv"):
         raise ValueError(f"{path}: expected JSON Lines, got a table; {MAKE_JSONL}")
-    # str.splitlines also cuts at U+2028 and U+0085, which JSON strings may hold unescaped.
-    lines = read_text(path).rstrip().split("\n")
-    if lines == [""]:
-        return
+    lines = read_lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         try:

@@ -31,12 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from bico_ext.cjk import CJK
 from bico_ext.facts.distractors import draw_distractors
 from bico_ext.facts.types import Example, FactData, Question, Task
-from bico_ext.files import read_text
+from bico_ext.files import read_yaml
 
 GIVEN = "{given}"
 _THIRDS = 3  # first text first, second text first, both orders
@@ -149,11 +147,8 @@ def read_templates(path: Path) -> Mapping[str, Any]:
     path = path.with_suffix(".yaml")
     if not path.exists():
         return {}
-    try:
-        found = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from error
-    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):  # YAML reads `no:` as false
+    found = read_yaml(path)
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise ValueError(f"{path}: expected a mapping of templates, got {found!r:.60}")
     return found
 

@@ -70,7 +70,7 @@ def generate_blank(
         >>> len(generate_blank(model, tokenizer, ["Ada wrote", "Ada"], max_new_tokens=3, progress=False))
         2
     """
-    check_request(prompts, max_new_tokens, batch_size)
+    check_request(model, tokenizer, prompts, max_new_tokens, batch_size)
     check_positions(positions)
     check_attached(model)  # a stock model would silently ignore block positions
     special = token_ids(tokenizer, [mask, "sop", "eop"])

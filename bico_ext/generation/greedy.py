@@ -13,6 +13,7 @@ from bico_ext.bounds import check_bounds
 from bico_ext.generation.inference import (
     BATCH_SIZE,
     check_distributed,
+    check_loaded,
     evaluation_mode,
     gathered,
     is_rank_0,
@@ -75,7 +76,7 @@ def generate(
         >>> len(generate(model, tokenizer, ["Ada wrote", "Ada"], max_new_tokens=3, progress=False))
         2
     """
-    check_request(prompts, max_new_tokens, batch_size)
+    check_request(model, tokenizer, prompts, max_new_tokens, batch_size)
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -124,6 +125,9 @@ def in_batches(
     """
     check_distributed(model, distributed)
     prompts = list(prompts)
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts must hold texts, got {type(prompt).__name__} {prompt!r:.60}")
     ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     # The longest prompts come first, so that a batch that does not fit in memory fails at once.
     order = sorted(ids, key=lambda prompt: len(ids[prompt]), reverse=True)
@@ -143,10 +147,13 @@ def in_batches(
     return [completions[prompt] for prompt in prompts]
 
 
-def check_request(prompts: Iterable[str], max_new_tokens: int, batch_size: int) -> None:
-    """Raise TypeError if prompts is a single string, and ValueError if a number is less than 1."""
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts must be an iterable of texts, got the string {prompts!r:.60}; use [text]")
+def check_request(model: Any, tokenizer: Any, prompts: Iterable[str], max_new_tokens: int, batch_size: int) -> None:
+    """Raise TypeError if an argument is something else, as a single string, and ValueError if a number is below 1."""
+    check_loaded(model, tokenizer)
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise TypeError(
+            f"prompts must be an iterable of texts, got {type(prompts).__name__} {prompts!r:.60}; use [text]"
+        )
     check_bounds(max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 

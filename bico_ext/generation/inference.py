@@ -56,6 +56,28 @@ def is_rank_0() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
+def check_loaded(model: Any, tokenizer: Any) -> None:
+    """Check that these are a model and a tokenizer, and not their names, or one in place of the other.
+
+    Raises:
+        TypeError: one of them is something else.
+
+    Example:
+        >>> check_loaded("smollm2-135m", None)
+        Traceback (most recent call last):
+        TypeError: model must be a transformers model, got str; load it with AutoModelForCausalLM.from_pretrained
+    """
+    for name, given, needed, loader in (
+        ("model", model, "parameters", "AutoModelForCausalLM"),
+        ("tokenizer", tokenizer, "batch_decode", "AutoTokenizer"),
+    ):
+        if not hasattr(given, needed):
+            raise TypeError(
+                f"{name} must be a transformers {name}, got {type(given).__name__}; load it with {loader}."
+                "from_pretrained"
+            )
+
+
 def check_distributed(model: Any, distributed: bool) -> None:
     """Check that several processes can divide the work among them, if they are to.
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.bounds import check_bounds
-from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode, is_rank_0
+from bico_ext.generation.inference import BATCH_SIZE, check_loaded, evaluation_mode, is_rank_0
 from bico_ext.models.attach import check_attached
 from bico_ext.models.span_cache import SpanCache
 from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_suffix
@@ -83,7 +83,7 @@ def generate_infill(
 
     Raises:
         RuntimeError: the model is not attached.
-        TypeError: gaps holds something other than pairs of texts.
+        TypeError: an argument is something else, such as gaps that are no pairs of texts.
         ValueError: lengths is empty or holds a number below 1; batch_size is less than 1; the tokenizer is a slow one;
             a prefix has no tokens (it is empty and the tokenizer adds no BOS); or a text with the longest middle does
             not fit in the model's context or in the sliding window of its layers.
@@ -100,10 +100,13 @@ def generate_infill(
         >>> len(tokenizer.tokenize(middle.strip()))
         3
     """
+    check_loaded(model, tokenizer)
     pairs = list(gaps)
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise TypeError(f"gaps must hold pairs of texts, (prefix, suffix), got {pair!r:.60}")
+    if not isinstance(lengths, Collection) or not all(isinstance(length, int) for length in lengths):
+        raise TypeError(f"lengths must hold numbers of tokens, such as range(1, 9), got {lengths!r:.60}")
     lengths = sorted(set(lengths))
     if not lengths or lengths[0] < 1:
         raise ValueError(f"lengths must hold numbers of tokens, each at least 1, got {lengths}")

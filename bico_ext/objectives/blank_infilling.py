@@ -115,7 +115,7 @@ def block_position(mask: Position, step: int, positions: Positions) -> tuple[Pos
 def check_positions(positions: str) -> None:
     """Raise a ValueError unless `positions` is one of the two schemes of `abi`."""
     if positions not in get_args(Positions):
-        raise ValueError(f"positions must be '2d' or 'in-place', got {positions!r}")
+        raise ValueError(f"the positions of 'abi' must be '2d' or 'in-place', got {positions!r}")
 
 
 def _spans(input_ids: Tensor, generator: Generator, special_ids: Collection[int]) -> list[tuple[int, int]]:

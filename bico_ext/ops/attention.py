@@ -60,8 +60,8 @@ def split_triangle_attention(
             sees no key.
 
     Raises:
-        RuntimeError: an argument has the wrong dtype, shape, device or strides, or the backend does not run on the
-            device of q or does not take q. The message names the argument and the remedy.
+        RuntimeError: an argument is no tensor, or has the wrong dtype, shape, device or strides, or the backend does
+            not run on the device of q or does not take q. The message names the argument and the remedy.
         ValueError: there is no such backend.
         NotImplementedError: the call is within torch.func.grad, jvp or one of their relatives, or an input has a
             forward-mode derivative; with the other backends than "compiled", also within torch.vmap.
@@ -81,6 +81,10 @@ def split_triangle_attention(
         >>> split_triangle_attention(q, k, v, angle.cos(), angle.sin(), span_ids=placeholder).shape
         torch.Size([1, 2, 5, 8])
     """
+    others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
+    for name, given in {"q": q, **others}.items():
+        if not isinstance(given, Tensor) and not (given is None and name in ("span_ids", "cu_seqlens")):
+            raise RuntimeError(f"{name} must be a tensor, got {type(given).__name__}")
     check_dimensions(q)
     if cos.requires_grad or sin.requires_grad:
         raise RuntimeError(
@@ -89,7 +93,6 @@ def split_triangle_attention(
         )
     if window is not None and not isinstance(window, int | torch.SymInt):
         raise RuntimeError(f"window must be an int or None, got {window!r}")
-    others = {"k": k, "v": v, "cos": cos, "sin": sin, "span_ids": span_ids, "cu_seqlens": cu_seqlens}
     for name, x in others.items():
         if x is not None and x.device != q.device:
             raise RuntimeError(

@@ -1,11 +1,13 @@
 """`BicoConfig`: the training arguments of `BicoTrainer`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from transformers import TrainingArguments
 
 from bico_ext.bounds import check_bounds
+from bico_ext.files import expand_user
 from bico_ext.objectives import registry
 from bico_ext.objectives.blank_infilling import Positions, check_positions
 from bico_ext.objectives.denoising import check_mask_rate
@@ -51,6 +53,7 @@ class BicoConfig(TrainingArguments):
             not see each other; default False. Losses and gradients change by rounding only. Evaluation pads.
 
     Raises:
+        FileNotFoundError: there is no entities_file of this name.
         ValueError: the objective is unknown, or a number is out of range.
 
     Example:
@@ -163,6 +166,8 @@ class BicoConfig(TrainingArguments):
             raise ValueError(f"long_rows must be 'cut' or 'windows', got {self.long_rows!r}")
         if self.long_rows == "windows" and self.max_length is None:
             raise ValueError("long_rows='windows' needs the length of a window; set max_length")
+        if self.entities_file is not None and not Path(expand_user(self.entities_file)).is_file():
+            raise FileNotFoundError(f"entities_file {self.entities_file}: no such file")
         check_bounds(
             infill_spans=self.infill_spans,
             permute_segments=self.permute_segments,

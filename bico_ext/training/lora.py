@@ -22,13 +22,13 @@ def lora_config(rank: int = 32, alpha: int = 16, dropout: float = 0.01) -> "Lora
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: dropout is out of range.
+        ValueError: a number is out of range.
 
     Example:
         >>> lora_config().r
         32
     """
-    check_bounds(lora_dropout=dropout)
+    check_bounds(lora_r=rank, lora_alpha=alpha, lora_dropout=dropout)
     try:
         from peft import LoraConfig
     except ImportError as error:

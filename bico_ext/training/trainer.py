@@ -122,6 +122,8 @@ class BicoTrainer(CompleteCheckpoints):
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **UNTRUSTED)
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise TypeError(f"model must be a transformers model, or its name or path, got {type(model).__name__}")
         network: Any = model
 
         # Objective

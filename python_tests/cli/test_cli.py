@@ -92,7 +92,7 @@ def test_flags_override_yaml(tmp_path):
         ("sedes: [1]", "unknown options: sedes"),
         ("no_bf16: true", "unknown options: no_bf16"),
         ("- a list", "must hold options as `name: value`, got list"),
-        ("a: [1", "is not YAML"),
+        ("a: [1", ": expected YAML, got"),
         ("a\0:\0 \0001\0", "expected UTF-8, got UTF-16"),
     ],
 )
@@ -198,7 +198,7 @@ def test_train_finds_the_disk_full_and_goes_on_later(tmp_path, capsys, monkeypat
 def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
     facts = generate(names_first=2, descriptions_first=2, both=1)
     write_facts(facts, tmp_path / "facts")
-    config = CompareConfig(output_dir="", layers=1, hidden_size=32)
+    config = CompareConfig(output_dir="out", layers=1, hidden_size=32)
     model, tokenizer = initial_model(config, facts, "llama", 0)
     model.save_pretrained(tmp_path / "initial")
     tokenizer.save_pretrained(tmp_path / "initial")
@@ -255,16 +255,18 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch, lora):
 
 def test_probe_reads_the_requested_texts(tmp_path, capsys, monkeypatch):
     facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
-    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="out", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pretrained = dataclasses.replace(facts, pretraining=facts.train[:7])
     monkeypatch.setattr("bico_ext.cli.probe.load_facts", {"facts": facts, "more": pretrained}.get)
-    command = ["probe", "--model", str(tmp_path / "model"), "--samples", "3", "--seed", "5"]
+    command = ["probe", "--model", str(tmp_path / "model"), "--samples", "3", "--seed", "5", "--lengths", "32", "9999"]
     for data, texts, count in (("facts", "train", len(facts.train)), ("more", "pretraining", 7)):
         out = tmp_path / data
         assert main([*command, "--data", data, "--texts", texts, "--output-dir", str(out)]) == 0
-        assert f"{texts} texts of {facts.name}; seed 5." in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert f"{texts} texts of {facts.name}; seed 5." in said.out
+        assert "lengths: 9999 is left out, because the model's context or the data is shorter" in said.err
         results = json.loads((out / "probe.json").read_text())
         assert results["data"] == {"name": facts.name, "texts": texts, "n": count}
         assert results["settings"]["seed"] == 5
@@ -278,7 +280,7 @@ def test_probe_reads_the_requested_texts(tmp_path, capsys, monkeypatch):
 
 def test_probe_measures_details_of_general_english(tmp_path, monkeypatch):
     facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
-    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=2, hidden_size=32), facts, "llama", 0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="out", layers=2, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setattr("bico_ext.cli.probe.english", lambda: facts.train)  # the tokenizer knows no other words
@@ -299,7 +301,7 @@ def test_evaluate_runs_the_log_probability_test_on_request(tmp_path, monkeypatch
     texts = (Example("Ada is", " a pilot"), Example("Bob is", " a cook"))
     facts = FactData("", texts, {"N2D": Task("N2D", "description", asked)})
     monkeypatch.setattr("bico_ext.cli.evaluate.load_facts", lambda source: facts)
-    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="out", layers=1, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     out = tmp_path / "scores"
@@ -356,7 +358,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(tmp_path, m
 
 def test_evaluate_lets_a_model_of_blank_infilling_fill_blanks(tmp_path, monkeypatch):
     facts = generate(names_first=1, descriptions_first=1, both=1, pretraining=0)
-    model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "glm", 0)
+    model, tokenizer = initial_model(CompareConfig(output_dir="out", layers=1, hidden_size=32), facts, "glm", 0)
     added_tokens(attach(model), tokenizer, ["mask", "sop", "eop"])
     expected = generate_blank(model, tokenizer, ["In the old days, Ada is"], mask="mask", max_new_tokens=2)
     model.save_pretrained(tmp_path)
@@ -379,7 +381,7 @@ def test_evaluations_on_different_facts_of_the_same_name_stay_apart(tmp_path, mo
         asked = (Question("Ada is", answer),)
         train = (Example("Ada is", " a pilot."), Example("Bob is", " a baker."))
         facts = FactData("facts", train, {"N2D": Task("N2D", "description", asked)})
-        model, tokenizer = initial_model(CompareConfig(output_dir="", layers=1, hidden_size=32), facts, "llama", 0)
+        model, tokenizer = initial_model(CompareConfig(output_dir="out", layers=1, hidden_size=32), facts, "llama", 0)
         model.save_pretrained(tmp_path / "model")
         tokenizer.save_pretrained(tmp_path / "model")
         monkeypatch.setattr("bico_ext.cli.evaluate.load_facts", {"facts": facts}.get)

@@ -56,7 +56,7 @@ def data(tmp_path_factory):
 def model(data, tmp_path_factory):
     """A folder with a tiny Llama and its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    config = CompareConfig(output_dir="", layers=1, hidden_size=64)
+    config = CompareConfig(output_dir="out", layers=1, hidden_size=64)
     for part in initial_model(config, load_facts(data), "llama", 0):
         part.save_pretrained(folder)
     return str(folder)

@@ -45,7 +45,7 @@ def given_model(data, tmp_path_factory):
     """A folder with a small Llama and its tokenizer, as a user would name it."""
     folder = tmp_path_factory.mktemp("model")
     facts = load_facts(data)
-    for part in initial_model(CompareConfig("", data=data, layers=1, hidden_size=32), facts, "llama", 7):
+    for part in initial_model(CompareConfig("out", data=data, layers=1, hidden_size=32), facts, "llama", 7):
         part.save_pretrained(folder)
     return str(folder)
 

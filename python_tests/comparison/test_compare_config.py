@@ -10,7 +10,7 @@ from bico_ext.comparison.config import CompareConfig
     [
         (
             {"systems": ["ntp", "mlm"]},
-            "systems must be 'all' or names from this list, got mlm\n  ntp  .*shows the reversal",
+            "systems must be 'all' or names from this list, got 'mlm'\n  ntp  .*shows the reversal",
         ),
         ({"setting": "finetune"}, "setting must be 'scratch' or 'pretrained', got 'finetune'"),
         ({"permute_segments": 1}, "permute_segments must be at least 2, got 1"),

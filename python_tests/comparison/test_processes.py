@@ -59,6 +59,23 @@ def test_a_run_does_not_outlive_a_killed_parent(tmp_path):
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_a_script_without_a_guard_is_told_what_it_needs(tmp_path):
+    """Each process imported the script, which began the comparison anew and complained that its folder was taken."""
+    (tmp_path / "script.py").write_text(
+        "from bico_ext.comparison.compare import compare\n"
+        "from bico_ext.comparison.config import CompareConfig\n"
+        "results = compare(CompareConfig('out', steps=1, layers=1, hidden_size=16, systems=['ntp'], jobs=1))\n"
+        "print([failure.error for failure in results.failures])\n"
+    )
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (
+        "RuntimeError: a comparison starts processes, and each of them imports this script; call compare()"
+        in ran.stderr
+    )
+    assert "is being written to by another comparison" not in ran.stderr
+    assert ran.stdout == "['the process ended without an error message (exit code 1)']\n"
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ctrl_c_ends_a_run_that_has_just_started(tmp_path, monkeypatch, when):
     """It was not yet known as running, so the command waited for the end of its training, which ignores Ctrl-C."""

@@ -15,7 +15,7 @@ def test_all_selects_every_system_and_every_objective_has_one():
 
 
 def test_the_error_for_a_wrong_name_lists_the_systems():
-    with pytest.raises(ValueError, match="got mlm") as error:
+    with pytest.raises(ValueError, match="got 'mlm'") as error:
         select_systems(["mlm"])
     for name, system in SYSTEMS.items():
         assert re.search(rf"^  {name} +{re.escape(system.summary)}$", str(error.value), re.MULTILINE), name
@@ -24,8 +24,8 @@ def test_the_error_for_a_wrong_name_lists_the_systems():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["ntp", "mlm"], "systems must be 'all' or names from this list, got mlm\n  ntp  .*"),
-        (["all", "ntp"], "got all"),
+        (["ntp", "mlm"], "systems must be 'all' or names from this list, got 'mlm'\n  ntp  .*"),
+        (["all", "ntp"], "got 'all'"),
         (["ntp", "ntp"], "each once"),
         ([], "one or more"),
     ],

@@ -99,11 +99,11 @@ def test_an_end_token_ends_an_answer(end: str) -> None:
 
 def test_errors() -> None:
     model, words, _ = model_and_tokenizer("llama")
-    with pytest.raises(TypeError, match="prompts must be an iterable of texts, got the string 'w1'"):
+    with pytest.raises(TypeError, match="prompts must be an iterable of texts, got str 'w1'"):
         generate_blank(model, words, "w1")
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         generate_blank(model, words, PROMPTS, max_new_tokens=0)
-    with pytest.raises(ValueError, match="positions must be '2d' or 'in-place'"):
+    with pytest.raises(ValueError, match="the positions of 'abi' must be '2d' or 'in-place'"):
         generate_blank(model, words, PROMPTS, positions="1d")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"tokenizer must have the tokens \[gMASK\], <sop>, <eop>"):
         generate_blank(model, tokenizer(), PROMPTS)

@@ -209,5 +209,5 @@ def test_random_numbers_come_only_from_the_generator() -> None:
 
 
 def test_unknown_positions() -> None:
-    with pytest.raises(ValueError, match="positions must be '2d' or 'in-place', got '1d'"):
+    with pytest.raises(ValueError, match="the positions of 'abi' must be '2d' or 'in-place', got '1d'"):
         objective(tensor([BOS, 7]), Generator(), positions="1d")

@@ -369,7 +369,7 @@ def test_a_row_of_special_tokens_is_accepted_if_they_are_predicted(tmp_path: Pat
         ({"mask_rate": 0.0}, r"mask_rate must be in \(0, 1\] or 'uniform', got 0.0"),
         ({"mixing_probability": 1.5}, r"mixing_probability must be in \[0, 1\], got 1.5"),
         ({"mixing_probability": math.nan}, "mixing_probability must be in"),
-        ({"max_length": 1}, "max_length must be at least 2"),
+        ({"max_length": 1}, r"max_length must be in \[2, 2"),
         ({"long_rows": "windows"}, "long_rows='windows' needs the length of a window; set max_length"),
         ({"long_rows": "drop", "max_length": 4}, "long_rows must be 'cut' or 'windows', got 'drop'"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
