@@ -90,7 +90,12 @@ def with_bos(options: argparse.Namespace) -> str:
         partial = make_folder(folder.with_name(f"{folder.name}.{os.getpid()}"))
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process has made it in the meantime
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)
     return str(folder)
 
 

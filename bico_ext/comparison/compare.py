@@ -52,7 +52,7 @@ def compare(config: CompareConfig) -> Results:
         ImportError: the settings ask for adapters, and PEFT is not installed.
         OSError: the model cannot be loaded, or the output folder cannot be made.
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
-            gives an answer away in a training text; the model's tokenizer has no padding token; a question does not
+            gives an answer away in a training text; a question does not
             fit the model's context; or a file of an earlier comparison is broken.
         RuntimeError: the memory or the disk is too small for the model; or a script calls this as it is imported.
 

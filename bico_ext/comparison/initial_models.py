@@ -106,15 +106,9 @@ def check_model(config: CompareConfig, facts: FactData) -> None:
 
     Raises:
         OSError: the model cannot be loaded.
-        ValueError: its tokenizer has no padding token, or a text or a question exceeds the model's context
-            or has ids that the model lacks.
+        ValueError: a text or a question exceeds the model's context or has ids that the model lacks.
     """
     model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"the tokenizer of model {config.model} has no padding token, which batches and bico's placeholder need; "
-            "set one and save it with the model"
-        )
     prompts = [example.prompt for task in facts.tasks.values() for example in task.examples]
     encode_prompts(model, tokenizer, prompts, config.max_new_tokens)
     encoded = [

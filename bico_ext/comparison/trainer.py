@@ -57,6 +57,8 @@ def make_trainer(
         mask_rate=cast(float | str, config.mask_rate),
         infill_spans=config.infill_spans,
         permute_segments=config.permute_segments,
+        # Without a padding token, as in Llama 1 to 3: 0, as in the official code.
+        placeholder_id=0 if tokenizer.pad_token_id is None else None,
         entities_file=None if entities_file is None else str(entities_file),
         max_steps=cast(int, config.steps),
         per_device_train_batch_size=config.batch_size,

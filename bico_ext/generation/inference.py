@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from bico_ext.models.checkpoints import check_adapters
+
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -60,7 +62,7 @@ def check_loaded(model: Any, tokenizer: Any) -> None:
     """Check that these are a model and a tokenizer, and not their names, or one in place of the other.
 
     Raises:
-        TypeError: one of them is something else.
+        TypeError: one of them is something else, or the model has adapters as in `check_adapters`.
 
     Example:
         >>> check_loaded("smollm2-135m", None)
@@ -76,6 +78,7 @@ def check_loaded(model: Any, tokenizer: Any) -> None:
                 f"{name} must be a transformers {name}, got {type(given).__name__}; load it with {loader}."
                 "from_pretrained"
             )
+    check_adapters(model)
 
 
 def check_distributed(model: Any, distributed: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from bico_ext.models.checkpoints import check_adapters
 from bico_ext.models.hooks import IMPLEMENTATION, Attachment
 from bico_ext.models.proof import prove_attention, prove_separation
 from bico_ext.models.rotary import probe_pairing
@@ -180,6 +181,7 @@ def check_attached(model: nn.Module) -> None:
 def _pretrained(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model itself, without PEFT's wrapper."""
     inner: Any = model
+    check_adapters(model)
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):

@@ -1,7 +1,6 @@
 """Loading a model and its tokenizer from a folder or the hub, with errors that name the model; notes beside a model."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bico_ext.extras import install
-from bico_ext.files import expand_user, write_json
+from bico_ext.files import expand_user, read_json, write_json
 from bico_ext.models.known_models import KNOWN_MODELS, model_folder
 
 # A model is data: its weights are never unpickled, which may run what a stranger wrote, nor is code beside them run.
@@ -46,8 +45,10 @@ def load(
         The model and the tokenizer. With adapters that are not merged, the model is a PEFT model.
 
     Raises:
-        FileNotFoundError: there is no such folder, it contains no model, or the known model has not been fetched.
+        FileNotFoundError: there is no such folder, it contains no model, its adapters' base is gone, or the known model
+            has not been fetched.
         ImportError: 4-bit weights need bitsandbytes, or adapters need PEFT.
+        TypeError: the adapters are virtual tokens, see `check_adapters`.
         ValueError: adapters on 4-bit weights are to be merged.
         OSError: the model cannot be loaded, because its weights are pickled, for example. The libraries raise many
             kinds of errors for a broken file, most of them without its name; this one names the model.
@@ -69,16 +70,40 @@ def load(
             f"model {os.fspath(model)} has adapters on 4-bit weights, to which they cannot be added; start from the "
             "base model"
         )
+    base = _base(source) if has_adapters else None
     options = {"quantization_config": _four_bit(), "device_map": {"": device}} if load_in_4bit else {}
     loader: Any = _peft_loader() if has_adapters else AutoModelForCausalLM
     try:
         network = loader.from_pretrained(source, dtype=dtype, **UNTRUSTED, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}") from error
+        adapters = "" if base is None else f", whose adapters are on the base model {base},"
+        raise OSError(f"model {os.fspath(model)}{adapters} cannot be loaded: {error}") from error
+    check_adapters(network)
     if has_adapters and merge_adapters:
         network = network.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
     return network if load_in_4bit else network.to(device), tokenizer  # 4-bit weights are there, and cannot be moved
+
+
+def check_adapters(model: Any) -> None:
+    """Raise an error if a model has adapters that are virtual tokens in front of a text.
+
+    These are prompt tuning, prefix tuning and P-tuning. No span ids say who sees those tokens, and PEFT 0.21 with
+    transformers 5.24 generates other answers with them than the model's own forward gives.
+
+    Raises:
+        TypeError: it has; the message names the kind.
+
+    Example:
+        >>> check_adapters("any other object")
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        if config.is_prompt_learning:
+            raise TypeError(
+                f"model has adapters of the kind {config.peft_type.value}, which are virtual tokens in front of a "
+                "text; neither span ids nor generation take them into account; use adapters within the layers, such as "
+                "LoRA or IA3"
+            )
 
 
 @contextmanager
@@ -189,7 +214,7 @@ def content_digest(model: str | os.PathLike[str]) -> str:
                 found.update(block)
     adapters = folder / "adapter_config.json"
     if adapters.exists():
-        found.update(content_digest(json.loads(adapters.read_text("utf-8"))["base_model_name_or_path"]).encode())
+        found.update(content_digest(_base(source)).encode())
     return f"sha256 {found.hexdigest()}"
 
 
@@ -212,6 +237,22 @@ def _source(model: str) -> str:
             raise FileNotFoundError(f"model {model} has not been fetched yet; run: bico fetch-model {model}")
         return str(model_folder(model))
     return model
+
+
+def _base(adapters: str) -> str:
+    """Return the base model that a folder of adapters names, after a check that it is not gone."""
+    file = Path(adapters) / "adapter_config.json"
+    base = read_json(file, "get the adapters again").get("base_model_name_or_path")
+    try:
+        if not base:
+            raise FileNotFoundError
+        _source(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"model {adapters} has adapters on the base model {base!r}, which is not there; write its name or its new "
+            f"place as base_model_name_or_path into {file}"
+        ) from error
+    return base
 
 
 def _check_not_pickled(source: str) -> None:

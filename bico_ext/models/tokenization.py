@@ -173,7 +173,7 @@ def check_text(text: Any, key: str, where: str, *, blank: bool = False) -> None:
 
 
 def check_ids(model: Any, ids: Sequence[int], what: str) -> None:
-    """Raise an error if the model's embedding has no row for a token id, which would end in an IndexError.
+    """Raise an error for a token id that is not below the model's `vocab_size`; it would end in an IndexError.
 
     Args:
         model: a transformers causal LM, or a PEFT model around one.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bico_ext.comparison.compare import compare
-from bico_ext.comparison.initial_models import initial_model
+from bico_ext.comparison.initial_models import check_model, initial_model
+from bico_ext.comparison.run import run, run_folder
 from bico_ext.facts.loader import load_facts
 
 
@@ -27,13 +28,17 @@ def test_a_model_that_does_not_fit_is_refused_before_a_folder_is_made(config, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_without_padding_is_refused_before_training(config, data, tmp_path):
+def test_a_model_without_a_padding_token_is_trained_with_the_placeholder_of_the_official_code(config, data, tmp_path):
+    """Llama 1 to 3 have none. They were refused, and told to save one with the model."""
     model, tokenizer = initial_model(config, load_facts(data), "llama", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="has no padding token"):
-        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
+    given = dataclasses.replace(config, model=str(tmp_path / "model"), save_models=True)
+    check_model(given, load_facts(data))
+    run(given, "bico", 0)
+    saved = torch.load(run_folder(given, "bico", 0) / "training_args.bin", weights_only=False)
+    assert saved.placeholder_id == 0
 
 
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused_before_training(config, data, tmp_path):

@@ -1,19 +1,23 @@
-"""Adapters load as they were saved: LoRA, DoRA, and on a base of 4 bits."""
+"""Adapters load as they were saved: LoRA, DoRA, IA3, and on a base of 4 bits; others are refused."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from tiny_models import tiny_llama, tokens
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from bico_ext.cli.main import main
 from bico_ext.evaluation.evaluate import Evaluation
+from bico_ext.evaluation.likelihood import log_probabilities
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.synthetic import generate
+from bico_ext.facts.types import Example
+from bico_ext.generation.greedy import generate as answers
 from bico_ext.models.attach import attach
 from bico_ext.models.checkpoints import content_digest, load
 from bico_ext.models.tokenization import train_word_tokenizer
@@ -75,6 +79,55 @@ def test_adapters_are_loaded_whole(base: Path, tmp_path: Path, dora: bool) -> No
     assert isinstance(merged, LlamaForCausalLM)
     torch.testing.assert_close(merged.eval()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert all(parameter.requires_grad for parameter in merged.parameters())
+
+
+@pytest.mark.parametrize("place", ["gone", None, ""])
+def test_adapters_whose_base_is_gone_say_where_to_write_its_place(base: Path, tmp_path: Path, place: Any) -> None:
+    """They were looked up on the hub, which was not told from a network that is down."""
+    folder = save(with_adapters(LlamaForCausalLM.from_pretrained(base)), base, tmp_path / "adapters")
+    file = folder / "adapter_config.json"
+    named = place and str(tmp_path / place)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": named}))
+    message = f"on the base model {named!r}, which is not there; write its .* as base_model_name_or_path into {file}"
+    for read in (load, content_digest):
+        with pytest.raises(FileNotFoundError, match=message):
+            read(folder)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_adapters_that_are_virtual_tokens_are_refused(base: Path, tmp_path: Path, kind: Any) -> None:
+    """The likelihood of prompt tuning was read four places too early, and its answers were not the model's."""
+    settings = kind(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), settings)
+    folder = save(model, base, tmp_path / "adapters")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    message = f"model has adapters of the kind {settings.peft_type.value}, which are virtual tokens"
+    for refused in (
+        lambda: load(folder, merge_adapters=True),
+        lambda: attach(model),
+        lambda: answers(model, tokenizer, ["The"]),
+        lambda: log_probabilities(model, tokenizer, [Example("The", " name")]),
+    ):
+        with pytest.raises(TypeError, match=message):
+            refused()
+
+
+def test_adapters_that_scale_activations_answer_as_they_were_saved(base: Path, tmp_path: Path) -> None:
+    settings = IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), settings).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data *= 1 + torch.randn(parameter.shape, generator=generator)
+    ids = tokens(2, 9)
+    expected = model(input_ids=ids).logits
+    folder = save(model, base, tmp_path / "adapters")
+    assert not torch.allclose(expected, LlamaForCausalLM.from_pretrained(base)(input_ids=ids).logits)
+    assert torch.equal(load(folder, device="cpu")[0].eval()(input_ids=ids).logits, expected)
+    merged, _ = load(folder, device="cpu", merge_adapters=True)
+    torch.testing.assert_close(merged.eval()(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_base_of_4_bits_is_that_of_bitsandbytes(base: Path) -> None:
