@@ -100,7 +100,7 @@ def assert_right(attention, random: RandomProblem, gradients: bool = True) -> No
     problem = random.problem()
     if dtype != torch.float64:
         more = (random.problem(seed) for seed in range(1, MORE + 1))
-        least = _cancellation(random, problem)
+        least = _cancellation(random, problem) | _equal_addends(random, problem)
         assert_as_good_as_torch(attention, problem, dtype, gradients, table_dtype, more, least)
         return
     want = problem.run(reference.split_triangle_attention, dtype, gradients=gradients)
@@ -126,6 +126,21 @@ def _cancellation(random: RandomProblem, problem: Problem) -> dict[str, float]:
     of_score = (rounded + summed) * case.D**0.5
     grad_q = random.table_scale**2 * scale * of_score * rms(P) * case.S**0.5
     return {"grad_q": grad_q, "grad_k": grad_q * (case.Hq / case.Hkv) ** 0.5}
+
+
+def _equal_addends(random: RandomProblem, problem: Problem) -> dict[str, float]:
+    """Error of the gradient of v where it sums one number many times: all weights and all gradients of out are equal.
+
+    Then the roundings of a running sum all go in the same direction. Those of n addends make up to u n / 2 of the sum
+    (u is half an epsilon), so it matters whether the heads of a group are one sum, as in the portable backend, or
+    several, as in the dense definition: for 240 addends the first erred by 2.9e-6 and the second by 0.9e-6.
+    """
+    layout = dict(random.layouts).get("grad_out")
+    if not (random.flat and layout is not None and layout.expanded == 2):
+        return {}
+    heads = random.case.Hq / random.case.Hkv
+    relative = torch.finfo(torch.float32).eps / 2 * heads * random.case.S / 2
+    return {"grad_v": relative / 2 * heads * rms(problem.laid_out("grad_out", torch.float64))}  # twice that is allowed
 
 
 def _layouts(dimensions: int) -> st.SearchStrategy[Layout]:
