@@ -73,8 +73,8 @@ def text_between(input_ids: Tensor, special_ids: Collection[int]) -> tuple[int, 
 
     Example:
         >>> import torch
-        >>> text_between(torch.tensor([2, 7, 8, 3]), special_ids=(2, 3))
-        (1, 3)
+        >>> text_between(torch.tensor([2, 7, 8, 3]), special_ids=(2, 3)), text_between(torch.tensor([2, 3]), (2, 3))
+        ((1, 3), (0, 0))
     """
     positions = [position for position, token in enumerate(input_ids.tolist()) if token not in special_ids]
     return (positions[0], positions[-1] + 1) if positions else (0, 0)

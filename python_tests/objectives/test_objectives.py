@@ -162,6 +162,8 @@ def test_pad_by_hand():
     assert batch["labels"].tolist() == [[NO_LOSS, 9, NO_LOSS, NO_LOSS, NO_LOSS], [NO_LOSS, 7, 8, 9, NO_LOSS]]
     assert batch["span_ids"].tolist() == [[0, 1, -1, -1, -1], [0, -1, -1, -1, 0]]
     assert batch["span_ids"].dtype == torch.int32
+    (alone,) = pad([apply("naive", tensor(SEQUENCE), 0)], 5)["input_ids"]
+    assert len(alone) == len(SEQUENCE)
 
 
 def test_pack_by_hand():

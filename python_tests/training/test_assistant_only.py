@@ -54,13 +54,14 @@ def drawn_by(objective: str, seed: int, **options: Any) -> Callable[[Tensor, Gen
     return lambda ids, _: apply(objective, ids, next(seeds), **options)
 
 
+@pytest.mark.parametrize("hidden_as", [0, 99], ids=["a-low-id", "a-high-id"])
 @pytest.mark.parametrize("objective", IN_PLACE)
-def test_other_tokens_have_no_label_and_are_not_hidden(objective: str) -> None:
+def test_other_tokens_have_no_label_and_are_not_hidden(objective: str, hidden_as: int) -> None:
     """Whatever has a label has that of the original token; all tokens of the assistant get one at some time."""
-    labelled = torch.zeros_like(PREDICTED)
+    labelled, ids = torch.zeros_like(PREDICTED), {"placeholder_id": hidden_as, "mask_id": hidden_as}
     for seed in range(60):
-        plain = apply(objective, IDS, seed)
-        sequence = predict_only(drawn_by(objective, seed), IDS, PREDICTED, Generator())
+        plain = apply(objective, IDS, seed, **ids)
+        sequence = predict_only(drawn_by(objective, seed, **ids), IDS, PREDICTED, Generator())
         has_label = sequence.labels != NO_LOSS
         assert has_label.any()
         assert not (has_label & ~PREDICTED).any()
@@ -73,6 +74,16 @@ def test_other_tokens_have_no_label_and_are_not_hidden(objective: str) -> None:
             assert torch.equal(sequence.span_ids == -1, has_label)
         labelled |= has_label
     assert torch.equal(labelled, PREDICTED)
+
+
+def test_a_label_of_the_first_token_is_none() -> None:
+    """No output predicts it, so the objective is drawn again; a label of the second token is enough."""
+    ids, predicted = torch.tensor([7, 8, 9]), torch.tensor([True, True, False])
+    labels = iter(torch.tensor([[7, NO_LOSS, NO_LOSS], [7, NO_LOSS, 9], [NO_LOSS, 8, 9]]))
+    sequence = predict_only(
+        lambda ids, _: TrainingSequence(ids, next(labels), torch.ones(3, dtype=torch.int32)), ids, predicted, Generator()
+    )
+    assert sequence.labels.tolist() == [NO_LOSS, 8, NO_LOSS]
 
 
 def test_every_other_objective_is_refused(tmp_path) -> None:
