@@ -1,5 +1,6 @@
 """Objectives against hand-written examples, the reference's visibility rule and their documented probabilities."""
 
+import inspect
 import math
 from collections import Counter
 
@@ -322,6 +323,15 @@ def test_options_by_objective():
         "reverse": ("special_ids", "word_starts", "word_parts", "entities"),
         "reverse-segments": ("special_ids", "separator_id", "segment_length"),
     }
+
+
+def test_defaults_are_those_of_the_sources():
+    """The papers' mask rate and length of a reversed segment, ChatGLM-6B's positions, and docs/experiments.md."""
+    sources = {"mask_rate": 0.15, "segment_length": 25, "positions": "2d", "segments": 4, "spans": 1, "entities": ()}
+    for name, function in OBJECTIVES.items():
+        for option, parameter in inspect.signature(function).parameters.items():
+            if parameter.default is not parameter.empty:
+                assert parameter.default == sources[option], (name, option)
 
 
 @pytest.mark.parametrize("mask_rate", [0.0, -0.1, 1.01, math.nan, "often"])

@@ -6,6 +6,7 @@ import json
 import pkgutil
 import re
 import runpy
+from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -145,6 +146,23 @@ def rows(text: str) -> dict[str, list[str]]:
     """The cells of the only table of a text by those of its first column."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [^-]", line)]
     return {first: rest for first, *rest in lines}
+
+
+def test_the_counts_of_the_robustness_page_are_those_of_the_results():
+    page, results = (ROOT / "docs" / "robustness.md").read_text(), ROOT / "docs" / "results" / "robustness"
+    fuzz = json.loads((results / "fuzz.json").read_text())
+    assert f"SEED={fuzz['seed']}" in page
+    shown = rows(re.search(r"\| kernels .*?\n\n", page, re.DOTALL)[0])
+    counts = {f"`{name}`": [f"{x['cases']:,}", f"{len(x['failures'])}"] for name, x in fuzz["targets"].items()}
+    assert {name: cells[:2] for name, cells in shown.items() if name != "kernels"} == counts
+    faults = json.loads((results / "faults.json").read_text())
+    kinds = Counter(fault.split()[0] for trial in faults["trials"] for fault in trial["faults"])
+    wrong = sum(bool(trial["wrong"]) for trial in faults["trials"])
+    kills = sum(kinds[name] for name in ("SIGKILL", "SIGTERM", "SIGINT"))
+    assert f"{len(faults['trials'])} trials with {kills} kills, {wrong} of them wrong" in page
+    assert f"SEED={faults['seed']}" in page
+    mutants = (results / "mutants.md").read_text()
+    assert rows(mutants)["all"] == rows(re.search(r"\| module .*?\n\n", page, re.DOTALL)[0])["all"]
 
 
 def test_the_index_links_every_page():

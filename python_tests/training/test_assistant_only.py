@@ -81,7 +81,10 @@ def test_a_label_of_the_first_token_is_none() -> None:
     ids, predicted = torch.tensor([7, 8, 9]), torch.tensor([True, True, False])
     labels = iter(torch.tensor([[7, NO_LOSS, NO_LOSS], [7, NO_LOSS, 9], [NO_LOSS, 8, 9]]))
     sequence = predict_only(
-        lambda ids, _: TrainingSequence(ids, next(labels), torch.ones(3, dtype=torch.int32)), ids, predicted, Generator()
+        lambda ids, _: TrainingSequence(ids, next(labels), torch.ones(3, dtype=torch.int32)),
+        ids,
+        predicted,
+        Generator(),
     )
     assert sequence.labels.tolist() == [NO_LOSS, 8, NO_LOSS]
 
