@@ -36,7 +36,7 @@ def tokenizer():
 @pytest.fixture
 def model(tokenizer):
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     return LlamaForCausalLM(config)
 
@@ -117,8 +117,25 @@ def test_options_that_need_a_tokenizer(name, message, model):
 
 
 def test_a_placeholder_that_the_model_lacks(model, tokenizer):
-    with pytest.raises(ValueError, match=r"placeholder_id must be in \[0, \d+\), the ids of the model, got 999"):
-        build_objective("naive", settings(placeholder_id=999), model, tokenizer)
+    message = r"placeholder_id must be in \[0, 10\), the ids of the model, got "
+    for given in (10, -1):
+        with pytest.raises(ValueError, match=f"{message}{given}$"):
+            build_objective("naive", settings(placeholder_id=given), model, tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<late>"})
+    with pytest.raises(ValueError, match=f"{message}10, the tokenizer's padding id; set placeholder_id=0$"):
+        build_objective("naive", settings(), model, tokenizer)
+
+
+@pytest.mark.parametrize(("piece", "continues"), [("ms", True), ("s.", True), (".s", False), ("\u0120ms", False)])
+def test_an_entity_ends_where_its_last_word_does(piece, continues, model, tmp_path):
+    """A name is not in "Lovelacems", but in "Lovelace.s"; \u0120 is a space of GPT-2's tokenizer."""
+    tokenizer = train_word_tokenizer(["Ada Lovelace ms"])
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", "\u0120Ada", "\u0120Lovelace", piece]
+    tokenizer.convert_ids_to_tokens = lambda ids: [tokens[i] for i in ids]
+    (tmp_path / "names.txt").write_text("Ada Lovelace")
+    objective = build_objective("reverse", settings(entities_file=str(tmp_path / "names.txt")), model, tokenizer)
+    reordered = objective(tensor([2, 4, 5, 6, 3]), Generator()).input_ids.tolist()
+    assert reordered == ([2, 5, 6, 4, 3] if continues else [2, 6, 4, 5, 3])
 
 
 def test_every_token_is_a_word_if_the_vocabulary_marks_no_word_starts(model):
