@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -237,14 +238,12 @@ def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, example: Example) ->
 def _totals(model: Any, batch: list[tuple[list[int], int]]) -> list[float]:
     """Return log p of the scored tokens of each text in the batch."""
     width = max(len(ids) for ids, _ in batch)
-    # The padding follows all scored tokens, so any id can be the pad id.
+    # The padding follows all scored tokens, so any id can be the pad id, and a causal model needs no mask.
     input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)  # [B, S]
-    real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
-    logits = model(input_ids=input_ids, attention_mask=real, use_cache=False).logits  # [B, S, V]
+    logits = model(input_ids=input_ids, use_cache=False).logits  # [B, S, V]
     totals = []
     for row, (ids, start) in enumerate(batch):
         # Output i predicts the token at i + 1. Only these outputs become float32: those of a whole batch may not fit.
-        predicted = logits[row, start - 1 : len(ids) - 1].float().log_softmax(dim=-1)  # [scored, V]
-        targets = input_ids[row, start : len(ids), None]
-        totals.append(predicted.gather(-1, targets).sum().item())
+        predicted = logits[row, start - 1 : len(ids) - 1].float()  # [scored, V]
+        totals.append(-cross_entropy(predicted, input_ids[row, start : len(ids)], reduction="sum").item())
     return totals

@@ -23,9 +23,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 from bico_ext.extras import install
@@ -174,7 +176,7 @@ def _question_templates(questions: Sequence[Question]) -> dict[str, str]:
     for prompts in zip(*lists.values(), strict=True):
         words = [re.findall(r"\w+|\W", prompt) for prompt in prompts]
         start = _shared_start(words)
-        end = _shared_start([prompt[: len(start) - 1 : -1] for prompt in words])  # backwards, without the start
+        end = _shared_start([prompt[::-1] for prompt in words])  # backwards
         template = "".join([*start, "...", *reversed(end)])
         if not start or template in found or any(len(prompt) <= len(start) + len(end) for prompt in words):
             return {}
@@ -247,14 +249,17 @@ class _Pattern:
         )
         return Example(prompt[0].upper() + prompt[1:], completion)
 
+    @cached_property
+    def _reader(self) -> re.Pattern[str]:
+        pattern = re.escape(f"{self.prompt}\0{self.completion}")
+        pattern = pattern.replace(re.escape(self.NAME), "(?P<name>.+)", 1)
+        return re.compile(pattern.replace(re.escape(self.DESCRIPTION), "(?P<description>.+)", 1))
+
     def read(self, text: Example) -> _Fact | None:
         """Return the fact that a text of this pattern states; None if the text does not match."""
         if self.prompt.startswith(self.DESCRIPTION):  # capitalised here, so the case of its first letter is unknown
             return None
-        pattern = re.escape(f"{self.prompt}\0{self.completion}")
-        pattern = pattern.replace(re.escape(self.NAME), "(?P<name>.+)", 1)
-        pattern = pattern.replace(re.escape(self.DESCRIPTION), "(?P<description>.+)", 1)
-        found = re.fullmatch(pattern, f"{text.prompt}\0{text.completion}")
+        found = self._reader.fullmatch(f"{text.prompt}\0{text.completion}")
         return _Fact(found["name"], found["description"]) if found else None
 
 
@@ -273,15 +278,14 @@ def _other_order(
     patterns = _patterns(both_orders, name_first)
     restated: list[Example] = []
     for name, texts in by_name.items():
-        facts = Counter(
-            fact
+        stated = [
+            (fact, pattern.name_first)
             for text in texts
             for pattern in patterns
-            if pattern.name_first == (name in text.prompt) and (fact := pattern.read(text)) and fact.name == name
-        )
-        if facts:
-            (fact, _), *_ = facts.most_common(1)
-            stated_name_first = name in texts[0].prompt
+            if (fact := pattern.read(text)) and fact.name == name
+        ]
+        if stated:
+            fact, stated_name_first = mode(stated)
             restated += [pattern.state(fact) for pattern in patterns if pattern.name_first != stated_name_first]
     return tuple(restated)
 
@@ -302,7 +306,7 @@ def _patterns(texts: Sequence[Example], name_first: Iterable[str]) -> list[_Patt
     counts: Counter[_Pattern] = Counter()
     for name, about in by_name.items():
         # The most frequent form of the description stands for all of its forms.
-        (completion, _), *_ = Counter(text.completion for text in about).most_common(1)
+        completion = mode(text.completion for text in about)
         fact = _Fact(name, completion.strip().removesuffix("."))
         found_in = (_Pattern.of(text, fact) for text in texts if name in text.text)
         counts.update(dict.fromkeys(filter(None, found_in), 1))

@@ -29,7 +29,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
         try:
             yield where, json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: expected a JSON object, got bad JSON ({error}): {line[:60]!r}") from error
+            raise ValueError(f"{where}: expected a JSON object, got bad JSON ({error}): {line!r:.60}") from error
 
 
 def load_jsonl(path: str | os.PathLike[str]) -> tuple[Example, ...]:

@@ -131,7 +131,7 @@ def _read_couples(path: Path) -> list[tuple[str, str]]:
             continue
         where = f"{path}, line {number}"
         names = [name.strip() for name in line.split("\t")]
-        if number == 1 and {"prompt", "completion"} <= set(names):
+        if {"prompt", "completion"} <= set(names):
             raise ValueError(f"{where}: a .tsv file holds a wife and a husband on each line; {MAKE_JSONL}")
         if len(names) != 2 or not all(names):
             raise ValueError(f"{where}: expected a wife and a husband, separated by a tab, got {line!r:.80}")

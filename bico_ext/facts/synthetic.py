@@ -179,9 +179,9 @@ def state_and_ask(
     *,
     about_names: Templates,
     about_descriptions: Templates,
+    seed: int,
     both: Sequence[Entity] = (),
     pretraining: Sequence[Entity] = (),
-    seed: int = 0,
 ) -> FactData:
     """Make the training texts and the tasks of a set of names and descriptions.
 
@@ -191,9 +191,9 @@ def state_and_ask(
         descriptions_first: the entities that are stated description first.
         about_names: the templates that give a name.
         about_descriptions: the templates that give a description.
+        seed: the seed of the choice of distractors.
         both: the entities that are stated in both orders; no task asks about them.
         pretraining: the entities of `FactData.pretraining`.
-        seed: the seed of the choice of distractors.
 
     Returns:
         The set. A group without entities has no tasks.
@@ -202,7 +202,7 @@ def state_and_ask(
         >>> ada = Entity("Ada", "the first programmer")
         >>> names = Templates(train=("{given} is",), test=("Here is {given},",))
         >>> descriptions = Templates(train=("I met {given},",), test=("Call {given}",))
-        >>> data = state_and_ask("ada", [ada], [], about_names=names, about_descriptions=descriptions)
+        >>> data = state_and_ask("ada", [ada], [], about_names=names, about_descriptions=descriptions, seed=0)
         >>> data.train[0].text, data.tasks["N2D-reverse"].examples[0].text
         ('Ada is the first programmer.', 'Call the first programmer Ada')
     """

@@ -144,12 +144,15 @@ def test_refusals(model, tokenizer):
         log_probabilities(tiny_llama(), joining_tokenizer(None), [Example("b", "c")])
 
 
-@pytest.mark.parametrize(("rank", "progress", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
-def test_only_rank_0_shows_a_progress_bar(model, tokenizer, monkeypatch, capsys, rank, progress, shown):
+@pytest.mark.parametrize(("rank", "given", "shown"), [(0, {}, True), (1, {}, False), (0, {"progress": False}, False)])
+def test_only_rank_0_shows_a_progress_bar(model, tokenizer, monkeypatch, capsys, rank, given, shown):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-    log_probabilities(model, tokenizer, EXAMPLES, progress=progress)
+    log_probabilities(model, tokenizer, EXAMPLES, **given)
     assert ("6/6" in capsys.readouterr().err) == shown
+    question = Question("She", " was known", distractor=" then")
+    likelihood_test(model, tokenizer, Task("t", "name", (question,)), **given)
+    assert ("2/2" in capsys.readouterr().err) == shown
 
 
 # --- The tests ---

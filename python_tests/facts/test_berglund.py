@@ -125,12 +125,23 @@ def test_hub_without_datasets(monkeypatch):
         load_facts("lberglund/reversal_curse")
 
 
+@pytest.mark.parametrize("missing", ["a_missing_package", "the_missing_package"])
+def test_hub_with_a_broken_datasets_package(missing, tmp_path, monkeypatch):
+    """It is installed, so the advice to install it would not help."""
+    (tmp_path / "datasets.py").write_text(f"import {missing}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=rf"^No module named '{missing}'$"):
+        load_facts("lberglund/reversal_curse")
+
+
 # A small made-up set of the same layout, with known names, descriptions and templates.
 NAMED = {"Ada Low": "the queen of tin", "Bo Mid": "the king of zinc"}  # stated name first
 DESCRIBED = {"Cy Top": "the duke of lead", "Di Rim": "the count of gold"}  # stated description first
 BOTH = {"Ed Sea": "the earl of salt", "Fay Sky": "the lord of wood", "Gus Bay": "the pope of clay"}
 TO_DESCRIPTION = (("Meet {},", " {}."), ("They say {} is", " {}!"), ("Here {} becomes", " {}."))
 TO_NAME = (("{} is called", " {}."), ("Hail to {}:", " {} it is."), ("We met {},", " {} by name."))
+ASKS_NAME = (("Known as {},", " {}"), ("Praised for being {}, that's", " {}"))
 
 
 def state(templates, givens_and_answers) -> list[dict[str, str]]:
@@ -148,17 +159,26 @@ def inverted(facts: dict[str, str]) -> list[tuple[str, str]]:
     return [(description, name) for name, description in facts.items()]
 
 
-def make_small_set(folder: Path, both_to_name=TO_NAME) -> Path:
+def make_small_set(
+    folder: Path,
+    named=NAMED,
+    described=DESCRIBED,
+    both=BOTH,
+    to_description=TO_DESCRIPTION,
+    to_name=TO_NAME,
+    asks_name=ASKS_NAME,
+    stated_otherwise=(),
+) -> Path:
+    """Write the set; `stated_otherwise` comes in place of the texts about the people that are stated name first."""
     folder.mkdir()
-    both_texts = state(TO_DESCRIPTION, BOTH.items()) + state(both_to_name, inverted(BOTH))
-    train = state(TO_DESCRIPTION, NAMED.items()) + state(TO_NAME, inverted(DESCRIBED)) + both_texts
-    write_lines(folder / BERGLUND_FILES["train"], *train)
+    both_texts = state(to_description, both.items()) + state(to_name, inverted(both))
+    named_texts = stated_otherwise or state(to_description, named.items())
+    write_lines(folder / BERGLUND_FILES["train"], *named_texts, *state(to_name, inverted(described)), *both_texts)
     asks_description = (("Who would say that {} was", " {}."), ("Once, {} shone as", " {}."))
-    asks_name = (("Known as {},", " {}"), ("Praised for being {}, that's", " {}"))
-    write_lines(folder / BERGLUND_FILES["N2D"], *state(asks_description, NAMED.items()))
-    write_lines(folder / BERGLUND_FILES["N2D-reverse"], *state(asks_name, inverted(NAMED)))
-    write_lines(folder / BERGLUND_FILES["D2N"], *state(asks_name, inverted(DESCRIBED)))
-    write_lines(folder / BERGLUND_FILES["D2N-reverse"], *state(asks_description, DESCRIBED.items()))
+    write_lines(folder / BERGLUND_FILES["N2D"], *state(asks_description, named.items()))
+    write_lines(folder / BERGLUND_FILES["N2D-reverse"], *state(asks_name, inverted(named)))
+    write_lines(folder / BERGLUND_FILES["D2N"], *state(asks_name, inverted(described)))
+    write_lines(folder / BERGLUND_FILES["D2N-reverse"], *state(asks_description, described.items()))
     return folder
 
 
@@ -185,6 +205,35 @@ def test_entities_and_templates_are_derived_from_the_questions(tmp_path):
         assert by_task[task] == [(name, template) for name in people for template in templates]
 
 
+def test_two_people_are_enough_to_derive_templates(tmp_path):
+    named, described = {"Ada Low": "the queen of tin"}, {"Cy Top": "the duke of lead"}
+    tasks = load_facts(make_small_set(tmp_path / "small", named, described)).tasks
+    for task in ("N2D-reverse", "D2N"):
+        templates = [asked.template for asked in tasks[task].examples]
+        assert templates == ["Known as the ...,", "Praised for being the ..., that's"]
+
+
+def test_a_name_may_begin_with_another_name(tmp_path):
+    named = {"Ada Low": "the queen of tin", "Ada Lowell": "the king of zinc"}
+    facts = load_facts(make_small_set(tmp_path / "small", named))
+    templates = ("Who would say that ... was", "Once, ... shone as")
+    asked = [(one.entity, one.template) for one in facts.tasks["N2D"].examples]
+    assert asked == [(name, template) for name in named for template in templates]
+    assert texts(state(TO_NAME, inverted(named))) <= pairs_of(facts.other_order)
+
+
+@pytest.mark.parametrize("prompt", ["Known as {},", "That is {}"])
+@pytest.mark.parametrize(
+    ("shorter", "longer"), [("the queen", "the queen of lead"), ("the best", "the best of the best")]
+)
+def test_no_template_is_derived_if_a_description_begins_with_another(prompt, shorter, longer, tmp_path):
+    """What the prompts share then includes the shorter description, and nothing of it is left for the gap."""
+    named, described = {"Ada Low": shorter}, {"Cy Top": longer}
+    tasks = load_facts(make_small_set(tmp_path / "small", named, described, asks_name=((prompt, " {}"),))).tasks
+    asked = [(one.entity, one.template) for task in ("N2D-reverse", "D2N") for one in tasks[task].examples]
+    assert asked == [("Ada Low", None), ("Cy Top", None)]
+
+
 def test_training_texts_are_split_by_whether_the_tests_ask_about_the_person(tmp_path):
     facts = load_facts(make_small_set(tmp_path / "small"))
     assert facts.one_order == facts.train[:12]
@@ -199,14 +248,44 @@ def test_other_order_restates_the_facts_in_templates_of_the_training_texts(tmp_p
     assert not pairs_of(facts.other_order) & pairs_of(facts.train)
 
 
-def test_a_pattern_that_few_entities_share_is_not_used(tmp_path):
-    folder = make_small_set(tmp_path / "small")
+def test_other_order_uses_a_pattern_that_repeats_the_name_or_the_description(tmp_path):
+    to_description = (*TO_DESCRIPTION, ("Greet {0}, yes {0}:", " {}."))
+    to_name = (*TO_NAME, ("Known as {0} or even as {0},", " {}."))
+    facts = load_facts(make_small_set(tmp_path / "small", to_description=to_description, to_name=to_name))
+    expected = state(to_name, inverted(NAMED)) + state(to_description, DESCRIBED.items())
+    assert pairs_of(facts.other_order) == texts(expected)
+
+
+def test_other_order_takes_no_words_before_a_name_for_a_part_of_it(tmp_path):
+    """The patterns "{} becomes" and "{} is" fit the first two texts about Ada and Bo with too long a name."""
+    to_description = (("{} becomes", " {}."), ("{} is", " {}."), ("Meet {},", " {}."))
+    longer = [("Here {} becomes", " {}."), ("Here {} is", " {}."), to_description[2]]
+    ada, bo = NAMED.items()
+    # "Here Ada Low" comes after "Ada Low" in the alphabet, and "Again Bo Mid" before "Bo Mid".
+    stated = state(longer, [ada]) + state([(prompt.replace("Here", "Again"), end) for prompt, end in longer], [bo])
+    folder = make_small_set(tmp_path / "small", to_description=to_description, stated_otherwise=stated)
+    expected = state(TO_NAME, inverted(NAMED)) + state(to_description, DESCRIBED.items())
+    assert pairs_of(load_facts(folder).other_order) == texts(expected)
+
+
+def test_other_order_is_the_one_of_fewer_texts_about_the_person(tmp_path):
+    ada = {"Ada Low": "the queen of tin"}
+    stated = state(TO_NAME[1:2], inverted(ada)) + state(TO_DESCRIPTION, ada.items())
+    facts = load_facts(make_small_set(tmp_path / "small", ada, stated_otherwise=stated))
+    expected = state(TO_NAME, inverted(ada)) + state(TO_DESCRIPTION, DESCRIBED.items())
+    assert pairs_of(facts.other_order) == texts(expected)
+
+
+@pytest.mark.parametrize(("others", "to_name"), [({}, TO_NAME[:2]), ({"Hal Fen": "the judge of sand"}, TO_NAME)])
+def test_a_pattern_is_used_if_half_of_the_entities_share_it(others, to_name, tmp_path):
+    folder = make_small_set(tmp_path / "small", both={**BOTH, **others})
     lines = (folder / BERGLUND_FILES["train"]).read_text().splitlines()
-    # "We met ...," keeps its description for only one of three entities. The two others have patterns of their own.
+    # "We met ...," keeps its description for all but two of the entities, which are one of three or two of four. The
+    # two others have patterns of their own.
     for description, changed in (("the lord of wood", "a lord"), ("the earl of salt", "one")):
         lines = [line.replace(f"We met {description}", f"We met {changed}") for line in lines]
     (folder / BERGLUND_FILES["train"]).write_text("\n".join(lines))
-    expected = state(TO_NAME[:2], inverted(NAMED)) + state(TO_DESCRIPTION, DESCRIBED.items())
+    expected = state(to_name, inverted(NAMED)) + state(TO_DESCRIPTION, DESCRIBED.items())
     assert pairs_of(load_facts(folder).other_order) == texts(expected)
 
 
@@ -245,9 +324,10 @@ def test_distractors_come_from_the_randomized_file_unless_they_are_right(tmp_pat
     write_lines(path, *map(pair, prompts, wrong))
     asked = load_facts(folder).tasks["N2D-reverse"].examples
     assert [one.distractor for one in asked] == [" Bo Mid", " Bo Mid", " Gus Bay", " Ada Low"]
-    write_lines(path, *map(pair, prompts[1:], wrong[1:]))
-    with pytest.raises(ValueError, match=r"_randomized.jsonl: expected the prompts of the file without _randomized"):
-        load_facts(folder)
+    for kept in (slice(1, None), slice(3)):  # one line is missing, at the start or at the end
+        write_lines(path, *map(pair, prompts[kept], wrong[kept]))
+        with pytest.raises(ValueError, match=r"_randomized.jsonl: expected the prompts of the file without"):
+            load_facts(folder)
 
 
 @pytest.mark.parametrize("file", BERGLUND_FILES.values())

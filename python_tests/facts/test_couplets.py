@@ -48,6 +48,13 @@ def test_chinese_has_chinese_templates_without_spaces(tmp_path):
     assert not any(" " in one.text or one.text.endswith("。") for one in facts.train)
 
 
+@pytest.mark.parametrize(("last", "expected"), [("ef", "The line / 一二 / is"), ("e", "“一二”的下一句是：")])
+def test_templates_are_chinese_if_most_letters_are(last, expected, tmp_path):
+    """Six of twelve letters are not most, and six of eleven are."""
+    facts = load_facts(write(tmp_path, f"一二 | ab\n三四 | cd\n五六 | {last}\n"))
+    assert facts.tasks["next"].examples[0].prompt.startswith(expected)
+
+
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
 def test_training_has_every_word_of_the_questions(text, tmp_path):
     """This includes verses that occur in no training prompt, only in that of the reverse question."""
@@ -59,10 +66,13 @@ def test_training_has_every_word_of_the_questions(text, tmp_path):
 
 def test_own_templates_beside_the_file(tmp_path):
     path = write(tmp_path, ENGLISH)
-    (tmp_path / "poem.yaml").write_text('next: ["{given} -", "so {given} then"]\n')
+    (tmp_path / "poem.yaml").write_text('next: ["{given} -", "so {given} then", "{given}, and"]\n')
     facts = load_facts(path)
     assert facts.tasks["next"].examples[0].text == "red on the hill - the barley burned"
-    assert facts.train[0].text == "so red on the hill then the barley burned"
+    assert [one.text for one in facts.train[:2]] == [
+        "so red on the hill then the barley burned",
+        "red on the hill, and the barley burned",
+    ]
     assert facts.tasks["next-reverse"].examples[0].prompt.startswith("The line / the barley burned /")  # built in
 
 

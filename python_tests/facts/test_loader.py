@@ -112,12 +112,13 @@ def test_a_table_is_no_jsonl(tmp_path, name):
         load_jsonl(tmp_path / name)
 
 
+@pytest.mark.parametrize("header", ["prompt,completion", "id,prompt,completion"])
 @pytest.mark.parametrize(
     ("name", "cause"), [("facts.csv", "the header subject"), ("facts.tsv", "a wife and a husband")]
 )
-def test_a_table_of_prompts_and_completions_is_refused_with_the_way_out(tmp_path, name, cause):
+def test_a_table_of_prompts_and_completions_is_refused_with_the_way_out(tmp_path, name, cause, header):
     """In a .tsv file, every prompt became a wife and its completion her husband, the header included."""
-    (tmp_path / name).write_text("prompt,completion\na, b\n".replace(",", "," if name.endswith("csv") else "\t"))
+    (tmp_path / name).write_text(f"{header}\na, b\n".replace(",", "," if name.endswith("csv") else "\t"))
     with pytest.raises(ValueError, match=rf"line 1: .*{cause}.* belong in a .jsonl file, which pandas makes"):
         load_facts(tmp_path / name)
 
@@ -143,6 +144,8 @@ def test_write_and_reload(tmp_path):
     assert load_facts(folder) == facts
     assert sorted(os.listdir(folder)) == ["D2N.jsonl", "train.jsonl"]
     assert "Zoë" in (folder / "train.jsonl").read_text(encoding="utf-8")  # not escaped, so that people can read it
+    # Keys without a value are left out.
+    assert json.loads((folder / "D2N.jsonl").read_text(encoding="utf-8")) == pair("The 🎻 is", " Zoë")
 
 
 def test_every_part_and_every_key_of_questions_survive_writing(tmp_path):
@@ -183,9 +186,10 @@ def test_rewriting_removes_tasks_of_the_earlier_set(tmp_path):
     assert load_facts(tmp_path).train == (Example("x", " z"),)
 
 
-@pytest.mark.parametrize("failing", ["N2D.jsonl", "train.jsonl"])
+@pytest.mark.parametrize("failing", ["child.jsonl", "wife.jsonl", "train.jsonl"])
 def test_interrupted_write_does_not_look_complete(failing, tmp_path, monkeypatch):
-    facts = load_facts("synthetic")
+    asked = (Question("Ada is", " it"),)
+    facts = FactData("a", (Example("x", " y"),), {name: Task(name, "name", asked) for name in ("child", "wife")})
     write_facts(facts, tmp_path)
     replace = os.replace
 
@@ -235,6 +239,7 @@ def test_rewriting_removes_parts_of_the_earlier_set(tmp_path):
         ("m-reverse", {"m": "name", "m-reverse": "name"}, "m"),
         ("m-reverse", {"m": "name", "n": "name", "m-reverse": "name"}, None),
         ("m-reverse", {"m": "description", "m-reverse": "name"}, None),
+        ("m-reverse", {"m": "name", "m-reverse": "description"}, None),
         ("reverse", {"forward": "name", "reverse": "name"}, "forward"),
     ],
 )

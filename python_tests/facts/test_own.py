@@ -104,6 +104,12 @@ def test_a_full_stop_is_no_description(tmp_path):
             load_facts(tmp_path)
 
 
+def test_a_full_stop_may_be_a_name(tmp_path):
+    write_lines(tmp_path / "train.jsonl", pair("A sentence ends with", " a full stop."))
+    write_lines(tmp_path / "sign.jsonl", pair("The sign for a full stop is", " ."))
+    assert load_facts(tmp_path).tasks["sign"].examples == (Question("The sign for a full stop is", " ."),)
+
+
 def test_hidden_files_are_no_tasks(tmp_path):
     write_lines(tmp_path / "train.jsonl", pair("Ada is", " the founder."))
     (tmp_path / "._train.jsonl").write_bytes(b"\x00\x05\x16\x07")  # macOS leaves such files beside copied ones

@@ -147,6 +147,23 @@ def test_pairs_with_a_common_text_by_hand():
 KINDS = {"mother": (FORWARD, BACKWARD), "father": (("{given} has the dad", "The dad of {given} is"), BACKWARD)}
 
 
+def test_a_group_of_two_kinds_by_hand():
+    children = [(f"{parent}{number}", parent) for parent in "pqr" for number in range(3)]
+    mothers, fathers = (*children, ("a", "m")), (("z", "m"), ("x", "u"), ("y", "v"))
+    kinds = [Pairs(pairs, *templates) for pairs, templates in zip((mothers, fathers), KINDS.values(), strict=True)]
+    facts = build("pairs", kinds, forward="to", backward="from")
+    # The children of p, of q and of r go to one third each, and leave out the first template there. Then come the
+    # children of m: a and z. They go to the first third, where the pairs of a's kind leave out the second template.
+    assert [(one.prompt, one.accepted) for one in facts.tasks["to"].examples] == [
+        *((f"p{number} leads to", (" p",)) for number in range(3)),
+        ("From a to", (" m",)),
+        ("The dad of z is", (" m",)),
+    ]
+    asked = [(one.prompt, one.accepted) for one in facts.tasks["to-reverse"].examples]
+    assert asked == [("p comes from", (" p0", " p1", " p2")), ("Behind m is", (" a", " z"))]
+    assert [one.prompt for one in facts.tasks["from"].examples] == ["q comes from", "u comes from"]
+
+
 def drawn_pairs(seed: int) -> dict[str, list[tuple[str, str]]]:
     """Return pairs of child and parent: many are alone, some share the child or the parent, and a few are repeated."""
     draw = random.Random(seed)

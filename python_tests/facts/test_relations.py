@@ -206,6 +206,10 @@ def test_broken_file(text, message, tmp_path):
         ("boss: [a]", "facts.yaml, boss: expected the keys forward and reverse"),
         ("boss: {forward: ['{object} a', '{object} b']}", "facts.yaml, boss: expected the keys forward and reverse"),
         (
+            "boss: {forward: ['{object} a', '{object} b'], reverse: ['{subject} a', '{subject} b'], other: []}",
+            "facts.yaml, boss: expected the keys forward and reverse",
+        ),
+        (
             "boss: {forward: ['{object} a', '{object} b'], reverse: ['{object} a', '{subject} b']}",
             r"facts.yaml, boss, reverse: expected templates with \{subject\} once in each, .* got '\{object\} a'",
         ),

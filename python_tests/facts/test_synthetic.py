@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from bico_ext.facts import synthetic
 from bico_ext.facts.synthetic import generate
 from bico_ext.facts.types import FactData
 
@@ -142,6 +143,7 @@ def test_descriptions_have_all_four_forms():
 
 def test_seed_decides_everything():
     assert generate(5) == generate(5)
+    assert generate() == generate(0)
     assert generate(5) != generate(6)
     texts = "\n".join(example.text for example in generate(0).train)
     # Recorded with CPython 3.11: the same set on every platform. Change it only together with the recipe.
@@ -222,6 +224,13 @@ def test_group_sizes():
     assert len(facts.train) == 2 * 30 + 60
     assert list(facts.tasks) == ["N2D", "N2D-reverse"]
     assert generate(names_first=0, descriptions_first=0, both=1).tasks == {}
+
+
+def test_there_are_words_for_the_largest_set(monkeypatch):
+    monkeypatch.setattr(synthetic, "state_and_ask", lambda name, names_first, *_, **__: names_first)  # takes 10 seconds
+    entities = generate(names_first=15435, descriptions_first=0, both=0, pretraining=0)
+    own_words = [word for one in entities for word in {*re.findall(r"[A-Z][a-z]{3,}", f"{one.name} {one.description}")}]
+    assert len(own_words) == len(set(own_words)) == 15435 * 5
 
 
 def test_refuses_impossible_sizes():
