@@ -238,9 +238,10 @@ def _encode(model: Any, tokenizer: PreTrainedTokenizerBase, example: Example) ->
 def _totals(model: Any, batch: list[tuple[list[int], int]]) -> list[float]:
     """Return log p of the scored tokens of each text in the batch."""
     width = max(len(ids) for ids, _ in batch)
-    # The padding follows all scored tokens, so any id can be the pad id, and a causal model needs no mask.
+    # The padding follows all scored tokens, so any id can be the pad id.
     input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)  # [B, S]
-    logits = model(input_ids=input_ids, use_cache=False).logits  # [B, S, V]
+    real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch], device=model.device)
+    logits = model(input_ids=input_ids, attention_mask=real, use_cache=False).logits  # [B, S, V]
     totals = []
     for row, (ids, start) in enumerate(batch):
         # Output i predicts the token at i + 1. Only these outputs become float32: those of a whole batch may not fit.
