@@ -76,13 +76,13 @@ BOUNDS: dict[str, Bound] = {
 
 
 def check_bounds(**options: Any) -> None:
-    """Raise an error if an option is no number, or out of range.
+    """Raise an error if an option is not a number, or out of range.
 
     Args:
         options: maps option names (keys of `BOUNDS`) to values. None stands for the default and is always accepted.
 
     Raises:
-        TypeError: a value is no number, or no integer where one is needed.
+        TypeError: a value is not a number, or not an integer where one is needed.
         ValueError: a value is out of range. The message names the option, the range, the value and the way out.
 
     Example:
@@ -95,10 +95,11 @@ def check_bounds(**options: Any) -> None:
         if value is None:
             continue
         bound = BOUNDS[name]
+        kind: Any
         kind, described = (numbers.Integral, "an integer") if bound.whole else (numbers.Real, "a number")
         if isinstance(value, bool) or not isinstance(value, kind):
             raise TypeError(f"{name} must be {described}, {bound.text}, got {value!r:.60}")
-        if not bound.holds(float(value)):
+        if not bound.holds(value):
             raise ValueError(
                 f"{name} must be {bound.text}, got {value}" + (f"; {bound.remedy}" if bound.remedy else "")
             )

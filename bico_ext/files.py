@@ -182,9 +182,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         >>> read_yaml(file)
         {'save_strategy': 'no', 'learning_rate': 0.0001}
     """
+    text = read_text(path)
     try:
-        return yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second of an impossible date, say
         raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from error
 
 

@@ -20,7 +20,7 @@ from bico_ext import environment
 
 
 def check_not_imported_by_child() -> None:
-    """Raise an error in a process of a comparison that starts another one, because it imports the user's script.
+    """Raise an error if this is a process of a comparison that has just begun, and imports the user's script.
 
     Raises:
         RuntimeError: the caller is not under `if __name__ == "__main__":`.

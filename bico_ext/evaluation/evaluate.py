@@ -157,18 +157,19 @@ def evaluate(
     answers = (generator or generate)(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress, **extra
     )
-    if len(answers) != len(prompts) or not all(isinstance(answer, str) for answer in answers):
+    completions = None if isinstance(answers, str) or not isinstance(answers, Iterable) else list(answers)
+    if completions is None or len(completions) != len(prompts) or not all(isinstance(x, str) for x in completions):
+        got = "" if completions is None else f"{len(completions)} items: "
         raise ValueError(
-            f"generator must return one text for each of the {len(prompts)} prompts, got {len(answers)} items: "
-            f"{answers!r:.60}"
+            f"generator must return one text for each of the {len(prompts)} prompts, got {got}{answers!r:.60}"
         )
-    completions = iter(answers)
+    left = iter(completions)
     names_only = all(task.answer == "name" for task in tasks.values())
     predictions = []
     for name, task in tasks.items():
         wordings = _wordings(task)
         for example in task.examples:
-            completion, accepted = next(completions), example.accepted
+            completion, accepted = next(left), example.accepted
             given = _given(example) if names_only else None
             predictions.append(
                 Prediction(

@@ -69,8 +69,8 @@ def log_probabilities(
 
     Raises:
         RuntimeError: distributed is set and there is no process group.
-        ValueError: batch_size is less than 1, a completion adds no token to its prompt, no token precedes a completion,
-            or a text exceeds the model's context.
+        ValueError: the model is attached with bidirectional=True, batch_size is less than 1, a completion adds no token
+            to its prompt, no token precedes a completion, or a text exceeds the model's context.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -193,6 +193,12 @@ def _score(
     distributed: bool,
 ) -> list[_Score]:
     check_loaded(model, tokenizer)
+    attachment: Any = getattr(model, "_bico_attachment", None)
+    if attachment is not None and attachment.bidirectional:
+        raise ValueError(
+            "model is attached with bidirectional=True, so it would see the answers that it scores; attach it without "
+            "bidirectional"
+        )
     check_bounds(batch_size=batch_size)
     check_distributed(model, distributed)
     for example in examples:

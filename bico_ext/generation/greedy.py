@@ -148,7 +148,7 @@ def in_batches(
 
 
 def check_request(model: Any, tokenizer: Any, prompts: Iterable[str], max_new_tokens: int, batch_size: int) -> None:
-    """Raise TypeError if an argument is something else, as a single string, and ValueError if a number is below 1."""
+    """Raise TypeError if an argument has the wrong type, such as one string, and ValueError for numbers below 1."""
     check_loaded(model, tokenizer)
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         raise TypeError(

@@ -62,7 +62,7 @@ def check_loaded(model: Any, tokenizer: Any) -> None:
     """Check that these are a model and a tokenizer, and not their names, or one in place of the other.
 
     Raises:
-        TypeError: one of them is something else, or the model has adapters as in `check_adapters`.
+        TypeError: one of them has another type, or the model has adapters as in `check_adapters`.
 
     Example:
         >>> check_loaded("smollm2-135m", None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def generate_infill(
 
     Raises:
         RuntimeError: the model is not attached.
-        TypeError: an argument is something else, such as gaps that are no pairs of texts.
+        TypeError: an argument has the wrong type, such as gaps that are not pairs of texts.
         ValueError: lengths is empty or holds a number below 1; batch_size is less than 1; the tokenizer is a slow one;
             a prefix has no tokens (it is empty and the tokenizer adds no BOS); or a text with the longest middle does
             not fit in the model's context or in the sliding window of its layers.
@@ -105,7 +106,7 @@ def generate_infill(
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise TypeError(f"gaps must hold pairs of texts, (prefix, suffix), got {pair!r:.60}")
-    if not isinstance(lengths, Collection) or not all(isinstance(length, int) for length in lengths):
+    if not isinstance(lengths, Collection) or not all(isinstance(length, Integral) for length in lengths):
         raise TypeError(f"lengths must hold numbers of tokens, such as range(1, 9), got {lengths!r:.60}")
     lengths = sorted(set(lengths))
     if not lengths or lengths[0] < 1:

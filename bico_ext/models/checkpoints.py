@@ -77,8 +77,8 @@ def load(
         network = loader.from_pretrained(source, dtype=dtype, **UNTRUSTED, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        adapters = "" if base is None else f", whose adapters are on the base model {base},"
-        raise OSError(f"model {os.fspath(model)}{adapters} cannot be loaded: {error}") from error
+        adapters = "" if base is None else f"; its adapters are on the base model {base}"
+        raise OSError(f"model {os.fspath(model)} cannot be loaded: {error}{adapters}") from error
     check_adapters(network)
     if has_adapters and merge_adapters:
         network = network.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
@@ -242,15 +242,16 @@ def _source(model: str) -> str:
 def _base(adapters: str) -> str:
     """Return the base model that a folder of adapters names, after a check that it is not gone."""
     file = Path(adapters) / "adapter_config.json"
-    base = read_json(file, "get the adapters again").get("base_model_name_or_path")
+    config = read_json(file, "get the adapters again")
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     try:
-        if not base:
+        if not (isinstance(base, str) and base):
             raise FileNotFoundError
         _source(base)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"model {adapters} has adapters on the base model {base!r}, which is not there; write its name or its new "
-            f"place as base_model_name_or_path into {file}"
+            f"model {adapters} has adapters on the base model {base!r}, which is not there; write its name or its "
+            f"absolute path as base_model_name_or_path into {file}"
         ) from error
     return base
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def _placeholder_id(given: int | None, objective: str, model: Any, tokenizer: Pr
             "to take it from; set placeholder_id=0 as the official code does (any existing id will do, because nothing "
             "attends to it, except with 'attended-pad')"
         )
-    if not (isinstance(placeholder_id, int) and 0 <= placeholder_id < vocabulary):
+    if not (isinstance(placeholder_id, Integral) and 0 <= placeholder_id < vocabulary):
         raise ValueError(
             f"placeholder_id must be in [0, {vocabulary}), the ids of the model, got {placeholder_id!r}"
             + ("" if given is not None else ", the tokenizer's padding id; set placeholder_id=0")

@@ -60,7 +60,7 @@ def split_triangle_attention(
             sees no key.
 
     Raises:
-        RuntimeError: an argument is no tensor, or has the wrong dtype, shape, device or strides, or the backend does
+        RuntimeError: an argument is not a tensor, or has the wrong dtype, shape, device or strides, or the backend does
             not run on the device of q or does not take q. The message names the argument and the remedy.
         ValueError: there is no such backend.
         NotImplementedError: the call is within torch.func.grad, jvp or one of their relatives, or an input has a

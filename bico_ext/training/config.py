@@ -54,6 +54,7 @@ class BicoConfig(TrainingArguments):
 
     Raises:
         FileNotFoundError: there is no entities_file of this name.
+        TypeError: a value is not a number where one is needed.
         ValueError: the objective is unknown, or a number is out of range.
 
     Example:

@@ -22,6 +22,7 @@ def lora_config(rank: int = 32, alpha: int = 16, dropout: float = 0.01) -> "Lora
 
     Raises:
         ImportError: PEFT is not installed.
+        TypeError: a value is not a number.
         ValueError: a number is out of range.
 
     Example:

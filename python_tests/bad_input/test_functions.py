@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 import bico_ext
 from bico_ext.evaluation import intervals, likelihood, metrics
 from bico_ext.facts import invented, own, synthetic
+from bico_ext.facts.types import Example
 from bico_ext.models import checkpoints
 from bico_ext.objectives import registry
 from bico_ext.training.trainer import BicoTrainer
@@ -31,6 +32,7 @@ class Good:
         self.facts = bico_ext.load_facts(folder / "facts")
         self.model, self.tokenizer = checkpoints.load(folder / "model")
         self.attached = bico_ext.attach(checkpoints.load(folder / "model")[0])
+        self.encoder = bico_ext.attach(checkpoints.load(folder / "model")[0], bidirectional=True)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,10 @@ def train(rows: Any = None, model: Any = None, **options: Any) -> Callable[[Good
 
 def one_answer(*arguments: Any, **options: Any) -> list[str]:
     return ["the answer"]
+
+
+def one_text(model: Any, tokenizer: Any, asked: list[str], **options: Any) -> str:
+    return "a" * len(asked)
 
 
 def no_texts(model: Any, tokenizer: Any, asked: list[str], **options: Any) -> list[Any]:
@@ -180,6 +186,7 @@ REFUSED: dict[str, list[tuple[Callable[[Good], Any], type[Exception], str]]] = {
         (evaluate(lambda good: good.facts.tasks, max_new_tokens=-3), ValueError, "max_new_tokens must be at least 1"),
         (evaluate(lambda good: good.facts.tasks, generator=one_answer), ValueError, "one text for each of the "),
         (evaluate(lambda good: good.facts.tasks, generator=no_texts), ValueError, "one text for each of the "),
+        (evaluate(lambda good: good.facts.tasks, generator=one_text), ValueError, "one text for each of the "),
     ],
     "BicoConfig": [
         (settings(objective="x"), ValueError, "objective must be one of 'ntp', 'bico', "),
@@ -243,6 +250,11 @@ REFUSED: dict[str, list[tuple[Callable[[Good], Any], type[Exception], str]]] = {
             lambda good: likelihood.log_probabilities(good.model, good.tokenizer, ["Ada wrote it."]),  # type: ignore[list-item]
             TypeError,
             "examples must hold bico_ext.facts.types.Example, got 'Ada wrote it.'",
+        ),
+        (
+            lambda good: likelihood.log_probabilities(good.encoder, good.tokenizer, [Example("Ada", " wrote it.")]),
+            ValueError,
+            "model is attached with bidirectional=True, so it would see the answers that it scores",
         ),
         (lambda good: synthetic.generate(names_first=-1), ValueError, "names_first must be at least 0, got -1"),
         (lambda good: synthetic.generate(names_first=10**6), ValueError, "must be at most 15435, got 1000160"),

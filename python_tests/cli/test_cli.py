@@ -93,6 +93,7 @@ def test_flags_override_yaml(tmp_path):
         ("no_bf16: true", "unknown options: no_bf16"),
         ("- a list", "must hold options as `name: value`, got list"),
         ("a: [1", ": expected YAML, got"),
+        ("a: 2026-13-45", ": expected YAML, got month must be in 1..12"),
         ("a\0:\0 \0001\0", "expected UTF-8, got UTF-16"),
     ],
 )

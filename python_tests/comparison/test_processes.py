@@ -67,7 +67,8 @@ def test_a_script_without_a_guard_is_told_what_it_needs(tmp_path):
         "results = compare(CompareConfig('out', steps=1, layers=1, hidden_size=16, systems=['ntp'], jobs=1))\n"
         "print([failure.error for failure in results.failures])\n"
     )
-    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    command = [sys.executable, "script.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
     assert (
         "RuntimeError: a comparison starts processes, and each of them imports this script; call compare()"
         in ran.stderr

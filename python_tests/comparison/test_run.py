@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_replay_is_a_share_of_the_texts_as_far_as_there_are_enough(
     config = dataclasses.replace(
         config, setting="pretrained", facts="one-order", data=data_to_pretrain_on, systems=[name], replay=share
     )
-    monkeypatch.setattr(run_module, "starting_model", lambda *_: (None, None))
+    monkeypatch.setattr(run_module, "starting_model", lambda *_: (None, SimpleNamespace(pad_token_id=0)))
     monkeypatch.setattr(trainer_module, "BicoTrainer", trainer)
     for seed in (0, 1):
         with pytest.raises(Stop):

@@ -1,12 +1,15 @@
 # ruff: noqa: RUF001 (Chinese is written with full-width punctuation)
 """Data from pairs: the order in which each pair is stated, and the questions of the four tasks."""
 
+import dataclasses
 import random
 from collections import Counter
 
 import pytest
 
 from bico_ext.evaluation.leakage import leakage
+from bico_ext.facts import pairs as pairs_module
+from bico_ext.facts import types
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
 from bico_ext.facts.pairs import Pairs, build
@@ -145,6 +148,13 @@ def test_pairs_with_a_common_text_by_hand():
 
 # Two kinds that share their backward templates, as mother and father do.
 KINDS = {"mother": (FORWARD, BACKWARD), "father": (("{given} has the dad", "The dad of {given} is"), BACKWARD)}
+
+
+def test_facts_cannot_be_changed():
+    modules = (types, pairs_module)
+    classes = [value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)]
+    assert {types.Task, types.FactData, Pairs} < set(classes)
+    assert all(one.__dataclass_params__.frozen for one in classes)
 
 
 def test_a_group_of_two_kinds_by_hand():

@@ -81,14 +81,15 @@ def test_adapters_are_loaded_whole(base: Path, tmp_path: Path, dora: bool) -> No
     assert all(parameter.requires_grad for parameter in merged.parameters())
 
 
-@pytest.mark.parametrize("place", ["gone", None, ""])
+@pytest.mark.parametrize("place", ["gone", None, "", 5])
 def test_adapters_whose_base_is_gone_say_where_to_write_its_place(base: Path, tmp_path: Path, place: Any) -> None:
     """They were looked up on the hub, which was not told from a network that is down."""
     folder = save(with_adapters(LlamaForCausalLM.from_pretrained(base)), base, tmp_path / "adapters")
     file = folder / "adapter_config.json"
-    named = place and str(tmp_path / place)
+    named = str(tmp_path / place) if place == "gone" else place
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": named}))
-    message = f"on the base model {named!r}, which is not there; write its .* as base_model_name_or_path into {file}"
+    remedy = f"write its name or its absolute path as base_model_name_or_path into {file}"
+    message = f"on the base model {named!r}, which is not there; {remedy}"
     for read in (load, content_digest):
         with pytest.raises(FileNotFoundError, match=message):
             read(folder)
