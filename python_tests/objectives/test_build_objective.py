@@ -118,7 +118,7 @@ def test_options_that_need_a_tokenizer(name, message, model):
 
 def test_a_placeholder_that_the_model_lacks(model, tokenizer):
     message = r"placeholder_id must be in \[0, 10\), the ids of the model, got "
-    for given in (10, -1):
+    for given in (10, 999, -1):
         with pytest.raises(ValueError, match=f"{message}{given}$"):
             build_objective("naive", settings(placeholder_id=given), model, tokenizer)
     tokenizer.add_special_tokens({"pad_token": "<late>"})
