@@ -1,6 +1,5 @@
 """Blank filling: generation for models trained by blank infilling (`bico_ext.objectives.blank_infilling`)."""
 
-import inspect
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bico_ext.generation.greedy import check_request, in_batches
-from bico_ext.generation.inference import BATCH_SIZE, evaluation_mode
+from bico_ext.generation.inference import BATCH_SIZE, cache_argument, evaluation_mode
 from bico_ext.models.attach import check_attached
 from bico_ext.models.special_tokens import token_ids
 from bico_ext.models.tokenization import check_ids
@@ -115,7 +114,7 @@ def _answers(
 
     prefix_positions = torch.stack((prefix_index, torch.zeros_like(prefix_index)), dim=1)
     both = torch.cat((prefix_positions, next_position(0)), dim=-1)  # [B, 2, S]
-    inputs: dict[str, Any] = {_cache_argument(model): DynamicCache(config=model.config.get_text_config())}
+    inputs: dict[str, Any] = {cache_argument(model): DynamicCache(config=model.config.get_text_config())}
     generated: list[Tensor] = []
     ended = torch.zeros_like(padding, dtype=torch.bool)
     for step in range(1, max_new_tokens + 1):
@@ -138,9 +137,3 @@ def _answers(
         seen = keys[:, None]  # [B, 1, n]
     answers = torch.stack(generated, dim=1).tolist()
     return [answer[: next((i for i, token in enumerate(answer) if token in ends), None)] for answer in answers]
-
-
-def _cache_argument(model: Any) -> str:
-    """Return the name of the model's cache argument, which transformers 5.24 renamed."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from bico_ext.bounds import check_bounds
 from bico_ext.generation.inference import (
     BATCH_SIZE,
+    cache_argument,
     check_distributed,
     check_loaded,
     evaluation_mode,
@@ -20,6 +23,10 @@ from bico_ext.generation.inference import (
     own_batches,
 )
 from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, padding_id
+
+# After so many new tokens, rows whose answer has ended leave the batch. 4 saves no more: 20 seconds of CPU time for 256
+# questions to a fine-tuned SmolLM2-135M, against 21 with 8, and 33 if all rows stay.
+_TOKENS_BETWEEN = 8
 
 
 def generate(
@@ -84,6 +91,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         pad_token_id=padding_id(model, tokenizer),  # any id: the mask hides it, and answers are cut at EOS
         eos_token_id=tokenizer.eos_token_id,
+        return_dict_in_generate=True,  # with the cache
     )
     with _prepared(model, settings):
         return in_batches(
@@ -181,20 +189,46 @@ def encode_prompts(
 
 
 def _answers(model: Any, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
-    """Generate the ids that follow each prompt, up to EOS."""
+    """Generate the ids that follow each prompt, up to EOS.
+
+    `model.generate` would compute each row until the last one ends, so it is called for a few tokens at a time.
+    """
     width = max(map(len, prompts))
     pad: Any = settings.pad_token_id
     eos: Any = settings.eos_token_id
-    input_ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])  # [B, S], left-padded
-    attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    generated = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=settings,
-    )
-    answers = generated[:, width:].tolist()
-    # The ids after EOS are padding, which decoding need not skip: a pad token may be an ordinary token.
-    return [answer[: answer.index(eos)] if eos in answer else answer for answer in answers]
+    left: Any = settings.max_new_tokens
+    cache_name = cache_argument(model)
+    # Both are [B, S], left-padded.
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    answers: list[list[int]] = [[] for _ in prompts]
+    unfinished = torch.arange(len(prompts), device=model.device)  # [B], the prompts of the rows
+    cache: dict[str, Any] = {}
+    now = min(_TOKENS_BETWEEN, left)
+    while True:
+        stage = copy(settings)
+        stage.max_new_tokens = now
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=stage, **cache)
+        new = output.sequences[:, ids.shape[1] :]
+        for prompt, answer in zip(unfinished.tolist(), new.tolist(), strict=True):
+            # The ids after EOS are padding, which decoding need not skip: a pad token may be an ordinary token.
+            answers[prompt] += answer[: answer.index(eos)] if eos in answer else answer
+        left -= now
+        rows = torch.arange(len(new), device=new.device) if eos is None else (new != eos).all(dim=1).nonzero()[:, 0]
+        if not (left and len(rows)):
+            return answers
+        unfinished, ids = unfinished[rows], output.sequences[rows]
+        mask = torch.cat((mask, torch.ones_like(new)), dim=1)[rows]
+        cache = {cache_name: selected} if (selected := _selected(output.get(cache_name), rows)) else {}
+        now = min(_TOKENS_BETWEEN, left) if cache else left
+
+
+def _selected(cache: Any, rows: Tensor) -> Any:
+    """Return a KV cache with these rows only; None for a cache with other states, whose rows cannot be selected."""
+    if {type(layer) for layer in getattr(cache, "layers", [None])} <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        cache.batch_select_indices(rows)
+        return cache
+    return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Shared by generation and scoring: the batches, which process computes and shows what, and evaluation mode."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -137,3 +138,9 @@ def gathered(own: dict[_Key, _Value], distributed: bool) -> dict[_Key, _Value]:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, own)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name of the model's cache argument, which transformers 5.24 renamed."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"

@@ -1,14 +1,16 @@
 """`generate` against a greedy loop without cache, batches or padding."""
 
 import logging
+from typing import Any
 
 import peft
 import pytest
 import torch
 from greedy_answers import NEW_TOKENS, PROMPTS, WORDS, greedy, greedy_ids, make_model, make_tokenizer
 from tiny_models import tiny_llama
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
+from bico_ext.generation import greedy as greedy_generation
 from bico_ext.generation.greedy import generate
 from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer
@@ -52,12 +54,13 @@ def test_order_follows_the_prompts(model, tokenizer):
 
 @pytest.fixture
 def shapes(model, monkeypatch) -> list[tuple[int, ...]]:
-    """Record the shape [B, S] of each batch that the model gets."""
+    """Record the shape [B, S] of each batch that the model gets, also of those that go on with a cache."""
     seen: list[tuple[int, ...]] = []
     stock = model.generate
     monkeypatch.setattr(
         model, "generate", lambda **given: (seen.append(tuple(given["input_ids"].shape)), stock(**given))[1]
     )
+    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", NEW_TOKENS)  # by default, no batch goes on
     return seen
 
 
@@ -71,6 +74,60 @@ def test_batches_are_sorted_by_length(model, tokenizer, shapes):
     complete(model, tokenizer, batch_size=4)
     lengths = sorted((len(encode_prompt(tokenizer, prompt)) for prompt in PROMPTS), reverse=True)
     assert shapes == [(4, lengths[0]), (4, lengths[4]), (2, lengths[8])]
+
+
+def family(name: str, tokenizer, **options) -> Any:
+    """Make a small model of a family, in fp64, whose greedy answers are varied."""
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(
+        name,
+        **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "eos_token_id": None},
+        **options,
+    )
+    return AutoModelForCausalLM.from_config(config).double()
+
+
+def recorded_calls(model, monkeypatch) -> list[set[str]]:
+    """Record the names of the arguments of each call of `model.generate`."""
+    calls: list[set[str]] = []
+    stock = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: (calls.append(set(given)), stock(**given))[1])
+    return calls
+
+
+def test_rows_whose_answer_has_ended_leave_the_batch(model, tokenizer, shapes, monkeypatch):
+    expected = greedy(model, tokenizer)
+    ids = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    lengths = [len(greedy_ids(model, prompt, tokenizer.eos_token_id)) for prompt in ids]
+    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", 2)
+    assert complete(model, tokenizer) == expected
+    # An answer ends with EOS, or at the last token. Both of the latter kind stay until then.
+    going_on = [sum(length > done for length in lengths) for done in (0, 2, 4, 6, 8)]
+    assert going_on[0] > going_on[1] > going_on[3] > 0
+    assert shapes == [(rows, max(map(len, ids)) + done) for rows, done in zip(going_on, (0, 2, 4, 6, 8), strict=True)]
+
+
+@pytest.mark.parametrize("between", [1, 2, 5])
+def test_it_goes_on_with_a_sliding_window(tokenizer, monkeypatch, between):
+    model = family("mistral", tokenizer, sliding_window=4)
+    expected = greedy(model, tokenizer)
+    calls = recorded_calls(model, monkeypatch)
+    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", between)
+    assert complete(model, tokenizer) == expected
+    assert [bool({"cache", "past_key_values"} & given) for given in calls] == [False] + [True] * (len(calls) - 1)
+    assert len(calls) > 1
+
+
+def test_rows_of_other_states_are_not_selected(tokenizer, monkeypatch):
+    """The states of a convolution are no keys and values, so the rest is generated from the start."""
+    model = family("lfm2", tokenizer, layer_types=["conv", "full_attention"])
+    expected = greedy(model, tokenizer)
+    calls = recorded_calls(model, monkeypatch)
+    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", 2)
+    assert complete(model, tokenizer, batch_size=4) == expected
+    assert len(calls) == 2 * 3  # batches
+    assert not any({"cache", "past_key_values"} & given for given in calls)
 
 
 def test_an_attached_model_generates_like_the_stock_model(model, tokenizer):
@@ -164,7 +221,7 @@ def test_everything_is_restored(model, tokenizer, monkeypatch, fails, side):
             complete(model, tokenizer)
     else:
         complete(model, tokenizer)
-    assert seen == [False]
+    assert set(seen) == {False}
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert len(set(modes.values())) == 2
     assert model.generation_config is config
