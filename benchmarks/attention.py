@@ -15,19 +15,40 @@ half of it for causal attention, and nothing for the rotation. "of matmul" compa
 on two 2048 x 2048 matrices, measured before each case. [a, b] are quartiles. Ratios are computed round by round. Extra
 memory is the peak of forward + backward beyond inputs and outputs, measured in a fresh process for each call.
 
+--instruction-sets times ours with the kernels of each instruction set of this CPU, each in a process of its own, and
+compares them with those that run by default. csrc/cpu/isa/isa.cpp chooses by such tables.
+
 Each named case has a ceiling for the ratio of ours to its first peer. The report tells whether it was met; the exit
 status does not depend on it.
 """
 
 import argparse
 import math
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from cases import CASES, PASS_FLOPS, PASSES, SEED, Case, extra_memory, forward_flops, left_out, prepare, sweep_case
+from cases import (
+    CASES,
+    PASS_FLOPS,
+    PASSES,
+    SEED,
+    Call,
+    Case,
+    extra_memory,
+    forward_flops,
+    left_out,
+    prepare,
+    sweep_case,
+)
 from matplotlib.figure import Figure
 from measure import PRODUCT_FLOPS, in_fresh_process, interleaved, matrix_product, quartiles, ratios, spread, table
 from tqdm import tqdm
@@ -67,6 +88,50 @@ def time_case(
     timed = {(name, way): partial(PASSES[name], calls[way]) for name in passes for way in ways}
     samples = interleaved(timed, repetitions, clear, LEAST_SECONDS, most)
     return {name: {way: samples[name, way] for way in ways} for name in passes}
+
+
+def time_instruction_sets(chosen: list[Case], sets: list[str], repetitions: int) -> Iterator[dict[str, Any]]:
+    """Yield the milliseconds of ours by pass and instruction set for each case; the sets are interleaved."""
+    with ExitStack() as stack:
+        processes = {}
+        for isa in sets:
+            start = partial(os.environ.update, {"BICO_ISA": isa})
+            pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start)
+            processes[isa] = stack.enter_context(pool)
+        for case in chosen:
+            samples: dict[str, dict[str, list[float]]] = {name: {isa: [] for isa in sets} for name in PASSES}
+            for _ in range(repetitions):
+                for name in PASSES:
+                    for isa in sets:
+                        samples[name][isa].append(processes[isa].submit(_third_call, case.name, name).result())
+            yield {"case": asdict(case), "milliseconds": samples}
+
+
+def _third_call(case_name: str, pass_name: str) -> float:
+    """Return the milliseconds of the third of three calls in this process, which the other processes have slept."""
+    call = _ours(case_name)
+    for _ in range(3):
+        call.clear()
+        started = time.perf_counter()
+        PASSES[pass_name](call)
+        elapsed = time.perf_counter() - started
+    return elapsed * 1e3
+
+
+@cache
+def _ours(case_name: str) -> Call:
+    return prepare(next(case for case in CASES if case.name == case_name), "ours")
+
+
+def instruction_set_report(results: list[dict[str, Any]], default: str) -> str:
+    """Return the table of instruction sets."""
+    rows: list[tuple[str, ...]] = [
+        (result["case"]["name"], name, isa, spread(ms, 2), spread(ratios(ms, samples[default]), 2))
+        for result in results
+        for name, samples in result["milliseconds"].items()
+        for isa, ms in samples.items()
+    ]
+    return table(("case", "pass", "kernels", "ms", f"/ {default}"), rows)
 
 
 def measured_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -146,6 +211,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--cases", nargs="*", default=names, choices=names, metavar="NAME",
         help=f"named cases to run, any of {', '.join(names)}, or none. Default: all",
     )  # fmt: skip
+    parser.add_argument(
+        "--instruction-sets", action="store_true", help="time the kernels of each instruction set, and nothing else"
+    )
     parser.add_argument("--sweep", action="store_true", help="also plot time and memory for S = 128 to 32768")
     parser.add_argument(
         "--repetitions",
@@ -169,6 +237,16 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"seed {SEED}, {torch.get_num_threads()} threads")
     record: dict[str, Any] = {"environment": environment.describe(), "seed": SEED, "cases": [], "sweep": []}
     chosen = [case for case in CASES if case.name in options.cases]
+    if options.instruction_sets:
+        machine = record["environment"]
+        timed = time_instruction_sets(chosen, machine["instruction_sets"], options.repetitions)
+        record["cases"] += tqdm(timed, desc="cases", total=len(chosen))
+        text = instruction_set_report(record["cases"], machine["kernels"])
+        print(text)
+        if options.output_dir:
+            write_json(options.output_dir / "instruction_sets.json", record)
+            write_text(options.output_dir / "instruction_sets.md", text)
+        return
     for case in tqdm(chosen, desc="cases", disable=not chosen):
         record["cases"].append(measure_case(case, options.repetitions, list(PASSES)))
     for length in tqdm(SWEEP_LENGTHS if options.sweep else [], desc="sweep", disable=not options.sweep):

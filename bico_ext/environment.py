@@ -35,6 +35,7 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "instruction_sets": sorted(name for name, present in _C.instruction_sets().items() if present) if _C else [],
         "kernels": _kernels(),
+        "why_these_kernels": _why_these_kernels(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "cuda_kernels": (_C.cuda_kernels or None) if _C else None,
@@ -75,6 +76,11 @@ def _kernels() -> str:
         return _C.chosen_instruction_set()
     except RuntimeError as error:  # this CPU has none, or BICO_ISA is wrong; the other fields are still of use
         return f"none: {error}"
+
+
+def _why_these_kernels() -> str | None:
+    """Return why the kernels of this instruction set run; None if none do."""
+    return None if _kernels().startswith("none") else _C.why_chosen()
 
 
 def _cpu_name() -> str:

@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("instruction_sets", &instruction_sets, "Those that there are CPU kernels for, and whether this CPU has them.");
   m.def(
-      "chosen_instruction_set", [] { return std::string(name(bico::cpu::chosen_isa())); },
-      "The one whose kernels run: the best, or that of the environment variable BICO_ISA.");
+      "chosen_instruction_set", [] { return std::string(name(bico::cpu::chosen_isa().isa)); },
+      "The one whose kernels run: the fastest, or that of the environment variable BICO_ISA.");
+  m.def("why_chosen", [] { return std::string(bico::cpu::chosen_isa().reason); }, "Why that one runs.");
 }

@@ -32,16 +32,29 @@ split_triangle_attention(q, q, q, torch.ones(1, 4, 8), torch.zeros(1, 4, 8))
 """
 
 
-def test_the_best_supported_set_is_chosen(monkeypatch):
+CHOSEN = USE + "import bico_ext._C as c; print(c.chosen_instruction_set(), c.why_chosen(), sep=': ')"
+
+
+def test_the_fastest_supported_set_is_chosen():
     supported = environment.describe()["instruction_sets"]
-    wanted = os.environ.get("BICO_ISA")
-    best = next(isa for isa in ("amx", "avx512_bf16", "avx512", "avx2") if isa in supported)
-    assert environment.describe()["kernels"] == (wanted or best)
+    intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    order = ["amx", *(() if intel else ("avx512_bf16",)), "avx512", "avx2"]
+    best = next(isa for isa in order if isa in supported)
+    slower = best == "avx512" and "avx512_bf16" in supported
+    reason = "faster than avx512_bf16 on CPUs of Intel" if slower else "the best that this CPU has"
+    assert run(CHOSEN, "").stdout == f"{best}: {reason}\n"
 
 
 def test_a_set_can_be_named():
-    program = USE + "import bico_ext._C as c; print(c.chosen_instruction_set())"
-    assert run(program, "avx2").stdout == "avx2\n"
+    assert run(CHOSEN, "avx2").stdout == "avx2: the environment variable BICO_ISA\n"
+
+
+def test_info_says_why(monkeypatch):
+    told = environment.describe()
+    assert told["why_these_kernels"] == _C.why_chosen()
+    monkeypatch.setattr(_C, "chosen_instruction_set", lambda: (_ for _ in ()).throw(RuntimeError("no AVX2")))
+    told = environment.describe()
+    assert (told["kernels"], told["why_these_kernels"]) == ("none: no AVX2", None)
 
 
 def test_an_unknown_set_is_named():

@@ -10,8 +10,13 @@ constexpr Isa every_isa[] = {Isa::amx, Isa::avx512_bf16, Isa::avx512, Isa::avx2}
 const char* name(Isa isa);
 bool supported(Isa isa);  // by this CPU and its operating system
 
-// The best that is supported, or the one that the environment variable BICO_ISA names; chosen at the first call.
-// Throws std::runtime_error where there is none.
-Isa chosen_isa();
+struct Choice {
+  Isa isa;
+  const char* reason;
+};
+
+// The fastest that is supported, or the one that the environment variable BICO_ISA names; chosen at the first call. No
+// clock decides, as results differ between sets by rounding. Throws std::runtime_error where there is none.
+Choice chosen_isa();
 
 }  // namespace bico::cpu
