@@ -50,7 +50,17 @@ from cases import (
     sweep_case,
 )
 from matplotlib.figure import Figure
-from measure import PRODUCT_FLOPS, in_fresh_process, interleaved, matrix_product, quartiles, ratios, spread, table
+from measure import (
+    PRODUCT_FLOPS,
+    in_fresh_process,
+    interleaved,
+    matrix_product,
+    origin,
+    quartiles,
+    ratios,
+    spread,
+    table,
+)
 from tqdm import tqdm
 
 from bico_ext.files import atomic_write, write_json, write_text
@@ -95,20 +105,23 @@ def time_instruction_sets(chosen: list[Case], sets: list[str], repetitions: int)
     with ExitStack() as stack:
         processes = {}
         for isa in sets:
-            start = partial(os.environ.update, {"BICO_ISA": isa})
-            pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start)
+            pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=os.putenv, initargs=("BICO_ISA", isa))
             processes[isa] = stack.enter_context(pool)
         for case in chosen:
             samples: dict[str, dict[str, list[float]]] = {name: {isa: [] for isa in sets} for name in PASSES}
             for _ in range(repetitions):
                 for name in PASSES:
                     for isa in sets:
-                        samples[name][isa].append(processes[isa].submit(_third_call, case.name, name).result())
+                        samples[name][isa].append(processes[isa].submit(_third_call, isa, case.name, name).result())
             yield {"case": asdict(case), "milliseconds": samples}
 
 
-def _third_call(case_name: str, pass_name: str) -> float:
-    """Return the milliseconds of the third of three calls in this process, which the other processes have slept."""
+def _third_call(isa: str, case_name: str, pass_name: str) -> float:
+    """Return the milliseconds of the third of three calls with these kernels; before them, this process was idle."""
+    from bico_ext._C import chosen_instruction_set
+
+    if (runs := chosen_instruction_set()) != isa:
+        raise RuntimeError(f"the kernels of {isa} were to be timed, but those of {runs} run")
     call = _ours(case_name)
     for _ in range(3):
         call.clear()
@@ -241,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         machine = record["environment"]
         timed = time_instruction_sets(chosen, machine["instruction_sets"], options.repetitions)
         record["cases"] += tqdm(timed, desc="cases", total=len(chosen))
-        text = instruction_set_report(record["cases"], machine["kernels"])
+        text = origin(machine) + instruction_set_report(record["cases"], machine["kernels"])
         print(text)
         if options.output_dir:
             write_json(options.output_dir / "instruction_sets.json", record)
@@ -252,7 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     for length in tqdm(SWEEP_LENGTHS if options.sweep else [], desc="sweep", disable=not options.sweep):
         case = sweep_case(length)
         record["sweep"].append(measure_case(case, options.repetitions, ["forward + backward"], MOST_SWEEP_SECONDS))
-    text = "\n".join(report(record[part]) for part in ("cases", "sweep") if record[part])
+    tables = "\n".join(report(record[part]) for part in ("cases", "sweep") if record[part])
+    text = origin(record["environment"]) + tables
     print(text)
     if options.output_dir:
         write_json(options.output_dir / "attention.json", record)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +78,15 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Return a Markdown table."""
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def origin(environment: Mapping[str, Any]) -> str:
+    """Return the line above a table that says where, with what and when it was measured: today."""
+    commit = (environment["commit"] or "unknown")[:7]
+    return (
+        f"{environment['cpu']}, {environment['threads']} threads, {environment['kernels']} kernels, torch "
+        f"{environment['torch']}, commit {commit}, {date.today()}\n\n"
+    )
 
 
 def matrix_product(dtype: torch.dtype, repetitions: int) -> list[float]:

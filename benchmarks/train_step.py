@@ -34,7 +34,7 @@ from unittest import mock
 
 import torch
 from cases import SEED
-from measure import interleaved, quartiles, ratios, spread, table
+from measure import interleaved, origin, quartiles, ratios, spread, table
 from peers import two_matrices
 from torch import Tensor
 from tqdm import tqdm
@@ -208,11 +208,12 @@ def main(arguments: list[str] | None = None) -> None:
         measure_steps(dtype, length, options.tokens, packed, options.repetitions, options.model)
         for dtype, length, packed in tqdm(places)
     ]
-    text = report(results)
+    machine = environment.describe()
+    text = origin(machine) + report(results)
     print(text)
     if options.output_dir:
         model = options.model or MODEL
-        record = {"environment": environment.describe(), "seed": SEED, "model": model, "steps": results}
+        record = {"environment": machine, "seed": SEED, "model": model, "steps": results}
         write_json(options.output_dir / "train_step.json", record)
         write_text(options.output_dir / "train_step.md", text)
 

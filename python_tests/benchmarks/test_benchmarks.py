@@ -1,6 +1,7 @@
 """The benchmarks compare like with like: peers that compute the op, alternating calls, and a record of all of it."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from peers import two_flash_calls, two_matrices
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bico_ext import environment
 from bico_ext.ops import reference
 
 CEILINGS = {"forward": 0.0, "forward + backward": 1e9}
@@ -163,6 +165,7 @@ def test_a_run_prints_and_writes_every_case_and_never_judges_by_its_exit(tmp_pat
     record = json.loads((tmp_path / "attention.json").read_text())
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
+    assert re.search(rf", torch {re.escape(torch.__version__)}, commit \w+, 20\d\d-\d\d-\d\d\n\n\| case", table)
     assert record["seed"] == cases.SEED
     assert record["environment"]["threads"] == torch.get_num_threads()
     assert [result["case"]["name"] for result in record["cases"]] == ["full", "causal", "packed"]
@@ -176,6 +179,23 @@ def test_a_run_prints_and_writes_every_case_and_never_judges_by_its_exit(tmp_pat
         assert any(line.startswith(f"| {name} | forward | ") and "missed" in line for line in table.splitlines())
         assert any(line.startswith(f"| {name} | forward + b") and "| met" in line for line in table.splitlines())
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_instruction_sets_are_compared_with_the_one_that_runs():
+    ms = {"avx2": [4.0, 6.0], "avx512": [2.0, 2.0]}
+    table = attention.instruction_set_report([{"case": {"name": "a"}, "milliseconds": {"forward": ms}}], "avx512")
+    assert "| a | forward | avx2 | 5.00 [4.50, 5.50] | 2.50 [2.25, 2.75] |" in table
+    assert "| a | forward | avx512 | 2.00 [2.00, 2.00] | 1.00 [1.00, 1.00] |" in table
+
+
+@pytest.mark.skipif(environment.describe()["kernels"].startswith("none"), reason="needs the compiled part")
+def test_each_instruction_set_has_a_process_whose_kernels_it_is():
+    (packed,) = (case for case in cases.CASES if case.name == "packed-bf16")
+    (result,) = attention.time_instruction_sets([packed], ["avx2"], 2)
+    assert result["milliseconds"].keys() == cases.PASSES.keys()
+    assert all(len(ms["avx2"]) == 2 and min(ms["avx2"]) > 0 for ms in result["milliseconds"].values())
+    with pytest.raises(RuntimeError, match=r"BICO_ISA must be one of .* got avx3"):
+        next(attention.time_instruction_sets([packed], ["avx3"], 1))
 
 
 def test_a_way_that_would_need_too_much_is_left_out_and_said_to_be(monkeypatch):
