@@ -319,7 +319,7 @@ template <typename A>
 void store_key_gradients(const Backward& p, const Unit& unit, const Rows& tile, const BackwardScratch<A>& scratch) {
   using T = typename A::Scalar;
   const auto to_rows = [&](Matrix<T> columns, Matrix<T> rows) {
-    transpose_words<T>(scratch.padded, round_up(tile.count, padding), columns.data, columns.stride, rows.data,
+    transpose_words<T>(scratch.padded, padded_rows<A>(tile.count), columns.data, columns.stride, rows.data,
                        rows.stride);
   };
   // q carried scale * log2(e): what is left of it is 1 / log2(e).

@@ -1,5 +1,5 @@
-// Packs q, k, v and the output gradient into the operands of the tile product: rotated once, head dim and rows padded
-// with zeros to multiples of 32.
+// Packs q, k, v and the output gradient into the operands of the tile product: rotated once, padded with zeros to what
+// products round up to.
 //
 // A tile of rows [T, D] is packed in one or more of four orders:
 //   rows        [T, D]  A of a sum over D            columns     [D, T]  panel, B of a sum over D
@@ -15,11 +15,17 @@
 namespace bico::cpu {
 inline namespace BICO_KERNEL_NAMESPACE {
 
-constexpr int64_t padding = 32;
+constexpr int64_t padding = 32;  // of the head dim
 constexpr int64_t most_head_dim = 256;
 
 inline int64_t padded_head_dim(const Problem& p) {
   return round_up(p.head_dim, padding);
+}
+
+// The rows of a tile that are packed: they are columns of a product, or its depth.
+template <typename A>
+int64_t padded_rows(int64_t count) {
+  return round_up(count, column_step<A>);
 }
 
 template <typename Operand>
@@ -48,8 +54,8 @@ class Narrow {
 };
 
 template <typename A>
-void zero_rows(int64_t begin, int64_t end, int64_t padded, Matrix<typename A::Operand> rows) {
-  for (int64_t r = begin; r < end; ++r) std::fill_n(rows.row(r), padded, typename A::Operand{});
+void zero_padding(int64_t count, int64_t padded, Matrix<typename A::Operand> rows) {
+  for (int64_t r = count; r < padded_rows<A>(count); ++r) std::fill_n(rows.row(r), padded, typename A::Operand{});
 }
 
 inline void prefetch_tile(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile) {
@@ -67,7 +73,7 @@ bool pack_unrotated(const Problem& p, const Heads& x, int64_t batch, int64_t hea
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, typename A::Scalar(1), row);
     narrow.row(row, padded, rows.row(i));
   }
-  zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows);
+  zero_padding<A>(tile.count, padded, rows);
   return narrow.finite();
 }
 
@@ -88,7 +94,7 @@ bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head,
     if (needs(Frame::minus, p.mirror)) narrow.row(minus_row, padded, rows.minus.row(i));
   }
   for (const Frame frame : every_frame) {
-    if (needs(frame, p.mirror)) zero_rows<A>(tile.count, round_up(tile.count, padding), padded, rows[frame]);
+    if (needs(frame, p.mirror)) zero_padding<A>(tile.count, padded, rows[frame]);
   }
   return narrow.finite();
 }
@@ -116,7 +122,7 @@ void transpose_words(int64_t rows, int64_t columns, const T* from, int64_t from_
 template <typename A>
 void rows_to_columns(Matrix<typename A::Operand> rows, int64_t count, int64_t padded, Panel<A> columns) {
   using W = Word<A>;
-  for (int64_t r = 0; r < round_up(count, padding); r += lanes<W>) {
+  for (int64_t r = 0; r < padded_rows<A>(count); r += lanes<W>) {
     transpose_words<W>(lanes<W>, padded / A::group, reinterpret_cast<const W*>(rows.row(r)), rows.stride / A::group,
                        reinterpret_cast<W*>(columns.at(0, r)), panel_columns<A>);
   }
@@ -126,7 +132,7 @@ void rows_to_columns(Matrix<typename A::Operand> rows, int64_t count, int64_t pa
 template <typename A>
 void rows_to_depth(Matrix<typename A::Operand> rows, int64_t count, int64_t padded, Panel<A> depth) {
   using Operand = typename A::Operand;
-  for (int64_t r = 0; r < round_up(count, padding); r += A::group) {
+  for (int64_t r = 0; r < padded_rows<A>(count); r += A::group) {
     for (int64_t d = 0; d < padded; d += lanes<typename A::Scalar>) {
       const Operand* group[A::group];
       for (int i = 0; i < A::group; ++i) group[i] = rows.row(r + i) + d;
@@ -139,7 +145,7 @@ void rows_to_depth(Matrix<typename A::Operand> rows, int64_t count, int64_t padd
 template <typename A>
 void depth_to_transposed(Panel<A> depth, int64_t count, int64_t padded, Matrix<typename A::Operand> transposed) {
   using W = Word<A>;
-  const int64_t words = round_up(round_up(count, padding) / A::group, lanes<W>);
+  const int64_t words = round_up(padded_rows<A>(count) / A::group, lanes<W>);
   for (int64_t d = 0; d < padded; d += lanes<W>) {
     transpose_words<W>(words, lanes<W>, reinterpret_cast<const W*>(depth.at(0, d)), panel_columns<A>,
                        reinterpret_cast<W*>(transposed.row(d)), transposed.stride / A::group);
@@ -151,7 +157,7 @@ void depth_to_transposed(Panel<A> depth, int64_t count, int64_t padded, Matrix<t
 template <typename A>
 Matrix<typename A::Operand> finite_part(Matrix<typename A::Operand> rows, int64_t count, int64_t padded,
                                         Matrix<typename A::Operand> copy) {
-  for (int64_t r = 0; r < round_up(count, padding); ++r) {
+  for (int64_t r = 0; r < padded_rows<A>(count); ++r) {
     for (int64_t d = 0; d < padded; ++d) {
       copy.row(r)[d] = is_finite(rows.row(r)[d]) ? rows.row(r)[d] : typename A::Operand{};
     }
