@@ -42,6 +42,7 @@ Rows describe_rows(const int32_t* spans, int64_t begin, int64_t count) {
 struct Plan {
   struct Sequence {
     int64_t batch, first_tile, tile_count;
+    bool mirror;
   };
   int64_t tile_rows = 32, longest = 0;  // longest: tiles of the longest sequence
   std::vector<Sequence> sequences;      // that are not empty
@@ -59,7 +60,9 @@ struct Plan {
       const int64_t batch = p.cu_seqlens ? 0 : s, length = end(s) - begin(s);
       const int32_t* spans = p.spans(batch);
       const int64_t tile_count = divide_up(length, tile_rows);
-      if (tile_count > 0) sequences.push_back({batch, int64_t(tiles.size()), tile_count});
+      if (tile_count == 0) continue;
+      const Rows whole = describe_rows(spans, begin(s), length);
+      sequences.push_back({batch, int64_t(tiles.size()), tile_count, p.mirror && sees_later(whole, whole)});
       for (int64_t row = begin(s); row < end(s); row += tile_rows) {
         tiles.push_back(describe_rows(spans, row, std::min(tile_rows, end(s) - row)));
       }
@@ -72,7 +75,8 @@ struct Plan {
 
   Unit unit(const Problem& p, int64_t index) const {
     const Sequence& sequence = sequences[index / p.kv_heads];
-    return {sequence.batch, index % p.kv_heads, tiles.data() + sequence.first_tile, sequence.tile_count, tile_rows};
+    return {sequence.batch,      index % p.kv_heads, tiles.data() + sequence.first_tile,
+            sequence.tile_count, tile_rows,          sequence.mirror};
   }
 };
 

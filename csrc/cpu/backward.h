@@ -119,9 +119,9 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
 
   const PerFrame<Matrix<typename A::Operand>> rows = packed.row_major(packed.rows, at);
   const double scale = p.scale * std::numbers::log2e;
-  const bool finite = pack_rotated<A>(p, p.q, unit.batch, query_head, tile, scale, rows);
+  const bool finite = pack_rotated<A>(p, p.q, unit.batch, query_head, tile, scale, unit.mirror, rows);
   for (const Frame frame : every_frame) {
-    if (!needs(frame, p.mirror)) continue;
+    if (!needs(frame, unit.mirror)) continue;
     pack_transposed(scratch, rows[frame], finite, tile.count, packed.column_major(packed.transposed[frame], at));
     std::fill_n(packed.row_major(packed.grad_q[frame], at).data, packed.tile_rows * padded, T(0));
   }
@@ -231,9 +231,9 @@ void pack_key_tile(const Backward& p, const Unit& unit, const Rows& tile, const 
                    bool& finite) {
   prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
   prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
-  finite = pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, scratch.rows);
+  finite = pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, unit.mirror, scratch.rows);
   for (const Frame frame : every_frame) {
-    if (!needs(frame, p.mirror)) continue;
+    if (!needs(frame, unit.mirror)) continue;
     auto rows = scratch.rows[frame];
     rows_to_columns<A>(rows, tile.count, scratch.padded, scratch.key_columns[frame]);
     if (!finite) finite_part<A>(rows, tile.count, scratch.padded, rows);
@@ -304,14 +304,14 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
 
 // Rotates a gradient [rows, D] in each frame back and stores factor times their sum.
 template <typename A>
-void store_gradient(const Backward& p, int64_t batch, int64_t head, const Rows& tile, double factor,
+void store_gradient(const Backward& p, const Unit& unit, int64_t head, const Rows& tile, double factor,
                     const PerFrame<Matrix<typename A::Scalar>>& frames, const Heads& to) {
   using T = typename A::Scalar;
   alignas(64) T gradient[most_head_dim];
   for (int64_t r = 0; r < tile.count; ++r) {
-    const PerFrame<const T*> row = {frames.plus.row(r), p.mirror ? frames.minus.row(r) : nullptr};
-    Rotation<T>(p, batch, tile.begin + r).rotate_back(row, p.head_dim, gradient);
-    store_row(to, p.dtype, batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
+    const PerFrame<const T*> row = {frames.plus.row(r), unit.mirror ? frames.minus.row(r) : nullptr};
+    Rotation<T>(p, unit.batch, tile.begin + r).rotate_back(row, p.head_dim, gradient);
+    store_row(to, p.dtype, unit.batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
   }
 }
 
@@ -330,8 +330,8 @@ void store_key_gradients(const Backward& p, const Unit& unit, const Rows& tile, 
               scratch.gradient_rows.row(r));
   }
   to_rows(scratch.grad_k.plus, rows.plus);
-  if (p.mirror) to_rows(scratch.grad_k.minus, rows.minus);  // grad_v is stored: its memory is free
-  store_gradient<A>(p, unit.batch, unit.kv_head, tile, std::numbers::ln2, rows, p.grad_k);
+  if (unit.mirror) to_rows(scratch.grad_k.minus, rows.minus);  // grad_v is stored: its memory is free
+  store_gradient<A>(p, unit, unit.kv_head, tile, std::numbers::ln2, rows, p.grad_k);
 }
 
 template <typename A>
@@ -359,7 +359,7 @@ void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* 
     }
     if (key_tile == unit.tile_count - 1) {
       const int64_t query_head = unit.kv_head * group + at / unit.tile_count;
-      store_gradient<A>(p, unit.batch, query_head, queries, p.scale, packed.row_major(packed.grad_q, at), p.grad_q);
+      store_gradient<A>(p, unit, query_head, queries, p.scale, packed.row_major(packed.grad_q, at), p.grad_q);
     }
     order.pass_on(at, key_tile);
   }

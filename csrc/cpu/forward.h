@@ -127,10 +127,10 @@ void pack_keys(const Forward& p, const Unit& unit, int64_t key_tile, void* share
   const Rows& tile = unit.tiles[key_tile];
   prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
   prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
-  pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, scratch.rows);
+  pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, unit.mirror, scratch.rows);
   const PerFrame<Panel<A>> columns = packed.key_columns(key_tile);
   for (const Frame frame : every_frame) {
-    if (needs(frame, p.mirror)) rows_to_columns<A>(scratch.rows[frame], tile.count, packed.padded, columns[frame]);
+    if (needs(frame, unit.mirror)) rows_to_columns<A>(scratch.rows[frame], tile.count, packed.padded, columns[frame]);
   }
   auto values = scratch.rows.plus;
   const bool finite = pack_unrotated<A>(p, p.v, unit.batch, unit.kv_head, tile, values);
@@ -161,7 +161,7 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
   const Rows& queries = unit.tiles[query_tile];
   prefetch_tile(p, p.q, unit.batch, query_head, queries);
   const double scale = p.scale * std::numbers::log2e;
-  pack_rotated<A>(p, p.q, unit.batch, query_head, queries, scale, scratch.rows);
+  pack_rotated<A>(p, p.q, unit.batch, query_head, queries, scale, unit.mirror, scratch.rows);
   scratch.reset();
 
   for (int64_t t = 0; t < unit.tile_count; ++t) {

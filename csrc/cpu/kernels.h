@@ -18,6 +18,7 @@ struct Unit {
   const Rows* tiles = nullptr;
   int64_t tile_count = 0;
   int64_t tile_rows = 0;  // of a full tile, a multiple of 32
+  bool mirror = false;    // some query sees a later key in the minus frame; else nothing is packed in it
 };
 
 // All tiles of keys add to grad_q of a tile of queries, each in its own task. They add in ascending order, so that the

@@ -77,10 +77,10 @@ bool pack_unrotated(const Problem& p, const Heads& x, int64_t batch, int64_t hea
   return narrow.finite();
 }
 
-// The tile's rows of q or k, scaled and rotated, in each frame that the problem needs; whether all are finite.
+// The tile's rows of q or k, scaled and rotated, in each frame that is needed; whether all are finite.
 template <typename A>
 bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile, double scale,
-                  const PerFrame<Matrix<typename A::Operand>>& rows) {
+                  bool mirror, const PerFrame<Matrix<typename A::Operand>>& rows) {
   using T = typename A::Scalar;
   alignas(64) T row[most_head_dim], plus_row[most_head_dim], minus_row[most_head_dim];
   const int64_t padded = padded_head_dim(p);
@@ -91,10 +91,10 @@ bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head,
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, T(scale), row);
     Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, {plus_row, minus_row});
     narrow.row(plus_row, padded, rows.plus.row(i));
-    if (needs(Frame::minus, p.mirror)) narrow.row(minus_row, padded, rows.minus.row(i));
+    if (needs(Frame::minus, mirror)) narrow.row(minus_row, padded, rows.minus.row(i));
   }
   for (const Frame frame : every_frame) {
-    if (needs(frame, p.mirror)) zero_padding<A>(tile.count, padded, rows[frame]);
+    if (needs(frame, mirror)) zero_padding<A>(tile.count, padded, rows[frame]);
   }
   return narrow.finite();
 }
