@@ -2,11 +2,11 @@
 // and accumulates grad_k and grad_v of its keys in its own memory. All tasks of the unit add to grad_q of each tile of
 // queries, one after another in the order of the keys. With delta = rowsum(grad_out * out) - grad_lse:
 //   dS = P * (grad_out V^T - delta),  grad_v = P^T grad_out,  grad_q = dS K,  grad_k = dS^T Q,
-// the last two in each frame, then rotated back. grad_k and grad_v are held transposed, [D, keys], so that P and dS are
-// the right operands of their products as they come. As in the forward, scores are in units of log2.
+// the last two in each frame, then rotated back. As in the forward, scores are in units of log2.
 #pragma once
 
 #include "forward.h"
+#include "products/key_sums.h"
 
 namespace bico::cpu {
 inline namespace BICO_KERNEL_NAMESPACE {
@@ -18,10 +18,11 @@ struct PackedQueries {
   using T = typename A::Scalar;
   using Operand = typename A::Operand;
   int64_t tile_rows, padded;
-  PerFrame<Operand*> rows, transposed;
-  Operand *grad_out_rows, *grad_out_transposed;
-  T *lse, *delta;       // lse in units of log2
-  PerFrame<T*> grad_q;  // not yet rotated back
+  PerFrame<Operand*> rows, summands;
+  Operand *grad_out_rows, *grad_out_summands;
+  T *lse, *delta;              // lse in units of log2
+  PerFrame<T*> grad_q;         // not yet rotated back
+  PerFrame<bool*> has_grad_q;  // else nothing was added yet
   bool *queries_finite, *grad_out_finite;
 
   PackedQueries(const Problem& p, int64_t unit_tiles, int64_t rows_in_tile, Arena& arena)
@@ -30,18 +31,19 @@ struct PackedQueries {
     for (const Frame frame : every_frame) {
       const int64_t wanted = needs(frame, p.mirror) ? elements : 0;
       rows[frame] = arena.take<Operand>(wanted);
-      transposed[frame] = arena.take<Operand>(wanted);
+      summands[frame] = arena.take<Operand>(wanted);
       grad_q[frame] = arena.take<T>(wanted);
+      has_grad_q[frame] = arena.take<bool>(tiles);
     }
     grad_out_rows = arena.take<Operand>(elements);
-    grad_out_transposed = arena.take<Operand>(elements);
+    grad_out_summands = arena.take<Operand>(elements);
     lse = arena.take<T>(tiles * tile_rows);
     delta = arena.take<T>(tiles * tile_rows);
     queries_finite = arena.take<bool>(tiles);
     grad_out_finite = arena.take<bool>(tiles);
   }
 
-  // One tile of an array, as rows [tile, D] or as their transpose [D, tile].
+  // One tile of an array, as rows [tile, D] or as what is summed over rows.
   template <typename E>
   Matrix<E> row_major(E* data, int64_t tile) const {
     return {data + tile * tile_rows * padded, padded};
@@ -50,7 +52,7 @@ struct PackedQueries {
   PerFrame<Matrix<E>> row_major(const PerFrame<E*>& data, int64_t tile) const {
     return {row_major(data.plus, tile), row_major(data.minus, tile)};
   }
-  Matrix<Operand> column_major(Operand* data, int64_t tile) const {
+  KeySum<A>::Summand summand(Operand* data, int64_t tile) const {
     return {data + tile * tile_rows * padded, tile_rows};
   }
 };
@@ -61,7 +63,6 @@ struct BackwardScratch {
   using Operand = typename A::Operand;
   int64_t tile_rows, padded;
   PerFrame<Matrix<Operand>> rows;  // [tile, D], while packing
-  Panel<A> depth;                  // [tile, D], while packing
   PerFrame<Panel<A>> key_columns, key_depth;
   Panel<A> value_columns;
   Matrix<T> scores, minus_scores;         // [strip, tile], [strip, strip]
@@ -69,9 +70,8 @@ struct BackwardScratch {
   PerFrame<Matrix<Operand>> score_grads;  // [strip, tile]: dS
   Panel<A> weights;                       // [tile of queries, tile of keys]: P
   PerFrame<Panel<A>> score_grad_panels;   // [tile of queries, tile of keys]: dS
-  PerFrame<Matrix<T>> grad_k;             // [D, tile], not yet rotated back
-  Matrix<T> grad_v;                       // [D, tile]
-  Matrix<T> gradient_rows;                // [tile, D]
+  PerFrame<KeySum<A>> grad_k;             // [tile, D], not yet rotated back
+  KeySum<A> grad_v;                       // [tile, D]
 
   BackwardScratch(const Problem& p, int64_t rows_in_tile, Arena& arena)
       : tile_rows(rows_in_tile), padded(padded_head_dim(p)) {
@@ -81,26 +81,23 @@ struct BackwardScratch {
       key_depth[frame] = Panel<A>::take(arena, tile_rows, padded);
       score_grads[frame] = take_matrix<Operand>(arena, strip_rows, tile_rows);
       score_grad_panels[frame] = Panel<A>::take(arena, tile_rows, tile_rows);
-      grad_k[frame] = take_matrix<T>(arena, padded, tile_rows);
+      grad_k[frame] = KeySum<A>(arena, tile_rows, padded);
     }
-    depth = Panel<A>::take(arena, tile_rows, padded);
     value_columns = Panel<A>::take(arena, padded, tile_rows);
     scores = take_matrix<T>(arena, strip_rows, tile_rows);
     minus_scores = take_matrix<T>(arena, strip_rows, strip_rows);
     weight_grads = take_matrix<T>(arena, strip_rows, tile_rows);
     weights = Panel<A>::take(arena, tile_rows, tile_rows);
-    grad_v = take_matrix<T>(arena, padded, tile_rows);
-    gradient_rows = take_matrix<T>(arena, tile_rows, padded);
+    grad_v = KeySum<A>(arena, tile_rows, padded);
   }
 };
 
-// rows [count, D] of finite operands to the left operand of a sum over them.
+// rows [count, D] to what is summed over them.
 template <typename A>
-void pack_transposed(const BackwardScratch<A>& scratch, Matrix<typename A::Operand> rows, bool finite, int64_t count,
-                     Matrix<typename A::Operand> transposed) {
+void pack_summand(const BackwardScratch<A>& scratch, Matrix<typename A::Operand> rows, bool finite, int64_t count,
+                  typename KeySum<A>::Summand summand) {
   if (!finite) rows = finite_part<A>(rows, count, scratch.padded, scratch.rows.plus);
-  rows_to_depth<A>(rows, count, scratch.padded, scratch.depth);
-  depth_to_transposed<A>(scratch.depth, count, scratch.padded, transposed);
+  KeySum<A>::pack(rows, count, scratch.padded, scratch.key_depth.plus, summand);
 }
 
 template <typename A>
@@ -122,12 +119,12 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
   const bool finite = pack_rotated<A>(p, p.q, unit.batch, query_head, tile, scale, unit.mirror, rows);
   for (const Frame frame : every_frame) {
     if (!needs(frame, unit.mirror)) continue;
-    pack_transposed(scratch, rows[frame], finite, tile.count, packed.column_major(packed.transposed[frame], at));
-    std::fill_n(packed.row_major(packed.grad_q[frame], at).data, packed.tile_rows * padded, T(0));
+    pack_summand(scratch, rows[frame], finite, tile.count, packed.summand(packed.summands[frame], at));
   }
   const auto grad_out_rows = packed.row_major(packed.grad_out_rows, at);
   const bool grad_finite = pack_unrotated<A>(p, p.grad_out, unit.batch, query_head, tile, grad_out_rows);
-  pack_transposed(scratch, grad_out_rows, grad_finite, tile.count, packed.column_major(packed.grad_out_transposed, at));
+  pack_summand(scratch, grad_out_rows, grad_finite, tile.count, packed.summand(packed.grad_out_summands, at));
+  packed.has_grad_q.plus[at] = packed.has_grad_q.minus[at] = false;
   packed.queries_finite[at] = finite;
   packed.grad_out_finite[at] = grad_finite;
 
@@ -218,11 +215,11 @@ void add_nonfinite_queries(const Backward& p, const Unit& unit, const Block& blo
   for_each_visible(p, unit.batch, block, [&](int64_t r, int64_t c) {
     const int64_t m = block.first_query + r;
     add_nonfinite(widen(scratch.weights.element(m, c)), packed.row_major(packed.grad_out_rows, at).row(m), p.head_dim,
-                  scratch.grad_v.data + c, scratch.grad_v.stride);
+                  scratch.grad_v.key(c), scratch.grad_v.stride());
     const Frame frame = block.frame(p, r, c);
     add_nonfinite(widen(scratch.score_grad_panels[frame].element(m, c)),
-                  packed.row_major(packed.rows[frame], at).row(m), p.head_dim, scratch.grad_k[frame].data + c,
-                  scratch.grad_k[frame].stride);
+                  packed.row_major(packed.rows[frame], at).row(m), p.head_dim, scratch.grad_k[frame].key(c),
+                  scratch.grad_k[frame].stride());
   });
 }
 
@@ -243,11 +240,11 @@ void pack_key_tile(const Backward& p, const Unit& unit, const Rows& tile, const 
   rows_to_columns<A>(scratch.rows.plus, tile.count, scratch.padded, scratch.value_columns);
 }
 
-// Adds what one pair of tiles gives to grad_q, grad_k and grad_v.
+// Adds what one pair of tiles gives to grad_q, grad_k and grad_v. `has_grad_k`: something was added in a frame before.
 template <typename A>
 void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries, const Rows& keys,
-                        const PackedQueries<A>& packed, int64_t at, bool keys_finite,
-                        const BackwardScratch<A>& scratch) {
+                        const PackedQueries<A>& packed, int64_t at, bool keys_finite, const BackwardScratch<A>& scratch,
+                        PerFrame<bool>& has_grad_k) {
   using T = typename A::Scalar;
   using Operand = typename A::Operand;
   const PerFrame<Matrix<Operand>> query_rows = packed.row_major(packed.rows, at);
@@ -262,8 +259,9 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
     weigh<A>(block, packed.lse + at * packed.tile_rows + strip, packed.delta + at * packed.tile_rows + strip, scratch);
     const auto add_to_queries = [&](Frame frame, int64_t begin, int64_t end) {
       if (begin >= end) return;
-      accumulate<A>({block.queries.count, p.head_dim, end - begin, scratch.score_grads[frame].from(0, begin),
-                     scratch.key_depth[frame], begin, 0, grad_q[frame].from(strip)});
+      add_product<A>({block.queries.count, p.head_dim, end - begin, scratch.score_grads[frame].from(0, begin),
+                      scratch.key_depth[frame], begin, 0, grad_q[frame].from(strip)},
+                     !packed.has_grad_q[frame][at]);
     };
     add_to_queries(Frame::plus, 0, block.plus_end);
     add_to_queries(Frame::minus, block.minus_begin, block.end);
@@ -276,24 +274,29 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
   const bool on_diagonal = side(queries, keys) == Side::on_diagonal;
   const bool ahead = sees_later(queries, keys);
   const bool split = on_diagonal && p.mirror && ahead, causal = on_diagonal && !ahead;
+  const PerFrame<bool> adds = {split || whole.has_plus(), split || !whole.has_plus()};
   const int64_t step = split || causal ? strip_rows : keys.count;
   for (int64_t begin = 0; begin < keys.count; begin += step) {
-    const int64_t columns = std::min(step, keys.count - begin);
-    const auto add_to_keys = [&](Matrix<Operand> left, Panel<A> right, Matrix<T> to, int64_t first, int64_t last) {
-      accumulate<A>(
-          {scratch.padded, columns, last - first, left.from(0, first), right, first, begin, to.from(0, begin)});
+    const int64_t count = std::min(step, keys.count - begin);
+    const auto add_to_keys = [&](const KeySum<A>& sum, bool has_sum, Panel<A> weights, Operand* summands, int64_t first,
+                                 int64_t last) {
+      sum.add(weights, packed.summand(summands, at), first, last, begin, count, p.head_dim, !has_sum);
     };
-    const int64_t first = split || causal ? begin : 0, last = std::min(queries.count, begin + columns);
-    add_to_keys(packed.column_major(packed.grad_out_transposed, at), scratch.weights, scratch.grad_v,
+    const int64_t first = split || causal ? begin : 0,
+                  last = split ? std::min(queries.count, begin + count) : queries.count;
+    add_to_keys(scratch.grad_v, has_grad_k.plus || has_grad_k.minus, scratch.weights, packed.grad_out_summands,
                 causal ? first : 0, queries.count);
-    if (split || whole.has_plus()) {
-      add_to_keys(packed.column_major(packed.transposed.plus, at), scratch.score_grad_panels.plus, scratch.grad_k.plus,
-                  first, queries.count);
+    if (adds.plus) {
+      add_to_keys(scratch.grad_k.plus, has_grad_k.plus, scratch.score_grad_panels.plus, packed.summands.plus, first,
+                  queries.count);
     }
-    if (split || !whole.has_plus()) {
-      add_to_keys(packed.column_major(packed.transposed.minus, at), scratch.score_grad_panels.minus,
-                  scratch.grad_k.minus, 0, split ? last : queries.count);
+    if (adds.minus) {
+      add_to_keys(scratch.grad_k.minus, has_grad_k.minus, scratch.score_grad_panels.minus, packed.summands.minus, 0,
+                  last);
     }
+  }
+  for (const Frame frame : every_frame) {
+    if (adds[frame]) has_grad_k[frame] = packed.has_grad_q[frame][at] = true;
   }
   if (!packed.queries_finite[at] || !packed.grad_out_finite[at]) {
     for (int64_t strip = 0; strip < queries.count; strip += strip_rows) {
@@ -302,42 +305,44 @@ void differentiate_pair(const Backward& p, const Unit& unit, const Rows& queries
   }
 }
 
-// Rotates a gradient [rows, D] in each frame back and stores factor times their sum.
+template <typename T>
+alignas(64) constexpr T zeros[most_head_dim] = {};
+
+// Rotates a gradient [rows, D] back from the frames that there is one in, and stores factor times their sum.
 template <typename A>
 void store_gradient(const Backward& p, const Unit& unit, int64_t head, const Rows& tile, double factor,
-                    const PerFrame<Matrix<typename A::Scalar>>& frames, const Heads& to) {
+                    const PerFrame<Matrix<typename A::Scalar>>& frames, const PerFrame<bool>& has, const Heads& to) {
   using T = typename A::Scalar;
   alignas(64) T gradient[most_head_dim];
   for (int64_t r = 0; r < tile.count; ++r) {
-    const PerFrame<const T*> row = {frames.plus.row(r), unit.mirror ? frames.minus.row(r) : nullptr};
+    const PerFrame<const T*> row = {has.plus ? frames.plus.row(r) : zeros<T>,
+                                    has.minus ? frames.minus.row(r) : nullptr};
     Rotation<T>(p, unit.batch, tile.begin + r).rotate_back(row, p.head_dim, gradient);
     store_row(to, p.dtype, unit.batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
   }
 }
 
 template <typename A>
-void store_key_gradients(const Backward& p, const Unit& unit, const Rows& tile, const BackwardScratch<A>& scratch) {
+void store_key_gradients(const Backward& p, const Unit& unit, const Rows& tile, const BackwardScratch<A>& scratch,
+                         const PerFrame<bool>& has) {
   using T = typename A::Scalar;
-  const auto to_rows = [&](Matrix<T> columns, Matrix<T> rows) {
-    transpose_words<T>(scratch.padded, padded_rows<A>(tile.count), columns.data, columns.stride, rows.data,
-                       rows.stride);
-  };
-  // q carried scale * log2(e): what is left of it is 1 / log2(e).
-  const PerFrame<Matrix<T>> rows = {scratch.gradient_rows, {scratch.grad_v.data, scratch.padded}};
-  to_rows(scratch.grad_v, scratch.gradient_rows);
+  const bool seen = has.plus || has.minus;
+  const Matrix<T> grad_v = seen ? scratch.grad_v.rows(tile.count) : Matrix<T>{};
   for (int64_t r = 0; r < tile.count; ++r) {
     store_row(p.grad_v, p.dtype, unit.batch, unit.kv_head, tile.begin + r, p.head_dim, T(1),
-              scratch.gradient_rows.row(r));
+              seen ? grad_v.row(r) : zeros<T>);
   }
-  to_rows(scratch.grad_k.plus, rows.plus);
-  if (unit.mirror) to_rows(scratch.grad_k.minus, rows.minus);  // grad_v is stored: its memory is free
-  store_gradient<A>(p, unit, unit.kv_head, tile, std::numbers::ln2, rows, p.grad_k);
+  // q carried scale * log2(e): what is left of it is 1 / log2(e).
+  PerFrame<Matrix<T>> grad_k;
+  for (const Frame frame : every_frame) {
+    if (has[frame]) grad_k[frame] = scratch.grad_k[frame].rows(tile.count);
+  }
+  store_gradient<A>(p, unit, unit.kv_head, tile, std::numbers::ln2, grad_k, has, p.grad_k);
 }
 
 template <typename A>
 void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* shared, void* scratch_memory,
                    const OrderOfKeys& order) {
-  using T = typename A::Scalar;
   [[maybe_unused]] const typename A::Session session;
   Arena shared_arena(shared), scratch_arena(scratch_memory);
   const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
@@ -345,25 +350,22 @@ void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* 
   const Rows& keys = unit.tiles[key_tile];
   bool keys_finite;
   pack_key_tile<A>(p, unit, keys, scratch, keys_finite);
-  const int64_t elements = scratch.padded * scratch.tile_rows;
-  for (const auto& gradient : {scratch.grad_k.plus, scratch.grad_k.minus, scratch.grad_v}) {
-    std::fill_n(gradient.data, elements, T(0));
-  }
-
+  PerFrame<bool> has_grad_k = {false, false};
   const int64_t group = p.query_heads / p.kv_heads;
   for (int64_t at = 0; at < group * unit.tile_count; ++at) {
     const Rows& queries = unit.tiles[at % unit.tile_count];
     order.wait_for(at, key_tile);
     if (tile_view(queries, keys, p.window) != TileView::nothing) {
-      differentiate_pair<A>(p, unit, queries, keys, packed, at, keys_finite, scratch);
+      differentiate_pair<A>(p, unit, queries, keys, packed, at, keys_finite, scratch, has_grad_k);
     }
     if (key_tile == unit.tile_count - 1) {
       const int64_t query_head = unit.kv_head * group + at / unit.tile_count;
-      store_gradient<A>(p, unit, query_head, queries, p.scale, packed.row_major(packed.grad_q, at), p.grad_q);
+      store_gradient<A>(p, unit, query_head, queries, p.scale, packed.row_major(packed.grad_q, at),
+                        {packed.has_grad_q.plus[at], packed.has_grad_q.minus[at]}, p.grad_q);
     }
     order.pass_on(at, key_tile);
   }
-  store_key_gradients<A>(p, unit, keys, scratch);
+  store_key_gradients<A>(p, unit, keys, scratch, has_grad_k);
 }
 
 // What the kernels take for granted when they round a tail up.

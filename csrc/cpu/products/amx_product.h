@@ -3,7 +3,7 @@
 // the instructions, hence the macros.
 #pragma once
 
-#include "product.h"
+#include "key_sums.h"
 
 #ifdef BICO_EMULATE_AMX
 #include <emulator/device/amx.h>
@@ -110,6 +110,48 @@ template <>
 inline void accumulate<BFloat16Tiles>(const Product<BFloat16Tiles>& x) {
   tile_product<true>(x);
 }
+
+// Sums over queries by the transposed product, C^T += X^T W: X is transposed when it is packed, the sum when it is
+// read.
+template <>
+class KeySum<BFloat16Tiles> {
+ public:
+  using A = BFloat16Tiles;
+  using Summand = Matrix<BFloat16>;  // X^T [D, T]
+
+  KeySum() = default;
+  KeySum(Arena& arena, int64_t tile_rows, int64_t padded)
+      : padded_(padded),
+        transposed_(take_matrix<float>(arena, padded, tile_rows)),
+        sum_(take_matrix<float>(arena, tile_rows, padded)) {}
+
+  static void pack(Matrix<BFloat16> rows, int64_t count, int64_t padded, Panel<A> scratch, Summand to) {
+    rows_to_depth<A>(rows, count, padded, scratch);
+    const int64_t words = padded_rows<A>(count) / A::group;
+    for (int64_t d = 0; d < padded; d += lanes<float>) {
+      transpose_words<float>(words, lanes<float>, reinterpret_cast<const float*>(scratch.at(0, d)), panel_columns<A>,
+                             reinterpret_cast<float*>(to.row(d)), to.stride / A::group);
+    }
+  }
+
+  void add(Panel<A> w, Summand x, int64_t begin, int64_t end, int64_t key, int64_t count, int64_t /* head_dim */,
+           bool first) const {
+    add_product<A>({padded_, count, end - begin, x.from(0, begin), w, begin, key, transposed_.from(0, key)}, first);
+  }
+
+  float* key(int64_t key) const { return transposed_.data + key; }
+  int64_t stride() const { return transposed_.stride; }
+
+  Matrix<float> rows(int64_t count) const {
+    transpose_words<float>(padded_, padded_rows<A>(count), transposed_.data, transposed_.stride, sum_.data,
+                           sum_.stride);
+    return sum_;
+  }
+
+ private:
+  int64_t padded_ = 0;
+  Matrix<float> transposed_, sum_;  // [D, keys], [keys, D]
+};
 
 }  // namespace BICO_KERNEL_NAMESPACE
 }  // namespace bico::cpu

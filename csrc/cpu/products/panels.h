@@ -1,9 +1,10 @@
 // Packs q, k, v and the output gradient into the operands of the tile product: rotated once, padded with zeros to what
 // products round up to.
 //
-// A tile of rows [T, D] is packed in one or more of four orders:
-//   rows        [T, D]  A of a sum over D            columns     [D, T]  panel, B of a sum over D
-//   transposed  [D, T]  A of a sum over the rows     depth       [T, D]  panel, B of a sum over the rows
+// A tile of rows [T, D] is packed in one or more of three orders:
+//   rows     [T, D]  A of a sum over D
+//   columns  [D, T]  panel, B of a sum over D
+//   depth    [T, D]  panel, B of a sum over the rows
 #pragma once
 
 #include <algorithm>
@@ -138,17 +139,6 @@ void rows_to_depth(Matrix<typename A::Operand> rows, int64_t count, int64_t padd
       for (int i = 0; i < A::group; ++i) group[i] = rows.row(r + i) + d;
       A::interleave(group, depth.at(r, d));
     }
-  }
-}
-
-// depth, a panel [count, padded] -> transposed [padded, count], row-major.
-template <typename A>
-void depth_to_transposed(Panel<A> depth, int64_t count, int64_t padded, Matrix<typename A::Operand> transposed) {
-  using W = Word<A>;
-  const int64_t words = round_up(padded_rows<A>(count) / A::group, lanes<W>);
-  for (int64_t d = 0; d < padded; d += lanes<W>) {
-    transpose_words<W>(words, lanes<W>, reinterpret_cast<const W*>(depth.at(0, d)), panel_columns<A>,
-                       reinterpret_cast<W*>(transposed.row(d)), transposed.stride / A::group);
   }
 }
 

@@ -58,7 +58,10 @@ constexpr int most_rows = 12;
 constexpr int most_rows = 6;
 #endif
 
-template <typename A, int R, int C, bool accumulated>
+// How A lies: row-major, or sideways, as columns of a panel whose rows are the depth.
+enum class Left { rows, sideways };
+
+template <typename A, Left left, int R, int C, bool accumulated>
 void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride, const typename A::Operand* b,
                    typename A::Scalar* c, int64_t c_stride) {
   using T = typename A::Scalar;
@@ -67,8 +70,9 @@ void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < C; ++j) {
-        accumulators[r][j] = A::multiply_add(accumulators[r][j], a + r * a_stride + k,
-                                             b + k * panel_columns<A> + j * lanes<T> * A::group);
+        const auto* at = left == Left::rows ? a + r * a_stride + k : a + r * A::group + k * panel_columns<A>;
+        accumulators[r][j] =
+            A::multiply_add(accumulators[r][j], at, b + k * panel_columns<A> + j * lanes<T> * A::group);
       }
     }
   }
@@ -81,16 +85,16 @@ void product_block(int64_t depth, const typename A::Operand* a, int64_t a_stride
   }
 }
 
-template <typename A, int C, bool accumulated, int R = most_rows>
+template <typename A, Left left, int C, bool accumulated, int R = most_rows>
 void product_rows(int64_t rows, int64_t depth, const typename A::Operand* a, int64_t a_stride,
                   const typename A::Operand* b, typename A::Scalar* c, int64_t c_stride) {
   if constexpr (R > 1) {
-    if (rows < R) return product_rows<A, C, accumulated, R - 1>(rows, depth, a, a_stride, b, c, c_stride);
+    if (rows < R) return product_rows<A, left, C, accumulated, R - 1>(rows, depth, a, a_stride, b, c, c_stride);
   }
-  product_block<A, R, C, accumulated>(depth, a, a_stride, b, c, c_stride);
+  product_block<A, left, R, C, accumulated>(depth, a, a_stride, b, c, c_stride);
 }
 
-template <typename A, bool accumulated>
+template <typename A, Left left, bool accumulated>
 void vector_product(const Product<A>& x) {
   constexpr int64_t step = lanes<typename A::Scalar>;
   const int64_t depth = round_up(x.depth, A::depth_step), columns = round_up(x.columns, step);
@@ -100,7 +104,7 @@ void vector_product(const Product<A>& x) {
     const auto* b = x.b.at(x.b_depth, x.b_column + column);
     for (int64_t block = 0; block < row_blocks; ++block) {
       const int64_t row = x.rows * block / row_blocks, rows = x.rows * (block + 1) / row_blocks - row;
-      const auto run = two ? product_rows<A, 2, accumulated> : product_rows<A, 1, accumulated>;
+      const auto run = two ? product_rows<A, left, 2, accumulated> : product_rows<A, left, 1, accumulated>;
       run(rows, depth, x.a.row(row), x.a.stride, b, x.c.row(row) + column, x.c.stride);
     }
     column += two ? 2 * step : step;
@@ -109,11 +113,17 @@ void vector_product(const Product<A>& x) {
 
 template <typename A>
 void multiply(const Product<A>& x) {
-  vector_product<A, false>(x);
+  vector_product<A, Left::rows, false>(x);
 }
 template <typename A>
 void accumulate(const Product<A>& x) {
-  vector_product<A, true>(x);
+  vector_product<A, Left::rows, true>(x);
+}
+
+// Adds a product to a sum, or makes it the first summand.
+template <typename A>
+void add_product(const Product<A>& x, bool first) {
+  first ? multiply<A>(x) : accumulate<A>(x);
 }
 
 }  // namespace BICO_KERNEL_NAMESPACE
