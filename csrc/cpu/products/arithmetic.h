@@ -118,6 +118,9 @@ Vector<T> load_elements(const T* from) {
 
 // Rounds `lanes` scalars to elements; NaN stays NaN.
 inline void store_elements(BFloat16* to, Vector<float> x) {
+#ifdef __AVX512BF16__
+  BFloat16Pairs::store_row(to, x);
+#else
   const auto bits = (Bits<float>)x;
   const Bits<float> rounded = bits + 0x7fff + ((bits >> 16) & 1);
   const Bits<float> narrow = (x != x ? Bits<float>{} + 0x7fc00000 : rounded) >> 16;
@@ -126,6 +129,7 @@ inline void store_elements(BFloat16* to, Vector<float> x) {
 #else
   const __m256i pairs = _mm256_packus_epi32((__m256i)(narrow & 0xffff), (__m256i)(narrow & 0xffff));
   _mm_storeu_si128((__m128i*)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
+#endif
 #endif
 }
 inline void store_elements(Float16* to, Vector<float> x) {
