@@ -137,7 +137,7 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
     for (int64_t d = 0; d < padded; d += lanes<T>) dot += load(out + d) * load(grad_out + d);
     const T grad_lse = p.grad_lse.data ? *p.grad_lse.row<const T>(unit.batch, query_head, m) : T(0);
     packed.lse[at * packed.tile_rows + r] = *p.lse.row<const T>(unit.batch, query_head, m) * T(std::numbers::log2e);
-    packed.delta[at * packed.tile_rows + r] = sum<T>(dot) - grad_lse;
+    packed.delta[at * packed.tile_rows + r] = sum(dot) - grad_lse;
   }
 }
 
@@ -370,9 +370,9 @@ void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* 
 
 // What the kernels take for granted when they round a tail up.
 template <typename A>
-constexpr bool steps_fit =
-    padding % column_step<A> == 0 && padding % panel_columns<A> == 0 && strip_rows % A::depth_step == 0 &&
-    tile_rows<A> % padding == 0 && padding / A::group % lanes<typename A::Scalar> == 0;
+constexpr bool steps_fit = padding % column_step<A> == 0 && padding % panel_columns<A> == 0 &&
+                           strip_rows % A::depth_step == 0 && tile_rows<A> % padding == 0 &&
+                           tile_rows<A> <= most_tile_rows && padding / A::group % lanes<typename A::Scalar> == 0;
 
 template <typename A>
   requires steps_fit<A>

@@ -61,11 +61,9 @@ struct ForwardScratch {
     row_sums = arena.take<Vector<T>>(tile_rows);
   }
 
-  void reset() {
-    const int64_t tile_rows = scores.stride;
-    std::fill_n(values.data, tile_rows * values.stride, T(0));
-    std::fill_n(base, tile_rows, -T(INFINITY));
-    std::fill_n(row_sums, tile_rows, Vector<T>{});
+  void reset(int64_t count) {
+    std::fill_n(base, count, -T(INFINITY));
+    std::fill_n(row_sums, count, Vector<T>{});
   }
 
   // Turns the scores of a strip into weights relative to `base`, and rescales row sums and values where `base` grows.
@@ -80,10 +78,13 @@ struct ForwardScratch {
         row_max = x > row_max ? x : row_max;
       }
       if (any<T>(row_max > base_so_far + headroom)) {
-        const T new_base = largest_of(row_max), rescale = std::exp2(base_so_far - new_base);
-        row_sum *= rescale;
-        T* value_row = values.row(block.first_query + r);
-        for (int64_t d = 0; d < values.stride; d += lanes<T>) store(value_row + d, load(value_row + d) * rescale);
+        const T new_base = largest_of(row_max);
+        if (base_so_far != -T(INFINITY)) {  // else there is nothing to rescale yet
+          const T rescale = std::exp2(base_so_far - new_base);
+          row_sum *= rescale;
+          T* value_row = values.row(block.first_query + r);
+          for (int64_t d = 0; d < values.stride; d += lanes<T>) store(value_row + d, load(value_row + d) * rescale);
+        }
         base_so_far = new_base;
       }
       // A row that has seen nothing yet keeps weights 2^(-inf - 0) = 0 instead of NaN.
@@ -108,7 +109,7 @@ struct ForwardScratch {
   // Divides by the row sums and stores out and lse.
   void store_results(const Forward& p, int64_t batch, int64_t head, const Rows& queries) {
     for (int64_t r = 0; r < queries.count; ++r) {
-      const T row_sum = sum<T>(row_sums[r]);
+      const T row_sum = sum(row_sums[r]);
       const bool blind = row_sum == 0;
       T* row = values.row(r);
       if (blind) std::fill_n(row, values.stride, T(0));
@@ -162,7 +163,8 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
   prefetch_tile(p, p.q, unit.batch, query_head, queries);
   const double scale = p.scale * std::numbers::log2e;
   pack_rotated<A>(p, p.q, unit.batch, query_head, queries, scale, unit.mirror, scratch.rows);
-  scratch.reset();
+  scratch.reset(queries.count);
+  bool first = true;
 
   for (int64_t t = 0; t < unit.tile_count; ++t) {
     if (tile_view(queries, unit.tiles[t], p.window) == TileView::nothing) continue;
@@ -171,10 +173,12 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
       const Block block(p, queries, unit.tiles[t], strip);
       compute_scores<A>(p, unit.batch, block, scratch.rows, columns, scratch.scores, scratch.minus_scores);
       scratch.absorb(block, score_columns<A>(block));
-      accumulate<A>({block.queries.count, p.head_dim, block.end, scratch.weights, keys.value_depth(t), 0, 0,
-                     scratch.values.from(strip)});
+      add_product<A>({block.queries.count, p.head_dim, block.end, scratch.weights, keys.value_depth(t), 0, 0,
+                      scratch.values.from(strip)},
+                     first);
       if (!keys.values_finite[t]) add_nonfinite_values(p, unit, block, scratch);
     }
+    first = false;
   }
   scratch.store_results(p, unit.batch, query_head, queries);
 }

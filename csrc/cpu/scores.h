@@ -9,6 +9,7 @@ inline namespace BICO_KERNEL_NAMESPACE {
 // Queries of a tile that are worked on together: their scores stay in the first-level cache, and on the diagonal only
 // the strip's own [32, 32] block is computed in both frames.
 constexpr int64_t strip_rows = 32;
+constexpr int64_t most_tile_rows = 128;
 
 // A strip of queries and a tile of keys, with everything the rules say about them. The keys [0, plus_end) have visible
 // pairs in the plus frame, [minus_begin, end) in the minus frame; the two overlap where the diagonal crosses.
@@ -46,10 +47,10 @@ int64_t score_columns(const Block& block) {
 
 // -inf where the query at row m of the tile of keys, which may lie outside the tile, does not see a key by its span.
 template <typename T>
-void hide_by_spans(int32_t span_m, const int32_t* key_spans, int64_t m, const Block& block, T* row) {
-  const auto m_in_tile = int32_t(std::clamp<int64_t>(m, -1, block.keys.count)), end = int32_t(block.end);
-  for (int32_t c = 0; c < end; ++c) {
-    row[c] = visible(span_m, key_spans[c], m_in_tile, c) ? row[c] : -T(INFINITY);
+void hide_by_spans(int32_t span_m, const int32_t* key_spans, int64_t m, int64_t columns, T* row) {
+  const int64_t m_in_tile = std::clamp<int64_t>(m, -1, columns);
+  for (int32_t c = 0; c < int32_t(columns); ++c) {
+    row[c] = visible(span_m, key_spans[c], int32_t(m_in_tile), c) ? row[c] : -T(INFINITY);
   }
 }
 
@@ -63,13 +64,19 @@ void hide_beyond(int64_t window, int64_t m, const Block& block, T* row) {
 }
 
 // -inf where the pair (query r of the strip, key c) is not visible.
-template <typename T>
+template <typename A, typename T>
 void hide_unseen(const Problem& p, int64_t batch, const Block& block, Matrix<T> scores) {
   const int32_t* spans = p.spans(batch);
+  // In whole vectors: the columns beyond the tile are keys that nobody sees.
+  const int64_t columns = score_columns<A>(block);
+  int32_t key_spans[most_tile_rows];
+  if (spans != nullptr) {
+    std::fill(std::copy_n(spans + block.keys.begin, block.end, key_spans), key_spans + columns, -1);
+  }
   for (int64_t r = 0; r < block.queries.count; ++r) {
     const int64_t m = block.queries.begin + r;
     T* row = scores.row(r);
-    if (spans != nullptr) hide_by_spans(spans[m], spans + block.keys.begin, m - block.keys.begin, block, row);
+    if (spans != nullptr) hide_by_spans(spans[m], key_spans, m - block.keys.begin, columns, row);
     if (!all_in_window(block.queries, block.keys, p.window)) hide_beyond(p.window, m - block.keys.begin, block, row);
   }
 }
@@ -99,7 +106,7 @@ void compute_scores(const Problem& p, int64_t batch, const Block& block,
   const int64_t minus_only = std::max(block.minus_begin, block.plus_end);
   product_in(Frame::minus, minus_only, block.end, scores.from(0, minus_only));
 
-  if (block.view != TileView::everything) hide_unseen(p, batch, block, scores);
+  if (block.view != TileView::everything) hide_unseen<A>(p, batch, block, scores);
   for (int64_t r = 0; r < block.queries.count; ++r) {
     for (int64_t c = block.end; c < score_columns<A>(block); ++c) scores.row(r)[c] = -T(INFINITY);
   }

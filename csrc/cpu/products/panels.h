@@ -8,6 +8,8 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
+#include <type_traits>
 
 #include "../../visibility.h"
 #include "product.h"
@@ -43,15 +45,17 @@ class Narrow {
 
   void row(const T* from, int64_t padded, typename A::Operand* to) {
     for (int64_t i = 0; i < padded; i += lanes<T>) {
-      const Vector<T> x = load(from + i), size = x < 0 ? -x : x;
+      const Vector<T> x = load(from + i);
       A::store_row(to + i, x);
-      bad_ |= ~(size < A::finite_below);
+      const Bits<T> size = (Bits<T>)x & std::numeric_limits<Bit>::max();
+      largest_ = size > largest_ ? size : largest_;
     }
   }
-  bool finite() const { return !any<T>(bad_); }
+  bool finite() const { return !any<T>(largest_ >= std::bit_cast<Bit>(A::finite_below)); }
 
  private:
-  Bits<T> bad_ = {};
+  using Bit = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  Bits<T> largest_ = {};  // magnitudes as integers, which have the same order; NaN is above infinity
 };
 
 template <typename A>
@@ -90,7 +94,7 @@ bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head,
   Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, T(scale), row);
-    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, {plus_row, minus_row});
+    Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, {plus_row, mirror ? minus_row : nullptr});
     narrow.row(plus_row, padded, rows.plus.row(i));
     if (needs(Frame::minus, mirror)) narrow.row(minus_row, padded, rows.minus.row(i));
   }

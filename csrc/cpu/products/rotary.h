@@ -34,14 +34,17 @@ struct Rotation {
     }
   }
 
-  // to.plus = R(t) x and to.minus = R(-t) x, [0, head_dim) each.
+  // to.plus = R(t) x and to.minus = R(-t) x, [0, head_dim) each. to.minus may be null.
   void rotate(const T* x, int64_t head_dim, PerFrame<T*> to) const {
     for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
       const auto pair = rotated<E>(x, i, j);
       set(to.plus + i, pair.plus_x()), set(to.plus + j, pair.plus_y());
-      set(to.minus + i, pair.minus_x()), set(to.minus + j, pair.minus_y());
+      if (to.minus != nullptr) set(to.minus + i, pair.minus_x()), set(to.minus + j, pair.minus_y());
     });
-    for (int64_t i = width; i < head_dim; ++i) to.plus[i] = to.minus[i] = x[i];
+    for (int64_t i = width; i < head_dim; ++i) {
+      to.plus[i] = x[i];
+      if (to.minus != nullptr) to.minus[i] = x[i];
+    }
   }
 
   // x = R(t)^T from.plus + R(-t)^T from.minus: the gradient of a row from those in the two frames. from.minus may be

@@ -57,10 +57,19 @@ Vector<T> splat(T x) {
   return x - Vector<T>{};
 }
 
-template <typename T>
-T sum(Vector<T> x) {
-  T sum = 0;
-  for (int i = 0; i < lanes<T>; ++i) sum += x[i];
+// In pairs, then pairs of pairs: adding one element after another waits for each addition.
+inline float sum(Vector<float> x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(x);
+#else
+  __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+#endif
+}
+inline double sum(Vector<double> x) {
+  double sum = 0;
+  for (int i = 0; i < lanes<double>; ++i) sum += x[i];
   return sum;
 }
 
