@@ -38,6 +38,14 @@ Rows describe_rows(const int32_t* spans, int64_t begin, int64_t count) {
   return {begin, count, *low, *high};
 }
 
+struct Task {
+  int64_t unit;
+  bool packs;     // else it computes
+  int64_t index;  // among those of its kind and unit
+};
+
+enum class Of { queries, keys };
+
 // The sequences of a problem, cut into tiles. Short ones get tiles of their own length, rounded up to 32.
 struct Plan {
   struct Sequence {
@@ -78,12 +86,17 @@ struct Plan {
     return {sequence.batch,      index % p.kv_heads, tiles.data() + sequence.first_tile,
             sequence.tile_count, tile_rows,          sequence.mirror};
   }
-};
 
-struct Task {
-  int64_t unit;
-  bool packs;     // else it computes
-  int64_t index;  // among those of its kind and unit
+  // The tiles of a unit's queries or keys, each of which is the matter of one task.
+  int64_t count(const Problem& p, Of of, int64_t unit) const {
+    const int64_t tile_count = sequences[unit / p.kv_heads].tile_count;
+    return of == Of::keys ? tile_count : p.query_heads / p.kv_heads * tile_count;
+  }
+  Place place(const Problem& p, Of of, const Task& task) const {
+    const Unit unit = this->unit(p, task.unit);
+    const int64_t first_head = of == Of::keys ? unit.kv_head : unit.kv_head * (p.query_heads / p.kv_heads);
+    return {unit.batch, first_head + task.index / unit.tile_count, unit.tiles[task.index % unit.tile_count]};
+  }
 };
 
 // Units are worked on in batches: first the tasks that pack a batch, then those that compute it, one task of each unit
@@ -138,17 +151,27 @@ class Slots {
   std::unique_ptr<std::atomic<int32_t>[]> counters_;
 };
 
-// Runs the tasks of all units: pack and compute, both called with (unit, index, shared, scratch, order).
-template <typename Pack, typename Compute, typename PackTasks, typename ComputeTasks>
+// The task of the same kind that the worker at tasks[at] will probably take next, or null.
+const Task* task_ahead(const std::vector<Task>& tasks, int64_t at, int64_t workers) {
+  for (size_t next = size_t(at + workers); next < tasks.size(); ++next) {
+    if (tasks[next].packs == tasks[at].packs) return &tasks[next];
+  }
+  return nullptr;
+}
+
+// Runs the tasks of all units: pack and compute, both called with (unit, index, loads, shared, scratch, order).
+template <typename Pack, typename Compute>
 void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_bytes, size_t scratch_bytes,
-               int64_t counters, const Threads& threads, const PackTasks& pack_tasks, const ComputeTasks& compute_tasks,
-               const Pack& pack, const Compute& compute) {
+               int64_t counters, const Threads& threads, Of packed, const Pack& pack, Of computed,
+               const Compute& compute) {
   const int64_t units = plan.units(p);
   if (units == 0) return;
   // Waking a thread costs about 10 us: each gets at least 2 MFLOP (10 to 40 us), so that a tiny problem stays on the
   // calling thread.
   const int64_t workers = std::clamp<int64_t>(int64_t(flops / 2e6), 1, threads.count);
   const int64_t batch = std::min(units, workers);
+  const auto pack_tasks = [&](int64_t unit) { return plan.count(p, packed, unit); };
+  const auto compute_tasks = [&](int64_t unit) { return plan.count(p, computed, unit); };
   const std::vector<Task> tasks = order_tasks(units, batch, pack_tasks, compute_tasks);
   const Slots slots(std::min(units, 2 * batch), units, shared_bytes, counters);
   std::atomic<int64_t> next{0};
@@ -158,14 +181,17 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
     for (int64_t at = next++; at < int64_t(tasks.size()); at = next++) {
       const Task& task = tasks[at];
       const Unit unit = plan.unit(p, task.unit);
+      const Of of = task.packs ? packed : computed;
+      const Task* ahead = task_ahead(tasks, at, workers);
+      const Load loads = {plan.place(p, of, task), ahead == nullptr ? Place{} : plan.place(p, of, *ahead)};
       if (task.packs) {
         const int64_t before = task.unit - slots.count();
         if (before >= 0) wait_until([&] { return slots.computed(before).load() == compute_tasks(before); });
-        pack(unit, task.index, slots.memory(task.unit), scratch.get(), slots.order(task.unit));
+        pack(unit, task.index, loads, slots.memory(task.unit), scratch.get(), slots.order(task.unit));
         ++slots.packed(task.unit);
       } else {
         wait_until([&] { return slots.packed(task.unit).load() == pack_tasks(task.unit); });
-        compute(unit, task.index, slots.memory(task.unit), scratch.get(), slots.order(task.unit));
+        compute(unit, task.index, loads, slots.memory(task.unit), scratch.get(), slots.order(task.unit));
         ++slots.computed(task.unit);
       }
     }
@@ -182,36 +208,31 @@ void OrderOfKeys::wait_for(int64_t query_tile, int64_t key_tile) const {
 void attention_forward(const Forward& p, const Threads& threads) {
   const ForwardKernel& kernel = kernels_for(p.dtype).forward;
   const Plan plan(p, kernel.tile_rows);
-  const int64_t group = p.query_heads / p.kv_heads;
-  const auto tiles = [&](int64_t unit) { return plan.sequences[unit / p.kv_heads].tile_count; };
   run_tasks(
       p, plan, plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
-      kernel.scratch_bytes(p, plan.tile_rows), 0, threads, tiles, [&](int64_t unit) { return group * tiles(unit); },
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys&) {
-        kernel.pack_keys(p, unit, index, shared, scratch);
+      kernel.scratch_bytes(p, plan.tile_rows), 0, threads, Of::keys,
+      [&](const Unit& unit, int64_t index, const Load& loads, void* shared, void* scratch, const OrderOfKeys&) {
+        kernel.pack_keys(p, unit, index, loads, shared, scratch);
       },
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys&) {
-        const int64_t head = unit.kv_head * group + index / unit.tile_count;
-        kernel.attend(p, unit, head, index % unit.tile_count, shared, scratch);
+      Of::queries,
+      [&](const Unit& unit, int64_t, const Load& loads, void* shared, void* scratch, const OrderOfKeys&) {
+        kernel.attend(p, unit, loads, shared, scratch);
       });
 }
 
 void attention_backward(const Backward& p, const Threads& threads) {
   const BackwardKernel& kernel = kernels_for(p.dtype).backward;
   const Plan plan(p, kernel.tile_rows);
-  const int64_t group = p.query_heads / p.kv_heads;
-  const auto tiles = [&](int64_t unit) { return plan.sequences[unit / p.kv_heads].tile_count; };
   run_tasks(
       p, plan, 2.5 * plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
-      kernel.scratch_bytes(p, plan.tile_rows), group * plan.longest, threads,
-      [&](int64_t unit) { return group * tiles(unit); }, tiles,
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys& order) {
+      kernel.scratch_bytes(p, plan.tile_rows), p.query_heads / p.kv_heads * plan.longest, threads, Of::queries,
+      [&](const Unit& unit, int64_t index, const Load& loads, void* shared, void* scratch, const OrderOfKeys& order) {
         order.begin(index);
-        const int64_t head = unit.kv_head * group + index / unit.tile_count;
-        kernel.pack_queries(p, unit, head, index % unit.tile_count, shared, scratch);
+        kernel.pack_queries(p, unit, index, loads, shared, scratch);
       },
-      [&](const Unit& unit, int64_t index, void* shared, void* scratch, const OrderOfKeys& order) {
-        kernel.differentiate(p, unit, index, shared, scratch, order);
+      Of::keys,
+      [&](const Unit& unit, int64_t index, const Load& loads, void* shared, void* scratch, const OrderOfKeys& order) {
+        kernel.differentiate(p, unit, index, loads, shared, scratch, order);
       });
 }
 

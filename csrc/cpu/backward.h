@@ -101,28 +101,23 @@ void pack_summand(const BackwardScratch<A>& scratch, Matrix<typename A::Operand>
 }
 
 template <typename A>
-void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64_t query_tile, void* shared,
+void pack_queries(const Backward& p, const Unit& unit, int64_t at, const Load& loads, void* shared,
                   void* scratch_memory) {
   using T = typename A::Scalar;
   Arena shared_arena(shared), scratch_arena(scratch_memory);
   const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
   const BackwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
-  const Rows& tile = unit.tiles[query_tile];
-  const int64_t group = p.query_heads / p.kv_heads, padded = packed.padded;
-  const int64_t at = (query_head - unit.kv_head * group) * unit.tile_count + query_tile;
-  for (const Heads* x : {&p.q, &p.grad_out, static_cast<const Heads*>(&p.out)}) {
-    prefetch_tile(p, *x, unit.batch, query_head, tile);
-  }
-
+  const auto& [batch, query_head, tile] = loads.now;
+  const int64_t padded = packed.padded;
   const PerFrame<Matrix<typename A::Operand>> rows = packed.row_major(packed.rows, at);
   const double scale = p.scale * std::numbers::log2e;
-  const bool finite = pack_rotated<A>(p, p.q, unit.batch, query_head, tile, scale, unit.mirror, rows);
+  const bool finite = pack_rotated<A>(p, p.q, loads, scale, unit.mirror, rows);
   for (const Frame frame : every_frame) {
     if (!needs(frame, unit.mirror)) continue;
     pack_summand(scratch, rows[frame], finite, tile.count, packed.summand(packed.summands[frame], at));
   }
   const auto grad_out_rows = packed.row_major(packed.grad_out_rows, at);
-  const bool grad_finite = pack_unrotated<A>(p, p.grad_out, unit.batch, query_head, tile, grad_out_rows);
+  const bool grad_finite = pack_unrotated<A>(p, p.grad_out, loads, grad_out_rows);
   pack_summand(scratch, grad_out_rows, grad_finite, tile.count, packed.summand(packed.grad_out_summands, at));
   packed.has_grad_q.plus[at] = packed.has_grad_q.minus[at] = false;
   packed.queries_finite[at] = finite;
@@ -131,12 +126,13 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t query_head, int64
   T out[most_head_dim], grad_out[most_head_dim];
   for (int64_t r = 0; r < tile.count; ++r) {
     const int64_t m = tile.begin + r;
-    load_row(p.out, p.dtype, unit.batch, query_head, m, p.head_dim, padded, T(1), out);
-    load_row(p.grad_out, p.dtype, unit.batch, query_head, m, p.head_dim, padded, T(1), grad_out);
+    prefetch_row(p, p.out, loads.ahead, r);
+    load_row(p.out, p.dtype, batch, query_head, m, p.head_dim, padded, T(1), out);
+    load_row(p.grad_out, p.dtype, batch, query_head, m, p.head_dim, padded, T(1), grad_out);
     Vector<T> dot = {};
     for (int64_t d = 0; d < padded; d += lanes<T>) dot += load(out + d) * load(grad_out + d);
-    const T grad_lse = p.grad_lse.data ? *p.grad_lse.row<const T>(unit.batch, query_head, m) : T(0);
-    packed.lse[at * packed.tile_rows + r] = *p.lse.row<const T>(unit.batch, query_head, m) * T(std::numbers::log2e);
+    const T grad_lse = p.grad_lse.data ? *p.grad_lse.row<const T>(batch, query_head, m) : T(0);
+    packed.lse[at * packed.tile_rows + r] = *p.lse.row<const T>(batch, query_head, m) * T(std::numbers::log2e);
     packed.delta[at * packed.tile_rows + r] = sum(dot) - grad_lse;
   }
 }
@@ -224,11 +220,10 @@ void add_nonfinite_queries(const Backward& p, const Unit& unit, const Block& blo
 }
 
 template <typename A>
-void pack_key_tile(const Backward& p, const Unit& unit, const Rows& tile, const BackwardScratch<A>& scratch,
+void pack_key_tile(const Backward& p, const Unit& unit, const Load& loads, const BackwardScratch<A>& scratch,
                    bool& finite) {
-  prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
-  prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
-  finite = pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, unit.mirror, scratch.rows);
+  const Rows& tile = loads.now.rows;
+  finite = pack_rotated<A>(p, p.k, loads, 1.0, unit.mirror, scratch.rows);
   for (const Frame frame : every_frame) {
     if (!needs(frame, unit.mirror)) continue;
     auto rows = scratch.rows[frame];
@@ -236,7 +231,7 @@ void pack_key_tile(const Backward& p, const Unit& unit, const Rows& tile, const 
     if (!finite) finite_part<A>(rows, tile.count, scratch.padded, rows);
     rows_to_depth<A>(rows, tile.count, scratch.padded, scratch.key_depth[frame]);
   }
-  pack_unrotated<A>(p, p.v, unit.batch, unit.kv_head, tile, scratch.rows.plus);
+  pack_unrotated<A>(p, p.v, loads, scratch.rows.plus);
   rows_to_columns<A>(scratch.rows.plus, tile.count, scratch.padded, scratch.value_columns);
 }
 
@@ -341,15 +336,15 @@ void store_key_gradients(const Backward& p, const Unit& unit, const Rows& tile, 
 }
 
 template <typename A>
-void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, void* shared, void* scratch_memory,
-                   const OrderOfKeys& order) {
+void differentiate(const Backward& p, const Unit& unit, int64_t key_tile, const Load& loads, void* shared,
+                   void* scratch_memory, const OrderOfKeys& order) {
   [[maybe_unused]] const typename A::Session session;
   Arena shared_arena(shared), scratch_arena(scratch_memory);
   const PackedQueries<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
   const BackwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
-  const Rows& keys = unit.tiles[key_tile];
+  const Rows& keys = loads.now.rows;
   bool keys_finite;
-  pack_key_tile<A>(p, unit, keys, scratch, keys_finite);
+  pack_key_tile<A>(p, unit, loads, scratch, keys_finite);
   PerFrame<bool> has_grad_k = {false, false};
   const int64_t group = p.query_heads / p.kv_heads;
   for (int64_t at = 0; at < group * unit.tile_count; ++at) {

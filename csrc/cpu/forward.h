@@ -121,20 +121,19 @@ struct ForwardScratch {
 };
 
 template <typename A>
-void pack_keys(const Forward& p, const Unit& unit, int64_t key_tile, void* shared, void* scratch_memory) {
+void pack_keys(const Forward& p, const Unit& unit, int64_t key_tile, const Load& loads, void* shared,
+               void* scratch_memory) {
   Arena shared_arena(shared), scratch_arena(scratch_memory);
   const PackedKeys<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
   const ForwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
   const Rows& tile = unit.tiles[key_tile];
-  prefetch_tile(p, p.k, unit.batch, unit.kv_head, tile);
-  prefetch_tile(p, p.v, unit.batch, unit.kv_head, tile);
-  pack_rotated<A>(p, p.k, unit.batch, unit.kv_head, tile, 1.0, unit.mirror, scratch.rows);
+  pack_rotated<A>(p, p.k, loads, 1.0, unit.mirror, scratch.rows);
   const PerFrame<Panel<A>> columns = packed.key_columns(key_tile);
   for (const Frame frame : every_frame) {
     if (needs(frame, unit.mirror)) rows_to_columns<A>(scratch.rows[frame], tile.count, packed.padded, columns[frame]);
   }
   auto values = scratch.rows.plus;
-  const bool finite = pack_unrotated<A>(p, p.v, unit.batch, unit.kv_head, tile, values);
+  const bool finite = pack_unrotated<A>(p, p.v, loads, values);
   if (!finite) values = finite_part<A>(values, tile.count, packed.padded, scratch.rows.minus);
   rows_to_depth<A>(values, tile.count, packed.padded, packed.value_depth(key_tile));
   packed.values_finite[key_tile] = finite;
@@ -153,16 +152,14 @@ void add_nonfinite_values(const Forward& p, const Unit& unit, const Block& block
 }
 
 template <typename A>
-void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t query_tile, void* shared,
-            void* scratch_memory) {
+void attend(const Forward& p, const Unit& unit, const Load& loads, void* shared, void* scratch_memory) {
   [[maybe_unused]] const typename A::Session session;
   Arena shared_arena(shared), scratch_arena(scratch_memory);
   const PackedKeys<A> keys(p, unit.tile_count, unit.tile_rows, shared_arena);
   ForwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
-  const Rows& queries = unit.tiles[query_tile];
-  prefetch_tile(p, p.q, unit.batch, query_head, queries);
+  const Rows& queries = loads.now.rows;
   const double scale = p.scale * std::numbers::log2e;
-  pack_rotated<A>(p, p.q, unit.batch, query_head, queries, scale, unit.mirror, scratch.rows);
+  pack_rotated<A>(p, p.q, loads, scale, unit.mirror, scratch.rows);
   scratch.reset(queries.count);
   bool first = true;
 
@@ -180,7 +177,7 @@ void attend(const Forward& p, const Unit& unit, int64_t query_head, int64_t quer
     }
     first = false;
   }
-  scratch.store_results(p, unit.batch, query_head, queries);
+  scratch.store_results(p, unit.batch, loads.now.head, queries);
 }
 
 // A product over one tile of keys then takes 64 steps of 24 multiply-adds for 48 loads and stores of its accumulators.

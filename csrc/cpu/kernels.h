@@ -7,7 +7,7 @@
 #include <functional>
 
 #include "../attention.h"
-#include "../visibility.h"
+#include "products/load.h"
 
 namespace bico::cpu {
 
@@ -37,22 +37,22 @@ class OrderOfKeys {
 };
 
 // The kernels of one direction for one dtype. `shared` holds the packed operands of a unit, `scratch` belongs to one
-// thread; both are uninitialised memory of the size that the kernel asks for, for units of up to `tiles` tiles.
+// thread; both are uninitialised memory of the size that the kernel asks for, for units of up to `tiles` tiles. Tiles
+// of queries count through the query heads of the unit: head in group * tiles + tile.
 struct ForwardKernel {
   int64_t tile_rows;
   size_t (*shared_bytes)(const Forward&, int64_t tiles, int64_t tile_rows);
   size_t (*scratch_bytes)(const Forward&, int64_t tile_rows);
-  void (*pack_keys)(const Forward&, const Unit&, int64_t key_tile, void* shared, void* scratch);
-  void (*attend)(const Forward&, const Unit&, int64_t query_head, int64_t query_tile, void* shared, void* scratch);
+  void (*pack_keys)(const Forward&, const Unit&, int64_t key_tile, const Load&, void* shared, void* scratch);
+  void (*attend)(const Forward&, const Unit&, const Load&, void* shared, void* scratch);
 };
 
 struct BackwardKernel {
   int64_t tile_rows;
   size_t (*shared_bytes)(const Backward&, int64_t tiles, int64_t tile_rows);
   size_t (*scratch_bytes)(const Backward&, int64_t tile_rows);
-  void (*pack_queries)(const Backward&, const Unit&, int64_t query_head, int64_t query_tile, void* shared,
-                       void* scratch);
-  void (*differentiate)(const Backward&, const Unit&, int64_t key_tile, void* shared, void* scratch,
+  void (*pack_queries)(const Backward&, const Unit&, int64_t query_tile, const Load&, void* shared, void* scratch);
+  void (*differentiate)(const Backward&, const Unit&, int64_t key_tile, const Load&, void* shared, void* scratch,
                         const OrderOfKeys&);
 };
 

@@ -63,18 +63,15 @@ void zero_padding(int64_t count, int64_t padded, Matrix<typename A::Operand> row
   for (int64_t r = count; r < padded_rows<A>(count); ++r) std::fill_n(rows.row(r), padded, typename A::Operand{});
 }
 
-inline void prefetch_tile(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile) {
-  prefetch_rows(x, p.dtype, batch, head, tile.begin, tile.count, p.head_dim);
-}
-
-// The tile's rows of x, not rotated; whether all are finite.
+// Rows of x, not rotated; whether all are finite.
 template <typename A>
-bool pack_unrotated(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile,
-                    Matrix<typename A::Operand> rows) {
+bool pack_unrotated(const Problem& p, const Heads& x, const Load& loads, Matrix<typename A::Operand> rows) {
+  const auto& [batch, head, tile] = loads.now;
   alignas(64) typename A::Scalar row[most_head_dim];
   const int64_t padded = padded_head_dim(p);
   Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
+    prefetch_row(p, x, loads.ahead, i);
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, typename A::Scalar(1), row);
     narrow.row(row, padded, rows.row(i));
   }
@@ -82,10 +79,11 @@ bool pack_unrotated(const Problem& p, const Heads& x, int64_t batch, int64_t hea
   return narrow.finite();
 }
 
-// The tile's rows of q or k, scaled and rotated, in each frame that is needed; whether all are finite.
+// Rows of q or k, scaled and rotated, in each frame that is needed; whether all are finite.
 template <typename A>
-bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head, const Rows& tile, double scale,
-                  bool mirror, const PerFrame<Matrix<typename A::Operand>>& rows) {
+bool pack_rotated(const Problem& p, const Heads& x, const Load& loads, double scale, bool mirror,
+                  const PerFrame<Matrix<typename A::Operand>>& rows) {
+  const auto& [batch, head, tile] = loads.now;
   using T = typename A::Scalar;
   alignas(64) T row[most_head_dim], plus_row[most_head_dim], minus_row[most_head_dim];
   const int64_t padded = padded_head_dim(p);
@@ -93,6 +91,7 @@ bool pack_rotated(const Problem& p, const Heads& x, int64_t batch, int64_t head,
   std::fill_n(minus_row, padded, T(0));
   Narrow<A> narrow;
   for (int64_t i = 0; i < tile.count; ++i) {
+    prefetch_row(p, x, loads.ahead, i);
     load_row(x, p.dtype, batch, head, tile.begin + i, p.head_dim, padded, T(scale), row);
     Rotation<T>(p, batch, tile.begin + i).rotate(row, p.head_dim, {plus_row, mirror ? minus_row : nullptr});
     narrow.row(plus_row, padded, rows.plus.row(i));
