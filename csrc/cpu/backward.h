@@ -123,14 +123,13 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t at, const Load& l
   packed.queries_finite[at] = finite;
   packed.grad_out_finite[at] = grad_finite;
 
-  T out[most_head_dim], grad_out[most_head_dim];
+  T out[most_head_dim];
   for (int64_t r = 0; r < tile.count; ++r) {
     const int64_t m = tile.begin + r;
     prefetch_row(p, p.out, loads.ahead, r);
     load_row(p.out, p.dtype, batch, query_head, m, p.head_dim, padded, T(1), out);
-    load_row(p.grad_out, p.dtype, batch, query_head, m, p.head_dim, padded, T(1), grad_out);
     Vector<T> dot = {};
-    for (int64_t d = 0; d < padded; d += lanes<T>) dot += load(out + d) * load(grad_out + d);
+    for (int64_t d = 0; d < padded; d += lanes<T>) dot += load(out + d) * load_elements(grad_out_rows.row(r) + d);
     const T grad_lse = p.grad_lse.data ? *p.grad_lse.row<const T>(batch, query_head, m) : T(0);
     packed.lse[at * packed.tile_rows + r] = *p.lse.row<const T>(batch, query_head, m) * T(std::numbers::log2e);
     packed.delta[at * packed.tile_rows + r] = sum(dot) - grad_lse;
