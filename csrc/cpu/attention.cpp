@@ -38,12 +38,6 @@ Rows describe_rows(const int32_t* spans, int64_t begin, int64_t count) {
   return {begin, count, *low, *high};
 }
 
-struct Task {
-  int64_t unit;
-  bool packs;     // else it computes
-  int64_t index;  // among those of its kind and unit
-};
-
 enum class Of { queries, keys };
 
 // The sequences of a problem, cut into tiles. Short ones get tiles of their own length, rounded up to 32.
@@ -92,11 +86,17 @@ struct Plan {
     const int64_t tile_count = sequences[unit / p.kv_heads].tile_count;
     return of == Of::keys ? tile_count : p.query_heads / p.kv_heads * tile_count;
   }
-  Place place(const Problem& p, Of of, const Task& task) const {
-    const Unit unit = this->unit(p, task.unit);
+  Place place(const Problem& p, Of of, int64_t unit_index, int64_t index) const {
+    const Unit unit = this->unit(p, unit_index);
     const int64_t first_head = of == Of::keys ? unit.kv_head : unit.kv_head * (p.query_heads / p.kv_heads);
-    return {unit.batch, first_head + task.index / unit.tile_count, unit.tiles[task.index % unit.tile_count]};
+    return {unit.batch, first_head + index / unit.tile_count, unit.tiles[index % unit.tile_count]};
   }
+};
+
+struct Task {
+  int64_t unit;
+  bool packs;     // else it computes
+  int64_t index;  // among those of its kind and unit
 };
 
 // Units are worked on in batches: first the tasks that pack a batch, then those that compute it, one task of each unit
@@ -169,12 +169,33 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
   // Waking a thread costs about 10 us: each gets at least 2 MFLOP (10 to 40 us), so that a tiny problem stays on the
   // calling thread.
   const int64_t workers = std::clamp<int64_t>(int64_t(flops / 2e6), 1, threads.count);
+  std::atomic<int64_t> next{0};
+
+  // Where each sequence is one tile, a thread packs and computes a whole unit. It finds what it has packed in its own
+  // caches, and waits for nobody, not even for a thread that has lost its core.
+  if (plan.longest == 1 && units >= workers) {
+    return threads.run(workers, [&] {
+      const Workspace scratch(scratch_bytes);
+      const Slots own(1, 1, shared_bytes, counters);
+      for (int64_t at = next++; at < units; at = next++) {
+        const auto for_each_tile = [&](Of of, const auto& run) {
+          const bool more = at + workers < units;
+          for (int64_t i = 0; i < plan.count(p, of, at); ++i) {
+            const Load loads = {plan.place(p, of, at, i), more ? plan.place(p, of, at + workers, i) : Place{}};
+            run(plan.unit(p, at), i, loads, own.memory(0), scratch.get(), own.order(0));
+          }
+        };
+        for_each_tile(packed, pack);
+        for_each_tile(computed, compute);
+      }
+    });
+  }
+
   const int64_t batch = std::min(units, workers);
   const auto pack_tasks = [&](int64_t unit) { return plan.count(p, packed, unit); };
   const auto compute_tasks = [&](int64_t unit) { return plan.count(p, computed, unit); };
   const std::vector<Task> tasks = order_tasks(units, batch, pack_tasks, compute_tasks);
   const Slots slots(std::min(units, 2 * batch), units, shared_bytes, counters);
-  std::atomic<int64_t> next{0};
 
   const auto work = [&] {
     const Workspace scratch(scratch_bytes);
@@ -183,7 +204,8 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
       const Unit unit = plan.unit(p, task.unit);
       const Of of = task.packs ? packed : computed;
       const Task* ahead = task_ahead(tasks, at, workers);
-      const Load loads = {plan.place(p, of, task), ahead == nullptr ? Place{} : plan.place(p, of, *ahead)};
+      const Load loads = {plan.place(p, of, task.unit, task.index),
+                          ahead == nullptr ? Place{} : plan.place(p, of, ahead->unit, ahead->index)};
       if (task.packs) {
         const int64_t before = task.unit - slots.count();
         if (before >= 0) wait_until([&] { return slots.computed(before).load() == compute_tasks(before); });

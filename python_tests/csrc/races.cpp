@@ -99,6 +99,7 @@ int main() {
       {1, 4, 2, 300, 64, {}, true},                       // grouped heads add to the same keys
       {3, 2, 2, 129, 128, {}, false},                     // more units than threads; a tile of one row
       {1, 2, 1, 500, 64, {0, 1, 1, 40, 333, 500}, true},  // packed, with an empty sequence
+      {8, 4, 2, 60, 64, {}, true},                        // sequences of one tile: each thread takes whole units
   };
   int failures = 0;
   for (const Shape& shape : shapes) {

@@ -99,6 +99,7 @@ THREADS = [
     Case("one-head-causal-gqa", S=700, Hq=3, Hkv=1, D=16, B=1, spans="causal"),
     Case("packed", S=900, B=1, packed=(1, 300, 0, 40, 559), Hq=2, Hkv=2, D=64),
     Case("one-head-window", S=1100, Hq=1, Hkv=1, D=32, B=1, window=200),
+    Case("one-tile", S=60, Hq=4, Hkv=2, D=64, spans="infill", B=8),  # each thread takes whole units
 ]
 
 
