@@ -82,10 +82,10 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def origin(environment: Mapping[str, Any]) -> str:
     """Return the line above a table that says where, with what and when it was measured: today."""
-    commit = (environment["commit"] or "unknown")[:7]
+    commit, *dirty = (environment["commit"] or "unknown").split("-")
     return (
         f"{environment['cpu']}, {environment['threads']} threads, {environment['kernels']} kernels, torch "
-        f"{environment['torch']}, commit {commit}, {date.today()}\n\n"
+        f"{environment['torch']}, commit {'-'.join([commit[:7], *dirty])}, {date.today()}\n\n"
     )
 
 

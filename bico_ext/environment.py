@@ -80,7 +80,10 @@ def _kernels() -> str:
 
 def _why_these_kernels() -> str | None:
     """Return why the kernels of this instruction set run; None if none do."""
-    return None if _kernels().startswith("none") else _C.why_chosen()
+    try:
+        return _C.why_chosen() if _C else None
+    except RuntimeError:
+        return None
 
 
 def _cpu_name() -> str:

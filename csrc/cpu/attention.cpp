@@ -1,7 +1,8 @@
 // Cuts a problem into tasks and runs them on the caller's threads, with the kernels of the chosen instruction set.
 //
 // Tasks are taken in one fixed order, by whichever thread is free. A task waits only for tasks before it in that
-// order, and those have been taken, so somebody is at them: there is no deadlock for any number of threads.
+// order, and those have been taken, so somebody is at them: there is no deadlock for any number of threads. Where each
+// sequence is one tile, a thread takes all tasks of a unit at once. The bits of the results are the same.
 #include <algorithm>
 #include <memory>
 #include <thread>
@@ -38,7 +39,7 @@ Rows describe_rows(const int32_t* spans, int64_t begin, int64_t count) {
   return {begin, count, *low, *high};
 }
 
-enum class Of { queries, keys };
+enum class TilesOf { queries, keys };
 
 // The sequences of a problem, cut into tiles. Short ones get tiles of their own length, rounded up to 32.
 struct Plan {
@@ -81,14 +82,14 @@ struct Plan {
             sequence.tile_count, tile_rows,          sequence.mirror};
   }
 
-  // The tiles of a unit's queries or keys, each of which is the matter of one task.
-  int64_t count(const Problem& p, Of of, int64_t unit) const {
+  // The tiles of a unit's queries or keys: one task each.
+  int64_t count(const Problem& p, TilesOf of, int64_t unit) const {
     const int64_t tile_count = sequences[unit / p.kv_heads].tile_count;
-    return of == Of::keys ? tile_count : p.query_heads / p.kv_heads * tile_count;
+    return of == TilesOf::keys ? tile_count : p.query_heads / p.kv_heads * tile_count;
   }
-  Place place(const Problem& p, Of of, int64_t unit_index, int64_t index) const {
+  Place place(const Problem& p, TilesOf of, int64_t unit_index, int64_t index) const {
     const Unit unit = this->unit(p, unit_index);
-    const int64_t first_head = of == Of::keys ? unit.kv_head : unit.kv_head * (p.query_heads / p.kv_heads);
+    const int64_t first_head = of == TilesOf::keys ? unit.kv_head : unit.kv_head * (p.query_heads / p.kv_heads);
     return {unit.batch, first_head + index / unit.tile_count, unit.tiles[index % unit.tile_count]};
   }
 };
@@ -162,7 +163,7 @@ const Task* task_ahead(const std::vector<Task>& tasks, int64_t at, int64_t worke
 // Runs the tasks of all units: pack and compute, both called with (unit, index, loads, shared, scratch, order).
 template <typename Pack, typename Compute>
 void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_bytes, size_t scratch_bytes,
-               int64_t counters, const Threads& threads, Of packed, const Pack& pack, Of computed,
+               int64_t counters, const Threads& threads, TilesOf packed, const Pack& pack, TilesOf computed,
                const Compute& compute) {
   const int64_t units = plan.units(p);
   if (units == 0) return;
@@ -178,7 +179,7 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
       const Workspace scratch(scratch_bytes);
       const Slots own(1, 1, shared_bytes, counters);
       for (int64_t at = next++; at < units; at = next++) {
-        const auto for_each_tile = [&](Of of, const auto& run) {
+        const auto for_each_tile = [&](TilesOf of, const auto& run) {
           const bool more = at + workers < units;
           for (int64_t i = 0; i < plan.count(p, of, at); ++i) {
             const Load loads = {plan.place(p, of, at, i), more ? plan.place(p, of, at + workers, i) : Place{}};
@@ -202,7 +203,7 @@ void run_tasks(const Problem& p, const Plan& plan, double flops, size_t shared_b
     for (int64_t at = next++; at < int64_t(tasks.size()); at = next++) {
       const Task& task = tasks[at];
       const Unit unit = plan.unit(p, task.unit);
-      const Of of = task.packs ? packed : computed;
+      const TilesOf of = task.packs ? packed : computed;
       const Task* ahead = task_ahead(tasks, at, workers);
       const Load loads = {plan.place(p, of, task.unit, task.index),
                           ahead == nullptr ? Place{} : plan.place(p, of, ahead->unit, ahead->index)};
@@ -232,11 +233,11 @@ void attention_forward(const Forward& p, const Threads& threads) {
   const Plan plan(p, kernel.tile_rows);
   run_tasks(
       p, plan, plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
-      kernel.scratch_bytes(p, plan.tile_rows), 0, threads, Of::keys,
+      kernel.scratch_bytes(p, plan.tile_rows), 0, threads, TilesOf::keys,
       [&](const Unit& unit, int64_t index, const Load& loads, void* shared, void* scratch, const OrderOfKeys&) {
         kernel.pack_keys(p, unit, index, loads, shared, scratch);
       },
-      Of::queries,
+      TilesOf::queries,
       [&](const Unit& unit, int64_t, const Load& loads, void* shared, void* scratch, const OrderOfKeys&) {
         kernel.attend(p, unit, loads, shared, scratch);
       });
@@ -247,12 +248,12 @@ void attention_backward(const Backward& p, const Threads& threads) {
   const Plan plan(p, kernel.tile_rows);
   run_tasks(
       p, plan, 2.5 * plan.flops, kernel.shared_bytes(p, plan.longest, plan.tile_rows),
-      kernel.scratch_bytes(p, plan.tile_rows), p.query_heads / p.kv_heads * plan.longest, threads, Of::queries,
+      kernel.scratch_bytes(p, plan.tile_rows), p.query_heads / p.kv_heads * plan.longest, threads, TilesOf::queries,
       [&](const Unit& unit, int64_t index, const Load& loads, void* shared, void* scratch, const OrderOfKeys& order) {
         order.begin(index);
         kernel.pack_queries(p, unit, index, loads, shared, scratch);
       },
-      Of::keys,
+      TilesOf::keys,
       [&](const Unit& unit, int64_t index, const Load& loads, void* shared, void* scratch, const OrderOfKeys& order) {
         kernel.differentiate(p, unit, index, loads, shared, scratch, order);
       });

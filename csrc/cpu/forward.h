@@ -126,7 +126,7 @@ void pack_keys(const Forward& p, const Unit& unit, int64_t key_tile, const Load&
   Arena shared_arena(shared), scratch_arena(scratch_memory);
   const PackedKeys<A> packed(p, unit.tile_count, unit.tile_rows, shared_arena);
   const ForwardScratch<A> scratch(p, unit.tile_rows, scratch_arena);
-  const Rows& tile = unit.tiles[key_tile];
+  const Rows& tile = loads.now.rows;
   pack_rotated<A>(p, p.k, loads, 1.0, unit.mirror, scratch.rows);
   const PerFrame<Panel<A>> columns = packed.key_columns(key_tile);
   for (const Frame frame : every_frame) {

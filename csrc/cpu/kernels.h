@@ -38,7 +38,7 @@ class OrderOfKeys {
 
 // The kernels of one direction for one dtype. `shared` holds the packed operands of a unit, `scratch` belongs to one
 // thread; both are uninitialised memory of the size that the kernel asks for, for units of up to `tiles` tiles. Tiles
-// of queries count through the query heads of the unit: head in group * tiles + tile.
+// of queries count through the query heads of the unit: head in group * tiles + tile. Load::now is the task's own tile.
 struct ForwardKernel {
   int64_t tile_rows;
   size_t (*shared_bytes)(const Forward&, int64_t tiles, int64_t tile_rows);

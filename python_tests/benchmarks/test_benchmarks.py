@@ -137,6 +137,15 @@ def test_seconds_can_add_rounds_or_leave_only_one():
     assert len(measure.interleaved({"a": lambda: None}, 5, most=0.0)["a"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("commit", "shown"),
+    [("0123456789abcdef", "0123456"), ("0123456789abcdef-dirty", "0123456-dirty"), (None, "unknown")],
+)
+def test_a_table_says_whether_files_were_changed(commit, shown):
+    machine = {"cpu": "Z80", "threads": 1, "kernels": "avx2", "torch": "2.13.0", "commit": commit}
+    assert f"Z80, 1 threads, avx2 kernels, torch 2.13.0, commit {shown}, 20" in measure.origin(machine)
+
+
 def test_quartiles_and_ratios():
     assert measure.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
     assert measure.quartiles([7.0]) == (7.0, 7.0, 7.0)
@@ -165,7 +174,7 @@ def test_a_run_prints_and_writes_every_case_and_never_judges_by_its_exit(tmp_pat
     record = json.loads((tmp_path / "attention.json").read_text())
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
-    assert re.search(rf", torch {re.escape(torch.__version__)}, commit \w+, 20\d\d-\d\d-\d\d\n\n\| case", table)
+    assert re.search(rf", torch {re.escape(torch.__version__)}, commit [\w-]+, 20\d\d-\d\d-\d\d\n\n\| case", table)
     assert record["seed"] == cases.SEED
     assert record["environment"]["threads"] == torch.get_num_threads()
     assert [result["case"]["name"] for result in record["cases"]] == ["full", "causal", "packed"]

@@ -1,7 +1,7 @@
 """Runs the op's tests once for each instruction set that this CPU has, and says which it lacks.
 
 Of a build for tests it also runs those of the CUDA kernels under the emulator. Of the installed one it leaves out the
-best set, which `make test` has run.
+chosen set, which `make test` has run.
 
 python python_tests/csrc/every_instruction_set.py                            # the installed build
 python python_tests/csrc/every_instruction_set.py --package DIR              # one with BICO_SANITIZE, BICO_EMULATOR

@@ -60,7 +60,7 @@ def shapes(model, monkeypatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(
         model, "generate", lambda **given: (seen.append(tuple(given["input_ids"].shape)), stock(**given))[1]
     )
-    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", NEW_TOKENS)  # by default, no batch goes on
+    monkeypatch.setattr(greedy_generation, "_STAGE_TOKENS", NEW_TOKENS)  # by default, no batch goes on
     return seen
 
 
@@ -100,7 +100,7 @@ def test_rows_whose_answer_has_ended_leave_the_batch(model, tokenizer, shapes, m
     expected = greedy(model, tokenizer)
     ids = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
     lengths = [len(greedy_ids(model, prompt, tokenizer.eos_token_id)) for prompt in ids]
-    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", 2)
+    monkeypatch.setattr(greedy_generation, "_STAGE_TOKENS", 2)
     assert complete(model, tokenizer) == expected
     # An answer ends with EOS, or at the last token. Both of the latter kind stay until then.
     going_on = [sum(length > done for length in lengths) for done in (0, 2, 4, 6, 8)]
@@ -113,7 +113,7 @@ def test_it_goes_on_with_a_sliding_window(tokenizer, monkeypatch, between):
     model = family("mistral", tokenizer, sliding_window=4)
     expected = greedy(model, tokenizer)
     calls = recorded_calls(model, monkeypatch)
-    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", between)
+    monkeypatch.setattr(greedy_generation, "_STAGE_TOKENS", between)
     assert complete(model, tokenizer) == expected
     assert [bool({"cache", "past_key_values"} & given) for given in calls] == [False] + [True] * (len(calls) - 1)
     assert len(calls) > 1
@@ -124,7 +124,7 @@ def test_rows_of_other_states_are_not_selected(tokenizer, monkeypatch):
     model = family("lfm2", tokenizer, layer_types=["conv", "full_attention"])
     expected = greedy(model, tokenizer)
     calls = recorded_calls(model, monkeypatch)
-    monkeypatch.setattr(greedy_generation, "_TOKENS_BETWEEN", 2)
+    monkeypatch.setattr(greedy_generation, "_STAGE_TOKENS", 2)
     assert complete(model, tokenizer, batch_size=4) == expected
     assert len(calls) == 2 * 3  # batches
     assert not any({"cache", "past_key_values"} & given for given in calls)

@@ -100,6 +100,8 @@ THREADS = [
     Case("packed", S=900, B=1, packed=(1, 300, 0, 40, 559), Hq=2, Hkv=2, D=64),
     Case("one-head-window", S=1100, Hq=1, Hkv=1, D=32, B=1, window=200),
     Case("one-tile", S=60, Hq=4, Hkv=2, D=64, spans="infill", B=8),  # each thread takes whole units
+    Case("one-tile-two-units", S=60, Hq=8, Hkv=2, D=64, spans="infill", B=1),  # so do two threads, but not more
+    Case("one-tile-packed", S=128, B=1, packed=(20, 0, 60, 33, 15), Hq=4, Hkv=2, D=64, spans="infill"),
 ]
 
 

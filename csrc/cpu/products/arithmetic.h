@@ -117,7 +117,7 @@ Vector<T> load_elements(const T* from) {
   return load(from);
 }
 
-// Rounds `lanes` scalars to elements; NaN stays NaN.
+// Rounds `lanes` scalars to elements; NaN stays NaN. The instructions of AVX-512 BF16 make zeros of subnormal numbers.
 inline void store_elements(BFloat16* to, Vector<float> x) {
 #ifdef __AVX512BF16__
   BFloat16Pairs::store_row(to, x);

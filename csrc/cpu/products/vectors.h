@@ -57,7 +57,7 @@ Vector<T> splat(T x) {
   return x - Vector<T>{};
 }
 
-// In pairs, then pairs of pairs: adding one element after another waits for each addition.
+// The floats by halves, as adding one element after another waits for each addition.
 inline float sum(Vector<float> x) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(x);
