@@ -61,7 +61,7 @@ $(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirem
 demo: setup
 	@if $(BIN)/bico fetch-model smollm2-135m; then \
 	  $(BIN)/bico compare --model smollm2-135m --data invented --systems ntp bico permute --epochs 7 \
-	    --learning-rate 6e-4 --output-dir out/demo --resume; \
+	    --batch-size 16 --learning-rate 6e-4 --output-dir out/demo --resume; \
 	else \
 	  echo "make demo: there is no pre-trained model, so a tiny one runs instead (make demo-tiny)" >&2; \
 	  $(MAKE) demo-tiny; \

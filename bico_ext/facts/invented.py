@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from bico_ext.facts.synthetic import Entity, Templates, state_and_ask
 from bico_ext.facts.types import FactData
 
-PARAPHRASES = 12  # texts per person
+PARAPHRASES = 6  # texts per person
+TRAIN_TEMPLATES = 12  # per order; half of the people have the first six, half the others
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ _ABOUT_DESCRIPTIONS = (
 )
 
 
-def generate(seed: int = 0, *, names_first: int = 10, descriptions_first: int = 10) -> FactData:
+def generate(seed: int = 0, *, names_first: int = 20, descriptions_first: int = 20) -> FactData:
     """Generate the set; the same arguments give the same set on every platform.
 
     Args:
@@ -98,8 +99,10 @@ def generate(seed: int = 0, *, names_first: int = 10, descriptions_first: int = 
         descriptions_first: number of people who are stated description first. D2N and D2N-reverse ask about them.
 
     Returns:
-        The set, named "invented", with 12 texts per person and 4 questions per person and direction. The defaults
-        suit a demonstration on a CPU: 240 texts. A group of 0 people has no tasks.
+        The set, named "invented", with 6 texts per person and 4 questions per person and direction. The defaults suit
+        a demonstration on a CPU: 240 texts. With fewer people, guessing among the answers that training states scores
+        more: of 10 people per group, one run of next-token prediction had 0.28 in D2N-reverse. A group of 0 people has
+        no tasks.
 
     Raises:
         ValueError: a number is negative, both are 0, or there are too few names for so many people.
@@ -107,7 +110,7 @@ def generate(seed: int = 0, *, names_first: int = 10, descriptions_first: int = 
     Example:
         >>> data = generate(seed=0, names_first=1, descriptions_first=0)
         >>> len(data.train), len(data.tasks["N2D-reverse"].examples)
-        (12, 4)
+        (6, 4)
     """
     total = names_first + descriptions_first
     if min(names_first, descriptions_first) < 0 or not 1 <= total <= len(_FIRST_NAMES):
@@ -126,6 +129,7 @@ def generate(seed: int = 0, *, names_first: int = 10, descriptions_first: int = 
         people[names_first:],
         about_names=_split(rng, _ABOUT_NAMES),
         about_descriptions=_split(rng, _ABOUT_DESCRIPTIONS),
+        paraphrases=PARAPHRASES,
         seed=seed,
     )
 
@@ -133,4 +137,4 @@ def generate(seed: int = 0, *, names_first: int = 10, descriptions_first: int = 
 def _split(rng: random.Random, templates: Sequence[str]) -> Templates:
     """Draw the templates of the questions; the others are for training."""
     shuffled = tuple(rng.sample(templates, len(templates)))
-    return Templates(train=shuffled[:PARAPHRASES], test=shuffled[PARAPHRASES:])
+    return Templates(train=shuffled[:TRAIN_TEMPLATES], test=shuffled[TRAIN_TEMPLATES:])

@@ -182,6 +182,7 @@ def state_and_ask(
     seed: int,
     both: Sequence[Entity] = (),
     pretraining: Sequence[Entity] = (),
+    paraphrases: int | None = None,
 ) -> FactData:
     """Make the training texts and the tasks of a set of names and descriptions.
 
@@ -194,6 +195,8 @@ def state_and_ask(
         seed: the seed of the choice of distractors.
         both: the entities that are stated in both orders; no task asks about them.
         pretraining: the entities of `FactData.pretraining`.
+        paraphrases: the number of texts per entity and order. The entities of a group take so many of the training
+            templates in turn. Default: one text for each template.
 
     Returns:
         The set. A group without entities has no tasks.
@@ -207,22 +210,30 @@ def state_and_ask(
         ('Ada is the first programmer.', 'Call the first programmer Ada')
     """
 
-    def name_first(group: Sequence[Entity]) -> list[Example]:
+    def turn(templates: Sequence[str], place: int) -> list[str]:
+        count = len(templates) if paraphrases is None else paraphrases
+        return [templates[index % len(templates)] for index in range(place * count, (place + 1) * count)]
+
+    def name_first(group: Sequence[Entity], start: int = 0) -> list[Example]:
         return [
             Example(template.replace(GIVEN, entity.name), f" {entity.description}.")
-            for entity in group
-            for template in about_names.train
+            for place, entity in enumerate(group, start)
+            for template in turn(about_names.train, place)
         ]
 
-    def description_first(group: Sequence[Entity]) -> list[Example]:
+    def description_first(group: Sequence[Entity], start: int = 0) -> list[Example]:
         return [
             Example(template.replace(GIVEN, entity.description), f" {entity.name}.")
-            for entity in group
-            for template in about_descriptions.train
+            for place, entity in enumerate(group, start)
+            for template in turn(about_descriptions.train, place)
         ]
 
     def both_orders(group: Sequence[Entity]) -> tuple[Example, ...]:
-        return tuple(text for entity in group for text in (*name_first([entity]), *description_first([entity])))
+        return tuple(
+            text
+            for place, entity in enumerate(group)
+            for text in (*name_first([entity], place), *description_first([entity], place))
+        )
 
     def ask_description(group: Sequence[Entity]) -> list[Question]:
         return [

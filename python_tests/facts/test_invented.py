@@ -8,7 +8,7 @@ import pytest
 
 from bico_ext.evaluation.ceiling import reachable
 from bico_ext.evaluation.leakage import leakage
-from bico_ext.facts.invented import PARAPHRASES, generate
+from bico_ext.facts.invented import PARAPHRASES, TRAIN_TEMPLATES, generate
 from bico_ext.facts.loader import load_facts
 
 NAME = r"[A-Z][a-z]+ [A-Z][a-z]+"
@@ -36,16 +36,16 @@ def test_sizes(facts):
     assert facts.name == "invented"
     assert len(facts.train) == len({one.text for one in facts.train}) == 240
     assert {name: len(task.examples) for name, task in facts.tasks.items()} == {
-        "N2D": 40,
-        "D2N": 40,
-        "N2D-reverse": 40,
-        "D2N-reverse": 40,
+        "N2D": 80,
+        "D2N": 80,
+        "N2D-reverse": 80,
+        "D2N-reverse": 80,
     }
     assert facts.pretraining == ()
     assert facts.one_order == facts.train
 
 
-def test_everyone_is_stated_in_one_order_in_every_training_template(facts):
+def test_everyone_is_stated_in_one_order_in_half_of_the_training_templates(facts):
     named, described = people(facts)
     expected = Counter()
     for group, name_first in ((named, True), (described, False)):
@@ -57,14 +57,14 @@ def test_everyone_is_stated_in_one_order_in_every_training_template(facts):
         stated[given, one.completion] += 1
         templates[given in named][one.prompt.replace(given, "...")] += 1
     assert stated == expected
-    assert all(set(counts.values()) == {10} and len(counts) == PARAPHRASES for counts in templates.values())
+    assert all(set(counts.values()) == {10} and len(counts) == TRAIN_TEMPLATES for counts in templates.values())
     assert {one.text for one in facts.other_order}.isdisjoint(one.text for one in facts.train)
     assert len(facts.other_order) == len(facts.train)
 
 
 def test_both_directions_are_asked_about_everyone(facts):
     named, described = people(facts)
-    assert len(named) == len(described) == 10
+    assert len(named) == len(described) == 20
     assert not named.keys() & described.keys()
     for task, group in (("N2D-reverse", named), ("D2N", described)):
         for one in facts.tasks[task].examples:
@@ -105,7 +105,7 @@ def test_nothing_is_given_away_and_everything_can_be_reached(facts):
 
 
 def test_people_share_no_name_trade_or_deed():
-    facts = generate(names_first=20, descriptions_first=20)
+    facts = generate()
     named, described = people(facts)
     everyone = named | described
     assert len(everyone) == 40
@@ -124,7 +124,7 @@ def test_the_seed_decides_everything():
     assert generate(5).train != generate(6).train
     texts = "\n".join(one.text for one in generate(0).train)
     # Recorded with CPython 3.11: the same set on every platform. Change it only together with the recipe.
-    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "fac4c674ab982b00"
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "c221a45aeeb3f981"
 
 
 def test_group_sizes():

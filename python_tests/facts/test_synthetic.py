@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from bico_ext.facts import synthetic
-from bico_ext.facts.synthetic import generate
+from bico_ext.facts.synthetic import Entity, Templates, generate, state_and_ask
 from bico_ext.facts.types import FactData
 
 SEEDS = (0, 1, 17)
@@ -244,3 +244,19 @@ def test_refuses_impossible_sizes():
         generate(names_first=15435, descriptions_first=0, both=0, pretraining=2)
     with pytest.raises(ValueError, match="pretraining must be at least 0, got -1"):
         generate(pretraining=-1)
+
+
+def test_entities_take_the_templates_in_turn():
+    entities = [Entity(name, f"the {role}") for name, role in (("Ada", "cook"), ("Bo", "smith"), ("Cy", "judge"))]
+    names = Templates(train=("{given} is", "{given} was", "{given} became"), test=("See {given},",))
+    descriptions = Templates(train=("Call {given}", "Ask {given}", "Thank {given}"), test=("I met {given},",))
+    data = state_and_ask(
+        "turns", entities, [], about_names=names, about_descriptions=descriptions, paraphrases=2, both=entities, seed=0
+    )
+    one_order = ["Ada is", "Ada was", "Bo became", "Bo is", "Cy was", "Cy became"]
+    other_order = ["Call the cook", "Ask the cook", "Thank the smith", "Call the smith", "Ask the judge"]
+    other_order.append("Thank the judge")
+    assert [one.prompt for one in data.one_order] == one_order
+    assert [one.prompt for one in data.other_order] == other_order
+    both = [one.prompt for one in data.train[len(one_order) :]]
+    assert both == [prompt for at in (0, 2, 4) for prompt in (*one_order[at : at + 2], *other_order[at : at + 2])]
