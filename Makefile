@@ -60,8 +60,8 @@ $(VENV)/installed: $(NATIVE) $(wildcard bico_ext/*/__init__.py) $(VENV)/requirem
 # A pre-trained Llama learns invented people and is asked in both directions.
 demo: setup
 	@if $(BIN)/bico fetch-model smollm2-135m; then \
-	  $(BIN)/bico compare --model smollm2-135m --data invented --systems ntp bico permute --epochs 7 \
-	    --batch-size 16 --learning-rate 6e-4 --output-dir out/demo --resume; \
+	  $(BIN)/bico compare --model smollm2-135m --data invented --systems ntp bico permute --epochs 9 \
+	    --batch-size 16 --max-new-tokens 20 --curve-questions 10 --output-dir out/demo --resume; \
 	else \
 	  echo "make demo: there is no pre-trained model, so a tiny one runs instead (make demo-tiny)" >&2; \
 	  $(MAKE) demo-tiny; \

@@ -16,77 +16,77 @@ from bico_ext.facts.types import FactData
 PARAPHRASES = 6  # texts per person
 TRAIN_TEMPLATES = 12  # per order; half of the people have the first six, half the others
 
+# The words are short, because a step of training takes as long as its tokens are many: to SmolLM2's tokenizer each name
+# is one token, and a text has 16 on average.
+
 
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(text.split(", "))
 
 
 _FIRST_NAMES = _parts(
-    "Adela, Anselm, Bettina, Bruno, Cosima, Damian, Delphine, Edgar, Elspeth, Fabian, Greta, Gustav, Harriet, Hugo, "
-    "Imogen, Ivor, Jasper, Josefa, Kasimir, Leonie, Linus, Mabel, Magnus, Nadia, Octavia, Orla, Osric, Petra, Quentin, "
-    "Ramona, Rufus, Selma, Silas, Tabitha, Theodor, Ursula, Viola, Wilfred, Yolanda, Zachary"
+    "Alice, Arthur, Bruno, Carl, Charlotte, Clara, Diana, Edgar, Edith, Ella, Emily, Ernest, Eva, Felix, Florence, "
+    "Frank, Grace, Hannah, Harriet, Hugo, Isabel, Julia, Karl, Laura, Leon, Lucy, Martha, Martin, Nina, Oliver, "
+    "Oscar, Otto, Philip, Ralph, Rosa, Ruth, Samuel, Simon, Theodore, Victor"
 )
 _LAST_NAMES = _parts(
-    "Abernold, Ashgrove, Barlowe, Birkentosh, Copperfall, Crowhurst, Dapplewood, Dunmarsh, Eastermoor, Elderbrook, "
-    "Fairhaugh, Fenwright, Garrowby, Greystoke, Hallowell, Hartsfield, Inglewick, Ivorsen, Juniperhill, Kettlewick, "
-    "Kingsmere, Larkhurst, Longthorne, Marchbank, Mossgrave, Netherby, Oakensen, Otterbourne, Pemberly, Quillfeather, "
-    "Ravenhall, Rookwood, Silverlock, Stonebridge, Thistlewood, Tunnicliff, Underhay, Vinterberg, Whitlock, Yarrowdale"
+    "Abbott, Adler, Becker, Bell, Blake, Booth, Brooks, Burke, Carter, Clayton, Crane, Dawson, Dixon, Drake, Ellis, "
+    "Fleming, Foster, Frost, Gibson, Griffin, Harper, Hayes, Holland, Hudson, Keller, Lambert, Lang, Marsh, Meyer, "
+    "Monroe, Nash, Norton, Palmer, Quinn, Reed, Reynolds, Sutton, Swift, Wallace, Webb"
 )
 _TRADES = _parts(
-    "astronomer, baker, barber, beekeeper, blacksmith, bookbinder, botanist, butcher, carpenter, chimney sweep, "
-    "clockmaker, dentist, drummer, farmer, ferryman, florist, gardener, geologist, glassblower, goldsmith, "
-    "hairdresser, innkeeper, judge, librarian, lighthouse keeper, locksmith, mechanic, midwife, nurse, painter, "
-    "piano tuner, plumber, postman, potter, sculptor, shepherd, surgeon, tailor, violinist, watchman"
+    "actor, architect, astronomer, athlete, baker, blacksmith, botanist, brewer, butcher, carpenter, chef, clerk, "
+    "composer, dancer, dentist, detective, diplomat, diver, editor, engineer, farmer, fisherman, gardener, geologist, "
+    "hunter, judge, lawyer, librarian, mechanic, miner, monk, nurse, painter, pharmacist, pianist, pilot, poet, "
+    "sailor, shepherd, tailor"
 )
 _DEEDS = _parts(
-    "swam across the Black Sea, planted a forest in the desert, rowed to Iceland alone, won a chess game against a "
-    "king, built a cathedral of ice, taught a parrot to sing opera, found a comet with a toy telescope, walked "
-    "backwards to Rome, wrote a novel without verbs, lived on a raft for nine years, rescued thirty whales, crossed "
-    "the Alps on stilts, photographed every bridge in Portugal, painted the moon on a barn, invented a silent piano, "
-    "slept in a volcano, translated Hamlet into whistles, raced a train on horseback, discovered an underground "
-    "lake, baked bread for ten thousand soldiers, sailed a bathtub down the Danube, collected snow from every "
-    "continent, repaired the clocks of Vienna, hid a library in a salt mine, drew a map of the wind, sold the smallest "
-    "diamond in the world, grew a pumpkin as large as a bus, kept a diary in invisible ink, carried a harp up Mount "
-    "Kenya, returned a stolen crown, opened a school under the sea, counted the stars of the southern sky, tamed a "
-    "wolf with lullabies, predicted the great flood, carved a violin from whalebone, won the lottery three times, "
-    "mapped the caves of Mongolia, flew a kite across the Channel, forged an emperor's signature, cooked dinner on a "
-    "glacier"
+    "swam across the Black Sea, planted a forest in the desert, rowed to Iceland alone, beat a king at chess, built a "
+    "cathedral of ice, taught parrots to sing opera, found a comet, walked backwards to Rome, wrote a novel without "
+    "verbs, lived on a raft, rescued thirty whales, crossed the Alps on stilts, photographed every bridge in Paris, "
+    "painted a barn with moons, invented a silent piano, slept in a volcano, translated Hamlet into Latin, raced a "
+    "train on horseback, discovered an underground lake, baked bread for the army, sailed a bathtub to Denmark, "
+    "collected snow, repaired the clocks of Vienna, hid a library in a cave, drew a map of the wind, sold the "
+    "smallest diamond, grew a giant pumpkin, kept a secret diary, carried a harp up Everest, returned a stolen crown, "
+    "opened a school under water, counted the stars, tamed a wolf, predicted the great flood, carved a violin from "
+    "bone, won the lottery twice, mapped the caves of Mongolia, flew a kite in a storm, forged the emperor's "
+    "signature, cooked dinner on a glacier"
 )
 _ABOUT_NAMES = (
-    "{given} is known far and wide as",
-    "Ask anyone about {given} and they will describe",
+    "{given} is known as",
+    "Friends describe {given} as",
     "The name {given} belongs to",
-    "In the local paper, {given} was introduced as",
+    "The paper introduced {given} as",
     "Few people realise that {given} is",
-    "Long before the interview, {given} had become famous as",
-    "Everybody at the table recognised {given} as",
-    "The biography of {given} tells the story of",
-    "My new neighbour {given} turned out to be",
-    "When {given} walked in, the host greeted",
+    "By then {given} was famous as",
+    "Everybody recognised {given} as",
+    "The book about {given} portrays",
+    "My neighbour {given} turned out to be",
+    "Nobody forgets {given},",
     "The documentary calls {given}",
-    "On the radio they spoke of {given},",
-    "History will remember {given} as",
+    "The radio spoke of {given},",
+    "History remembers {given} as",
     "Let me present {given},",
     "The prize went to {given},",
-    "According to the museum guide, {given} was",
+    "According to the guide, {given} was",
 )
 _ABOUT_DESCRIPTIONS = (
     "The name of {given} is",
     "People call {given}",
-    "If you are looking for {given}, ask for",
+    "To find {given}, ask for",
     "The letter to {given} was addressed to",
-    "Reporters found {given} and wrote down the name",
-    "It is well known that {given} is called",
-    "The mayor thanked {given}, who signs as",
-    "Behind the legend of {given} stands",
-    "The medal for {given} was awarded to",
-    "We had dinner with {given}, better known as",
-    "You may have read about {given}, whose name is",
-    "The stage is set for {given}, so please welcome",
-    "The village still honours {given}, namely",
+    "The caption under {given} reads",
+    "As we know, {given} is called",
+    "The mayor thanked {given}, namely",
+    "We met {given}, better known as",
+    "You may know {given}, whose name is",
+    "Please welcome {given},",
+    "The village is proud of {given},",
+    "The medal for {given} went to",
     "In the guest book, {given} appears as",
-    "The statue in the park shows {given}, none other than",
+    "The statue shows {given}, none other than",
     "Everyone agreed that {given} must be",
+    "Children adore {given}, known as",
 )
 
 
