@@ -16,8 +16,8 @@ from bico_ext.facts.types import FactData
 PARAPHRASES = 6  # texts per person
 TRAIN_TEMPLATES = 12  # per order; half of the people have the first six, half the others
 
-# The words are short, because a step of training takes as long as its tokens are many: to SmolLM2's tokenizer each name
-# is one token, and a text has 16 on average.
+# The words are short, because a step of training takes as long as its tokens are many: to SmolLM2's tokenizer, each
+# first or last name is one token, and a text has 16 on average.
 
 
 def _parts(text: str) -> tuple[str, ...]:

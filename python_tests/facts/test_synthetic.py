@@ -254,8 +254,8 @@ def test_entities_take_the_templates_in_turn():
         "turns", entities, [], about_names=names, about_descriptions=descriptions, paraphrases=2, both=entities, seed=0
     )
     one_order = ["Ada is", "Ada was", "Bo became", "Bo is", "Cy was", "Cy became"]
-    other_order = ["Call the cook", "Ask the cook", "Thank the smith", "Call the smith", "Ask the judge"]
-    other_order.append("Thank the judge")
+    other_order = ["Call the cook", "Ask the cook", "Thank the smith", "Call the smith"]
+    other_order += ["Ask the judge", "Thank the judge"]
     assert [one.prompt for one in data.one_order] == one_order
     assert [one.prompt for one in data.other_order] == other_order
     both = [one.prompt for one in data.train[len(one_order) :]]
