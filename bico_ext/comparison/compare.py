@@ -6,9 +6,8 @@ busy machine. A large model uses all cores well and needs much memory, so its ru
 """
 
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +16,9 @@ from transformers import TrainerCallback
 
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
-from bico_ext.comparison.initial_models import check_model, pretrain, pretrained_folder
+from bico_ext.comparison.initial_models import check_model, partly_pretrained, pretrain, pretrained_folder
 from bico_ext.comparison.processes import check_not_imported_by_child, run_all
+from bico_ext.comparison.resume import remove_checkpoints, steps_done
 from bico_ext.comparison.run import Finished, before_fine_tuning, run, run_folder
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
@@ -29,7 +29,6 @@ from bico_ext.files import left_by_killed, make_folder, read_json, write_json, w
 from bico_ext.models.checkpoints import count_parameters
 from bico_ext.reports.records import BEFORE, Data, Failure, Results, Run, data_from_json, run_from_json, to_json
 from bico_ext.reports.version_1 import upgraded_run_file
-from bico_ext.training.complete_checkpoints import UNFINISHED, last_complete
 from bico_ext.training.lora import lora_config
 from bico_ext.training.resume_record import differences
 
@@ -94,7 +93,7 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     missing = []
     for name, seed in ((name, seed) for seed in config.seeds for name in config.systems):
         if _results_of(config, name, seed).exists():
-            _remove_checkpoints(run_folder(config, name, seed))  # if it was killed before it could
+            remove_checkpoints(run_folder(config, name, seed))  # if it was killed before it could
         else:
             missing.append((name, seed))
     if config.model != "tiny" and not _results_before(config).exists():
@@ -107,7 +106,7 @@ def _complete(out: Path, config: CompareConfig, data: Data, parameters: int) -> 
     missing = [key for key in missing if key not in failures]
     if missing:
         arguments = [(config, name, seed) for name, seed in missing]
-        steps = [_steps_left(config, name, seed) for name, seed in missing]
+        steps = [cast(int, config.steps) - steps_done(run_folder(config, name, seed)) for name, seed in missing]
         errors = run_all(_work, arguments, steps=steps, jobs=jobs, label=f"{len(missing)} runs")
         failures |= {key: error for key, error in zip(missing, errors, strict=True) if error is not None}
 
@@ -160,7 +159,7 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
     outcomes = run_all(
         pretrain,
         [(config, family, seed) for family, seed in starts],
-        steps=[config.pretrain_steps] * len(starts),
+        steps=[config.pretrain_steps - steps_done(partly_pretrained(config, *start)) for start in starts],
         jobs=jobs,
         label=f"{len(starts)} pre-trained",
     )
@@ -175,15 +174,7 @@ def _pretrain_all(config: CompareConfig, missing: list[tuple[str, int]], jobs: i
 def _work(config: CompareConfig, name: str, seed: int, callback: TrainerCallback) -> None:
     """Make one run in a worker process and write its results."""
     _write_finished(_results_of(config, name, seed), run(config, name, seed, [callback]))
-    _remove_checkpoints(run_folder(config, name, seed))
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a finished run; of its folder stays the model, if it was saved."""
-    for superfluous in (*folder.glob("checkpoint-*"), folder / UNFINISHED):
-        shutil.rmtree(superfluous, ignore_errors=True)
-    with suppress(OSError):  # it holds the model, or is gone already
-        folder.rmdir()
+    remove_checkpoints(run_folder(config, name, seed))
 
 
 def _work_before(config: CompareConfig, callback: TrainerCallback) -> None:
@@ -194,13 +185,6 @@ def _work_before(config: CompareConfig, callback: TrainerCallback) -> None:
 def _write_finished(file: Path, finished: list[Finished]) -> None:
     """Write what `_collect` reads."""
     write_json(file, [{**to_json(entry.run), "predictions": entry.predictions} for entry in finished])
-
-
-def _steps_left(config: CompareConfig, name: str, seed: int) -> int:
-    """Return the number of optimizer steps that a run still makes."""
-    checkpoint = last_complete(run_folder(config, name, seed))
-    done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    return cast(int, config.steps) - done
 
 
 def _results_of(config: CompareConfig, name: str, seed: int) -> Path:
@@ -238,7 +222,7 @@ def _settings_for(out: Path, config: CompareConfig, digest: str) -> dict[str, An
     file = out / "settings.json"
     settings = json.loads(json.dumps({**config.settings, "digest": digest}))  # as they are read back from the file
     pretrained = [path for path in (out / "pretrained").glob("*/config.json") if path.parent.suffix != ".partial"]
-    runs = [*(out / "runs").glob("*.json"), *(out / "runs").glob("*/checkpoint-*/trainer_state.json")]
+    runs = [*(out / "runs").glob("*.json"), *out.glob("*/*/checkpoint-*/trainer_state.json")]
     if pretrained or runs:
         if not config.resume:
             raise FileExistsError(

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from bico_ext.comparison.config import HEADS, CompareConfig
+from bico_ext.comparison.resume import Checkpoints, remove_checkpoints, train
 from bico_ext.comparison.trainer import make_trainer
 from bico_ext.comparison.training_data import select_facts
 from bico_ext.facts.loader import load_facts
@@ -73,11 +74,12 @@ def starting_model(config: CompareConfig, facts: FactData, family: str, seed: in
 def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCallback) -> None:
     """Pre-train the initial model of a family and a seed by next-token prediction, and save it for all systems.
 
-    The folder gets its final name only after training, so a folder of that name holds a finished model.
+    The folder gets its final name only after training, so a folder of that name holds a finished model. If an earlier
+    call was killed, its training goes on.
     """
     facts = select_facts(config, load_facts(config.data))
     model, tokenizer = initial_model(config, facts, family, seed)
-    target = pretrained_folder(config, family, seed)
+    folder = partly_pretrained(config, family, seed)
     trainer = make_trainer(
         dataclasses.replace(
             config, steps=config.pretrain_steps, learning_rate=config.pretrain_learning_rate, lora=False
@@ -88,17 +90,24 @@ def pretrain(config: CompareConfig, family: str, seed: int, callback: TrainerCal
         tokenizer,
         facts.pretraining,
         seed,
-        target.with_name(f"{target.name}.partial"),
+        folder,
     )
     trainer.add_callback(callback)
-    trainer.train()
+    trainer.add_callback(Checkpoints(config.checkpoint_minutes))
+    train(trainer)
     trainer.save_model()
-    Path(cast(str, trainer.args.output_dir)).rename(target)
+    remove_checkpoints(folder)
+    folder.rename(pretrained_folder(config, family, seed))
 
 
 def pretrained_folder(config: CompareConfig, family: str, seed: int) -> Path:
     """Return the folder of the finished pre-trained model of a family and a seed."""
     return Path(config.output_dir) / "pretrained" / f"{family}-seed{seed}"
+
+
+def partly_pretrained(config: CompareConfig, family: str, seed: int) -> Path:
+    """Return the folder in which the initial model of a family and a seed is being pre-trained."""
+    return pretrained_folder(config, family, seed).with_suffix(".partial")
 
 
 def check_model(config: CompareConfig, facts: FactData) -> None:

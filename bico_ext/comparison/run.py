@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from transformers import TrainerCallback
 
-from bico_ext.comparison.callbacks import Checkpoints, Curve
 from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.curve import Curve
 from bico_ext.comparison.initial_models import initial_model, starting_model
+from bico_ext.comparison.resume import Checkpoints, train
 from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.comparison.trainer import make_trainer, trains_on_gpu
 from bico_ext.comparison.training_data import entities, replayed_texts, select_facts, with_steps
@@ -26,7 +27,6 @@ from bico_ext.generation.greedy import generate
 from bico_ext.generation.inference import BATCH_SIZE
 from bico_ext.models.checkpoints import content_digest
 from bico_ext.reports.records import BEFORE, Fluency, Run, tasks_from_json
-from bico_ext.training.complete_checkpoints import last_complete
 from bico_ext.training.trainer import BicoTrainer
 
 # Questions at once on a GPU, where a step of generation takes as long for one as for many.
@@ -85,8 +85,7 @@ def run(config: CompareConfig, name: str, seed: int, callbacks: Sequence[Trainer
     checkpoints = Checkpoints(config.checkpoint_minutes, curve)
     for callback in (*callbacks, curve, checkpoints):
         trainer.add_callback(callback)
-    checkpoint = last_complete(output)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train(trainer)
     train_seconds = checkpoints.train_seconds()
     if config.save_models:
         trainer.save_model()

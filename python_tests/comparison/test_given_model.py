@@ -13,9 +13,9 @@ import bico_ext.comparison.compare as compare_module
 import bico_ext.comparison.run as run_module
 import bico_ext.comparison.trainer as trainer_module
 from bico_ext import environment
-from bico_ext.comparison.callbacks import Curve
 from bico_ext.comparison.compare import compare
 from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.curve import Curve
 from bico_ext.comparison.initial_models import initial_model
 from bico_ext.comparison.run import run
 from bico_ext.comparison.training_data import select_facts, with_steps

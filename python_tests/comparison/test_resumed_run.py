@@ -7,7 +7,9 @@ import shutil
 import pytest
 from transformers import TrainerCallback
 
-from bico_ext.comparison.compare import _remove_checkpoints, _settings_for, compare
+from bico_ext.comparison.compare import _settings_for, compare
+from bico_ext.comparison.initial_models import partly_pretrained, pretrain, pretrained_folder
+from bico_ext.comparison.resume import remove_checkpoints, steps_done
 from bico_ext.comparison.run import run, run_folder
 from bico_ext.facts.loader import load_facts
 from bico_ext.files import write_json, write_text
@@ -26,6 +28,14 @@ class KillAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise Killed
+
+
+class NoteSteps(TrainerCallback):
+    def __init__(self):
+        self.taken = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.taken.append(state.global_step)
 
 
 def without_times(finished):
@@ -50,18 +60,35 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(given, tmp_path, name, lora):
     (entry,) = (entry for entry in before["log_history"] if entry.get("seconds") and entry["step"] == 50)
     entry["seconds"] = 1000.0
     state.write_text(json.dumps(before))
-    steps = []
-
-    class Count(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            steps.append(state.global_step)
-
-    finished = run(given, name, 0, [Count()])
+    steps = NoteSteps()
+    finished = run(given, name, 0, [steps])
     assert without_times(finished) == whole
     assert finished[0].run.train_seconds > 1000
-    assert steps == list(range(51, 81))
+    assert steps.taken == list(range(51, 81))
     assert [point["step"] for point in whole[0]["curve"]] == [20, 40, 60, 80]
     assert [entry["step"] for entry in whole[0]["losses"]] == [25, 50, 75]
+
+
+def test_a_killed_pre_training_ends_as_an_uninterrupted_one(config, data_to_pretrain_on, tmp_path):
+    """It started over: with a given model, after an hour or more."""
+    settings = {"setting": "pretrained", "facts": "one-order", "data": data_to_pretrain_on, "pretrain_steps": 40}
+    config = dataclasses.replace(config, **settings, replay=0.5, checkpoint_minutes=0)
+    steps = NoteSteps()
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    pretrain(whole, "llama", 0, steps)
+    with pytest.raises(Killed):
+        pretrain(config, "llama", 0, KillAt(30))
+    assert steps_done(partly_pretrained(config, "llama", 0)) == 25
+    (tmp_path / "out" / "settings.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="already holds a run; add --resume to keep what is finished"):
+        compare(config)
+    pretrain(config, "llama", 0, steps)
+    assert steps.taken == [*range(1, 41), *range(26, 41)]
+    first, second = (pretrained_folder(case, "llama", 0) for case in (whole, config))
+    assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert {path.name for path in second.iterdir()} == {path.name for path in first.iterdir()}
+    assert not list(second.glob("checkpoint-*"))
+    assert [path.name for path in second.parent.iterdir()] == ["llama-seed0"]
 
 
 def test_compare_continues_only_a_run_with_the_same_settings(given, capsys):
@@ -113,7 +140,7 @@ def test_checkpoints_of_a_finished_run_go_though_it_was_killed_before(tmp_path):
             (tmp_path / name / left / "model.safetensors").touch()
         if name == "kept":
             (tmp_path / name / "config.json").touch()
-        _remove_checkpoints(tmp_path / name)
+        remove_checkpoints(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["config.json"]
 

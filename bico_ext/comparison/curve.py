@@ -1,6 +1,6 @@
-"""What a run does during its training besides training: points of the learning curve, and checkpoints.
+"""The learning curve of a run: scores of some questions during training.
 
-Both keep what they must not lose in the trainer's log, which is part of every checkpoint.
+Its points stand in the trainer's log, which is part of every checkpoint.
 """
 
 import time
@@ -58,35 +58,3 @@ def _sample(task: Task, count: int) -> Task:
     generator = Generator().manual_seed(stream_seed("curve", task.name))
     drawn = torch.randperm(len(task.examples), generator=generator)[:count].sort().values.tolist()
     return Task(task.name, task.answer, tuple(task.examples[index] for index in drawn), task.counterpart)
-
-
-class Checkpoints(TrainerCallback):
-    """Asks for a checkpoint when the last one is some minutes old.
-
-    Checkpoints coincide with log entries, whose losses are means since the last entry: a resumed run logs the losses of
-    the uninterrupted one. There is none after the last step, whose results follow.
-
-    Args:
-        minutes: the least age of the last checkpoint, or of the start, in minutes.
-        curve: the callback whose evaluations do not count as training.
-    """
-
-    def __init__(self, minutes: float, curve: Curve) -> None:
-        self.minutes, self.curve = minutes, curve
-        self.started = self.saved = time.perf_counter()
-        self.before = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = self.saved = time.perf_counter()
-        self.before = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        due = time.perf_counter() - self.saved >= 60 * self.minutes
-        if due and state.global_step % args.logging_steps == 0 and state.global_step < state.max_steps:
-            self.saved = time.perf_counter()
-            state.log_history.append({"step": state.global_step, "seconds": self.train_seconds()})
-            control.should_save = True
-
-    def train_seconds(self) -> float:
-        """Return the duration of the training so far, in all processes that took part in it, without evaluations."""
-        return self.before + time.perf_counter() - self.started - self.curve.seconds
