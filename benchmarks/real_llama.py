@@ -36,6 +36,7 @@ from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model
 from bico_ext.comparison.processes import run_all
+from bico_ext.comparison.resume import steps_done
 from bico_ext.comparison.run import before_fine_tuning, run, run_folder
 from bico_ext.comparison.trainer import check_disk, check_memory, trains_on_gpu
 from bico_ext.comparison.training_data import check_facts, select_facts, with_steps
@@ -221,8 +222,9 @@ def run_cells(options: argparse.Namespace) -> list[str]:
             raise SystemExit(str(error)) from None
         tried.update(cells)
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
+        done = [steps_done(run_folder(config, cell.system, cell.seed)) for cell, config, *_ in calls]
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
-        errors = run_all(work, calls, steps=[steps] * len(cells), jobs=options.jobs, label=label)
+        errors = run_all(work, calls, steps=[steps - each for each in done], jobs=options.jobs, label=label)
         failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
         failures |= failed
         records = [{"cell": dataclasses.asdict(cell), "settings": SETTINGS, "error": failed[cell]} for cell in failed]

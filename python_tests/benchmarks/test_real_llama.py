@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from real_llama_matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bico_ext.comparison import resume
 from bico_ext.comparison.run import Finished
 from bico_ext.facts.loader import load_facts
 from bico_ext.facts.own import write_facts
@@ -233,6 +235,25 @@ def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monke
     failure = {"cell": vars(Cell("full", "ntp", 1e-4, 1)), "settings": SETTINGS, "error": "elsewhere"}
     real_llama.add_cells(tmp_path / "out", [failure])
     assert [record.get("error") for record in lines(tmp_path)] == [None] * 3, "the finished cell stays"
+
+
+def test_the_steps_of_an_earlier_call_are_not_counted_again(files, tmp_path, ran, monkeypatch):
+    """The bar of two cells that went on from half-way ended at half, and the estimate was twice as long."""
+
+    def last_complete(folder):
+        return Path("checkpoint-7") if folder.name == "ntp-seed1" else None
+
+    noted = []
+
+    def run_all(work, calls, *, steps, jobs, label):
+        noted.extend(steps)
+        return [None] * len(calls)
+
+    monkeypatch.setattr(resume, "last_complete", last_complete)
+    monkeypatch.setattr(real_llama, "run_all", run_all)
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "2", "--cells", "full/ntp/0.0001/*"])
+    first, second = noted
+    assert first - second == 7
 
 
 def test_a_call_that_finds_nothing_to_run_says_so(files, tmp_path, ran, capsys):
