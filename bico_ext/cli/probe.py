@@ -1,6 +1,7 @@
 """`bico probe`: measure what the flipped sines change for a frozen model."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 from bico_ext import environment
 from bico_ext.bounds import check_bounds
 from bico_ext.cli.arguments import parse
+from bico_ext.evaluation.fluency import general_text
 from bico_ext.facts.loader import load_facts
+from bico_ext.facts.types import Example
 from bico_ext.files import empty_folder, write_json
 from bico_ext.models import checkpoints
 from bico_ext.probing.denoising import MASK_RATES
 from bico_ext.probing.probe import details, probe
 from bico_ext.probing.report import write_probe_report
-from bico_ext.probing.texts import english, sequences_by_length
+from bico_ext.probing.texts import sequences_by_length
 
 
 @dataclass
@@ -77,8 +80,11 @@ def run(arguments: list[str]) -> None:
     for length in config.lengths:
         check_bounds(length=length)
     running = config.data == "english"
+    texts: Sequence[Example]
+    if running and config.texts != "train":
+        raise ValueError(f"texts must be 'train' with data='english', which has no others, got {config.texts!r}")
     if running:
-        name, texts = "english", english()
+        name, texts = "english", [Example(paragraph, "") for paragraph in general_text()]
     else:
         facts = load_facts(config.data)
         name, texts = facts.name, facts.pretraining if config.texts == "pretraining" else facts.train

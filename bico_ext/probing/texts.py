@@ -1,8 +1,7 @@
-"""The token sequences that the probe reads: texts as they are, packed sequences, and general English."""
+"""The token sequences that the probe reads: texts as they are, packed sequences, and pieces of running prose."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -13,35 +12,6 @@ from bico_ext.facts.types import Example
 from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_text
 from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
-
-FEWEST_WORDS = 12  # of a paragraph; shorter ones are headings and signatures
-
-
-def english() -> tuple[Example, ...]:
-    """Return the paragraphs of prose in Python's own documentation (`pydoc_data.topics`), in order.
-
-    It is the one body of general English that every CPython brings along. Which paragraphs there are depends on the
-    version of Python. Indented blocks (code, grammar, tables), headings and repetitions are left out.
-
-    Example:
-        >>> english()[0].text.startswith('The "assert" statement')
-        False
-    """
-    paragraphs = (paragraph for topic in topics.values() for paragraph in _prose(topic))
-    return tuple(Example(paragraph, "") for paragraph in dict.fromkeys(paragraphs))
-
-
-def _prose(topic: str) -> Iterator[str]:
-    for paragraph in topic.split("\n\n"):
-        lines = paragraph.strip("\n").split("\n")
-        text = " ".join(lines)
-        if (
-            not any(line.startswith(" ") for line in lines)
-            and len(text.split()) >= FEWEST_WORDS
-            and text[0].isupper()
-            and text[-1] == "."
-        ):
-            yield text
 
 
 def sequences_by_length(

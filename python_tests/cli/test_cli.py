@@ -279,12 +279,13 @@ def test_probe_reads_the_requested_texts(tmp_path, capsys, monkeypatch):
     assert "already holds files; name another folder" in capsys.readouterr().err
 
 
-def test_probe_measures_details_of_general_english(tmp_path, monkeypatch):
+def test_probe_measures_details_of_general_english(tmp_path, monkeypatch, capsys):
     facts = generate(names_first=2, descriptions_first=2, both=1, pretraining=0)
     model, tokenizer = initial_model(CompareConfig(output_dir="out", layers=2, hidden_size=32), facts, "llama", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("bico_ext.cli.probe.english", lambda: facts.train)  # the tokenizer knows no other words
+    paragraphs = [example.text for example in facts.train]  # the tokenizer knows no other words
+    monkeypatch.setattr("bico_ext.cli.probe.general_text", lambda: paragraphs)
     out = tmp_path / "out"
     command = f"probe --model {tmp_path}/model --data english --output-dir {out} --samples 3 --tokens 50 --lengths 24"
     details = "--mask-rates 0.3 --dtype bfloat16 --device cpu --details --detail-length 30 --detail-samples 4"
@@ -294,6 +295,8 @@ def test_probe_measures_details_of_general_english(tmp_path, monkeypatch):
     assert (results["partial_flips"]["texts"], results["partial_flips"]["length"]) == (4, 30)
     pictures = {"attention.png", "denoising.png", "heads.png", "flip.png"}
     assert {path.name for path in out.iterdir()} == {"probe.json", "table.md"} | pictures
+    assert main([*command.split(), "--texts", "pretraining"]) == 1
+    assert "texts must be 'train' with data='english', which has no others" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [[], ["--likelihood"]])

@@ -76,6 +76,9 @@ def test_the_text_is_prose_without_repetition():
     paragraphs = general_text()
     assert len(paragraphs) == len(set(paragraphs))
     assert any(paragraph.startswith("Any object can be tested for truth value") for paragraph in paragraphs)
+    letters = sum(character.isalpha() or character.isspace() for text in paragraphs for character in text)
+    assert letters / sum(map(len, paragraphs)) > 0.9
+    assert not any("\n" in paragraph or "  * " in paragraph for paragraph in paragraphs)
     assert not any("::=" in paragraph or ">>> " in paragraph[:4] for paragraph in paragraphs)
 
 

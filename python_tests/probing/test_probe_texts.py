@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bico_ext.facts.types import Example
 from bico_ext.models.tokenization import encode_text, train_word_tokenizer
-from bico_ext.probing.texts import encode, english, pack, sequences_by_length
+from bico_ext.probing.texts import encode, pack, sequences_by_length
 
 BOS = 2
 
@@ -60,14 +60,6 @@ def test_running_prose_is_cut_without_special_tokens_inside():
     pieces = [whole[start : start + 10] for start in range(0, len(whole) - 9, 10)]
     prose = sequences_by_length(model, tokenizer, TEXTS, [10], running=True)[10]
     assert sorted(ids.tolist() for ids in prose) == sorted(pieces)
-
-
-def test_english_is_prose():
-    texts = [text.text for text in english()]
-    assert len(set(texts)) == len(texts) > 100
-    letters = sum(character.isalpha() or character.isspace() for text in texts for character in text)
-    assert letters / sum(map(len, texts)) > 0.9
-    assert not any("\n" in text or "  * " in text for text in texts)
 
 
 @pytest.mark.parametrize(
