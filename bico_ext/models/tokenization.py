@@ -6,6 +6,7 @@ Chinese and Japanese, which are written without spaces, have one token per chara
 token of its own.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -95,6 +96,17 @@ def sliding_window(config: Any, layer: Any = None) -> int | None:
     return getattr(config, "sliding_window", None) if has_window else None
 
 
+def context_length(model: Any) -> float:
+    """Return the largest number of tokens that a model reads; infinity if its configuration names none (Bloom, Mamba).
+
+    Example:
+        >>> from transformers import BloomConfig, BloomForCausalLM
+        >>> context_length(BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=9)))
+        inf
+    """
+    return getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+
+
 def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_window: bool = False) -> None:
     """Raise an error if a number of tokens exceeds the model's context.
 
@@ -116,7 +128,7 @@ def check_context(model: Any, tokens: int, what: str, remedy: str, *, within_win
         ValueError: text 'Ada' needs 9 tokens, but the model's context is 8 (max_position_embeddings); shorten it
     """
     config = model.config.get_text_config()
-    limits = {"context is {} (max_position_embeddings)": config.max_position_embeddings}
+    limits = {"context is {} (max_position_embeddings)": context_length(model)}
     if within_window and (window := sliding_window(config)) is not None:
         limits["layers have a sliding window of {}, in which the text must lie"] = window
     for limit, context in limits.items():

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bico_ext.facts.types import Example
-from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_text
+from bico_ext.models.tokenization import check_context, check_ids, context_length, encode_prompt, encode_text
 from bico_ext.objectives.training_sequence import may_be_hidden
 from bico_ext.seeding import stream_seed
 
@@ -49,10 +49,9 @@ def sequences_by_length(
     generator = Generator().manual_seed(stream_seed("probe", seed))
     encoded = encode(model, tokenizer, texts)
     as_they_are = shuffled(encoded, generator)
-    context = model.config.get_text_config().max_position_embeddings
     result: dict[int | None, list[Tensor]] = {None: as_they_are}
     for length in lengths:
-        if length <= context:
+        if length <= context_length(model):
             result[length] = (
                 shuffled(cut_prose(tokenizer, texts, length), generator) if running else pack(as_they_are, length)
             )

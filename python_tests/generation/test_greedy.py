@@ -130,6 +130,13 @@ def test_rows_of_other_states_are_not_selected(tokenizer, monkeypatch):
     assert not any({"cache", "past_key_values"} & given for given in calls)
 
 
+@pytest.mark.parametrize("name", ["bloom", "mamba"])
+def test_a_model_whose_configuration_names_no_context(tokenizer, name):
+    """It ended with the AttributeError of the configuration."""
+    model = family(name, tokenizer).float()  # with float64, transformers' Bloom gives NaN for rows with padding
+    assert complete(model, tokenizer, batch_size=4) == greedy(model, tokenizer)
+
+
 def test_an_attached_model_generates_like_the_stock_model(model, tokenizer):
     expected = greedy(model, tokenizer)
     assert complete(attach(model), tokenizer, batch_size=4) == expected

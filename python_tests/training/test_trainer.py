@@ -11,7 +11,7 @@ from peft import LoraConfig
 from tiny_training import BOS, EOS, PAD, SPECIAL, VOCABULARY, config, logged, some_rows, tiny_llama, train
 from torch import Generator, tensor
 from torch.nn.functional import log_softmax
-from transformers import LlamaForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, LlamaForCausalLM
 
 from bico_ext.models.attach import detach
 from bico_ext.models.tokenization import train_word_tokenizer
@@ -172,6 +172,13 @@ def test_a_nan_loss_shows(tmp_path: Path):
     trainer.train()
     assert [math.isnan(loss) for loss in logged(trainer) + logged(trainer, "loss_ntp")] == [True] * 4
     assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
+def test_a_model_without_rotary_positions_is_refused(tmp_path: Path):
+    """Bloom's configuration names no context length, either: it ended with an AttributeError."""
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(TypeError, match=r"BloomForCausalLM has 1 layers but 0 attention modules .* needs rotary pos"):
+        BicoTrainer(bloom, config(tmp_path), some_rows())
 
 
 def test_training_refuses_a_detached_model(tmp_path: Path):
