@@ -50,6 +50,7 @@ def compare(config: CompareConfig) -> Results:
             the folder holds other files; or another comparison is writing to it.
         ImportError: the settings ask for adapters, and PEFT is not installed.
         OSError: the model cannot be loaded, or the output folder cannot be made.
+        TypeError: the model cannot be attached.
         ValueError: the data set has no training examples or tasks, lacks texts that the setting or a system needs, or
             gives an answer away in a training text; a question does not
             fit the model's context; or a file of an earlier comparison is broken.

@@ -22,6 +22,7 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.facts.types import FactData
 from bico_ext.generation.greedy import encode_prompts
 from bico_ext.models import checkpoints
+from bico_ext.models.attach import attach
 from bico_ext.models.tokenization import check_context, check_ids, encode_prompt, encode_text, train_word_tokenizer
 
 
@@ -115,6 +116,7 @@ def check_model(config: CompareConfig, facts: FactData) -> None:
 
     Raises:
         OSError: the model cannot be loaded.
+        TypeError: the model cannot be attached.
         ValueError: a text or a question exceeds the model's context or has ids that the model lacks.
     """
     model, tokenizer = initial_model(config, facts, "llama", config.seeds[0])
@@ -134,3 +136,4 @@ def check_model(config: CompareConfig, facts: FactData) -> None:
     for text, ids in encoded:
         check_ids(model, ids, f"a text of data {config.data!r}, {text!r:.80}")
         check_context(model, len(ids), f"a text of data {config.data!r}, {text!r:.80},", "shorten it or leave it out")
+    attach(model)  # less than a second for 135M parameters

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from bico_ext.comparison.compare import compare
 from bico_ext.comparison.initial_models import check_model, initial_model
@@ -39,6 +40,17 @@ def test_a_model_without_a_padding_token_is_trained_with_the_placeholder_of_the_
     run(given, "bico", 0)
     saved = torch.load(run_folder(given, "bico", 0) / "training_args.bin", weights_only=False)
     assert saved.placeholder_id == 0
+
+
+def test_a_model_without_rotary_positions_is_refused_before_it_is_asked(config, data, tmp_path):
+    """It was asked all questions first, which took minutes, and then each run failed."""
+    tokenizer = initial_model(config, load_facts(data), "llama", 0)[1]
+    shape = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2, "eos_token_id": 3}
+    for part in (GPT2LMHeadModel(GPT2Config(**shape)), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(TypeError, match="GPT2LMHeadModel has 1 layers but 0 attention modules"):
+        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused_before_training(config, data, tmp_path):
