@@ -222,9 +222,9 @@ def run_cells(options: argparse.Namespace) -> list[str]:
             raise SystemExit(str(error)) from None
         tried.update(cells)
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
-        done = [steps_done(run_folder(config, cell.system, cell.seed)) for cell, config, *_ in calls]
+        left = [steps - steps_done(run_folder(config, cell.system, cell.seed)) for cell, config, *_ in calls]
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
-        errors = run_all(work, calls, steps=[steps - each for each in done], jobs=options.jobs, label=label)
+        errors = run_all(work, calls, steps=left, jobs=options.jobs, label=label)
         failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
         failures |= failed
         records = [{"cell": dataclasses.asdict(cell), "settings": SETTINGS, "error": failed[cell]} for cell in failed]

@@ -100,8 +100,7 @@ def check_memory(config: CompareConfig, parameters: int, jobs: int) -> None:
     Raises:
         RuntimeError: weights, gradients and moments alone need more than there is.
     """
-    adapters = config.lora and config.setting != "pretrained"  # pre-training trains all weights
-    each = MEMORY["lora" if adapters else "full"]
+    each = MEMORY[_largest_training(config)]
     needed = each * parameters * jobs
     if trains_on_gpu():
         kind, free = "GPU memory", float(torch.cuda.mem_get_info()[0])
@@ -128,8 +127,8 @@ def check_disk(config: CompareConfig, parameters: int, jobs: int, runs: int) -> 
     Raises:
         RuntimeError: they need more than there is.
     """
-    kind = "lora" if config.lora else "full"
-    needed = parameters * (2 * CHECKPOINT[kind] * min(jobs, runs) + MODEL[kind] * runs * bool(config.save_models))
+    checkpoint, model = CHECKPOINT[_largest_training(config)], MODEL["lora" if config.lora else "full"]
+    needed = parameters * (2 * checkpoint * min(jobs, runs) + model * runs * bool(config.save_models))
     free = shutil.disk_usage(config.output_dir).free
     if needed > free:
         remedy = "set save_models to False, " if config.save_models else ""
@@ -137,6 +136,11 @@ def check_disk(config: CompareConfig, parameters: int, jobs: int, runs: int) -> 
             f"output_dir {config.output_dir} needs {needed / 1e9:.1f} GB for checkpoints and models, but its disk has "
             f"{free / 1e9:.1f} GB; {remedy}lower jobs or name a folder on another disk"
         )
+
+
+def _largest_training(config: CompareConfig) -> str:
+    """Return "lora" if adapters alone are trained, else "full"; pre-training always trains all weights."""
+    return "lora" if config.lora and config.setting != "pretrained" else "full"
 
 
 def _free_memory() -> float:

@@ -133,6 +133,16 @@ def test_too_little_disk_is_said_before_training(given, monkeypatch, kept, neede
         compare(dataclasses.replace(given, save_models=kept))
 
 
+def test_pre_training_needs_disk_for_all_weights_though_adapters_follow(given, monkeypatch):
+    """Its checkpoints hold the weights and their moments: 2 x 12 bytes for each parameter and run at once."""
+    monkeypatch.setattr(trainer_module.shutil, "disk_usage", lambda folder: type("", (), {"free": 100_000_000}))
+    adapters = dataclasses.replace(given, lora=True)
+    trainer_module.check_disk(adapters, 27_000_000, 1, 1)
+    pretrained = dataclasses.replace(adapters, setting="pretrained", facts="one-order", replay=0.5)
+    with pytest.raises(RuntimeError, match=r"needs 0\.6 GB for checkpoints and models, but its disk has 0\.1 GB"):
+        trainer_module.check_disk(pretrained, 27_000_000, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("parameters", "gpu", "jobs"), [(27_000_000, False, 1), (1_000_000, False, 2), (1_000_000, True, 1)]
 )
