@@ -27,7 +27,10 @@ TASKS = ("N2D", "D2N", "N2D-reverse", "D2N-reverse")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    matrix = (Part("full", ("ntp", "bico"), (1e-4, 3e-4)), Part("lora", ("ntp",), (1e-3,)))  # the last has no choice
+    matrix = (
+        Part("full", ("ntp", "bico"), (1e-4, 3e-4)),
+        Part("lora", ("ntp",), (1e-3,), "LoRA"),
+    )  # the last has no choice
     for module in (real_llama, real_llama_matrix):
         monkeypatch.setattr(module, "MATRIX", matrix)
     monkeypatch.setattr(real_llama, "RESULTS", tmp_path / "committed")
@@ -159,6 +162,16 @@ def test_the_rate_is_that_of_the_best_mean_over_the_grid_seeds_and_the_lowest_of
     assert chosen(0.9, 0.3, 0.6, 0.5) == 1e-4
     assert chosen(0.5, 0.5, 0.5, 0.5) == 1e-4
     assert chosen(0.5, 0.5, 0.5) is None
+
+
+def test_a_further_row_of_a_system_shares_the_cells_that_both_have(monkeypatch):
+    matrix = (Part("full", ("ntp",), (1e-4, 3e-4)), Part("full", ("ntp",), (3e-4,), "high rate"))
+    monkeypatch.setattr(real_llama_matrix, "MATRIX", matrix)
+    scores = {cell: score(cell) for cell in missing({}, lambda cell: cell.seed < 2)}
+    assert [row.name for row in rows(scores)] == ["ntp", "ntp, high rate"]
+    assert [cell.name for cell in missing(scores, lambda cell: cell.training == "full")] == [
+        f"full/ntp/0.0003/seed{seed}" for seed in (2, 3, 4)
+    ]
 
 
 def test_a_standing_in_rate_if_the_grid_is_not_selected(files, tmp_path, ran):
