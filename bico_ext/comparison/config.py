@@ -12,6 +12,7 @@ from bico_ext.objectives.denoising import check_mask_rate
 HEADS = 4  # attention heads of the tiny model
 
 _TINY: dict[str, Any] = {
+    "hidden_size": 128,
     "facts": "all",
     "pretrain_learning_rate": 3e-3,
     "replay": 0.0,
@@ -161,12 +162,16 @@ class CompareConfig:
     layers: int | None = field(
         default=None,
         metadata={
-            "help": "Layers of the tiny model. Default: 2 for the synthetic facts, otherwise 4 (docs/experiments.md)."
+            "help": "Layers of the tiny model. Default: 2 for the synthetic facts, otherwise 4 (docs/experiments.md). "
+            "A given model has its own."
         },
     )
-    hidden_size: int = field(
-        default=128,
-        metadata={"help": "Width of the tiny model, which has 4 attention heads; default from docs/experiments.md."},
+    hidden_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of the tiny model, which has 4 attention heads. Default: 128 (docs/experiments.md). A given "
+            "model has its own."
+        },
     )
     batch_size: int = field(
         default=32, metadata={"help": "Texts per optimizer step; default from docs/experiments.md."}
@@ -288,24 +293,33 @@ class CompareConfig:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "mask_rate", check_mask_rate(cast(float | str, self.mask_rate)))
         check_bounds(**{name: getattr(self, name) for name in BOUNDS if hasattr(self, name)})
-        if self.model != "tiny":
+        if self.model == "tiny":
+            self._check_width(cast(int, self.hidden_size))
+        else:
+            for name in ("layers", "hidden_size"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} must be left out for {self.model!r}, which has its own, got {getattr(self, name)}"
+                    )
             others = [name for name in self.systems if SYSTEMS[name].family != "llama"]
             if others:
                 raise ValueError(
                     f"model must be 'tiny' for {', '.join(others)}, which train another kind of model, got "
                     f"{self.model!r}; leave them out of systems"
                 )
-        if any(SYSTEMS[name].objective == "abi" for name in self.systems) and self.hidden_size % (8 * HEADS):
-            raise ValueError(
-                f"hidden_size must be a multiple of {8 * HEADS} for objective 'abi', whose two positions share half of "
-                f"each of GLM's {HEADS} heads, got {self.hidden_size}"
-            )
-        if self.hidden_size < 1 or self.hidden_size % (2 * HEADS):
-            raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {self.hidden_size}")
         if self.replay and self.setting != "pretrained":
             raise ValueError(
                 f"replay must be 0 without pre-training, got {self.replay}; leave it out or use setting='pretrained'"
             )
+
+    def _check_width(self, width: int) -> None:
+        if any(SYSTEMS[name].objective == "abi" for name in self.systems) and width % (8 * HEADS):
+            raise ValueError(
+                f"hidden_size must be a multiple of {8 * HEADS} for objective 'abi', whose two positions share half of "
+                f"each of GLM's {HEADS} heads, got {width}"
+            )
+        if width < 1 or width % (2 * HEADS):
+            raise ValueError(f"hidden_size must be a multiple of {2 * HEADS} ({HEADS} heads), got {width}")
 
     @property
     def settings(self) -> dict[str, Any]:

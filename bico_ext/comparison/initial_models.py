@@ -42,10 +42,11 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     if config.model != "tiny":
         return checkpoints.load(config.model, device="cpu", merge_adapters=True)
     tokenizer = train_word_tokenizer([example.text for example in (*facts.train, *facts.pretraining)])
+    width = cast(int, config.hidden_size)
     shape = {
         "vocab_size": len(tokenizer),
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.hidden_size * 4,
+        "hidden_size": width,
+        "intermediate_size": width * 4,
         "num_hidden_layers": cast(int, config.layers),
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
@@ -59,7 +60,7 @@ def initial_model(config: CompareConfig, facts: FactData, family: str, seed: int
     }
     model: PreTrainedModel
     if family == "glm":
-        model = GlmForCausalLM(GlmConfig(**shape, head_dim=config.hidden_size // HEADS))
+        model = GlmForCausalLM(GlmConfig(**shape, head_dim=width // HEADS))
     else:
         model = LlamaForCausalLM(LlamaConfig(**shape))
     return model, tokenizer

@@ -86,10 +86,10 @@ def test_the_shipped_comparisons_run(path, data, model, tmp_path, monkeypatch):
 
     monkeypatch.setattr("bico_ext.comparison.compare.run_all", run_here)
     written = yaml.safe_load(path.read_text())
-    smaller = {"data": data, "hidden_size": 32, "pretrain_steps": 1, "batch_size": 4}
+    smaller = {"data": data, "pretrain_steps": 1, "batch_size": 4}
     smaller |= {"max_new_tokens": 1, "curve_points": 1, "curve_questions": 1, "output_dir": str(tmp_path / "out")}
     smaller |= {"epochs": 1, "batch_size": 64} if written["steps"] is None else {"steps": 2}
-    smaller |= {"model": model} if written["model"] == "PATH" else {}
+    smaller |= {"model": model} if written["model"] == "PATH" else {"hidden_size": 32}
     flags = [part for name, value in smaller.items() for part in (f"--{name}", str(value))]
     results = compare(*parse("compare", [CompareConfig], ["--config", str(path), *flags]))
     before = [BEFORE] if written["model"] == "PATH" else []

@@ -31,6 +31,8 @@ from bico_ext.comparison.config import CompareConfig
         ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be 0 or more"),
         ({"jobs": 0}, "jobs must be at least 1"),
         ({"systems": ["glm-ntp"], "model": "some/llama"}, "model must be 'tiny' for glm-ntp, .*, got 'some/llama'"),
+        ({"model": "some/llama", "layers": 3}, "layers must be left out for 'some/llama', which .*, got 3"),
+        ({"model": "some/llama", "hidden_size": 128}, "hidden_size must be left out for 'some/llama'"),
         ({"systems": ["abi"], "hidden_size": 48}, "hidden_size must be a multiple of 32 for objective 'abi'"),
     ],
 )
@@ -41,7 +43,7 @@ def test_config_errors(change, message):
 
 def test_a_given_model_has_its_own_presets():
     config = CompareConfig(output_dir="out", model="some/llama")
-    assert (config.epochs, config.steps, config.layers) == (8, None, None)
+    assert (config.epochs, config.steps, config.layers, config.hidden_size) == (8, None, None, None)
     assert (config.learning_rate, config.mask_rate, config.weight_decay, config.warmup_steps) == (3e-4, 0.15, 0.01, 20)
     assert (config.eval_bf16, config.save_models, config.facts, config.replay) == (True, False, "all", 0)
     fewer = CompareConfig(output_dir="out", model="some/llama", steps=9, eval_bf16=False)

@@ -23,7 +23,7 @@ def test_one_initial_model_per_seed(config, data):
 
 def test_a_model_that_does_not_fit_is_refused_before_a_folder_is_made(config, tmp_path):
     with pytest.raises(OSError, match="no/such/model"):
-        compare(dataclasses.replace(config, model="/no/such/model"))
+        compare(dataclasses.replace(config, model="/no/such/model", layers=None, hidden_size=None))
     with pytest.raises(ValueError, match="but the model's context is"):
         compare(dataclasses.replace(config, max_new_tokens=600))
     assert not (tmp_path / "out").exists()
@@ -35,7 +35,7 @@ def test_a_model_without_a_padding_token_is_trained_with_the_placeholder_of_the_
     model.save_pretrained(tmp_path / "model")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "model")
-    given = dataclasses.replace(config, model=str(tmp_path / "model"), save_models=True)
+    given = dataclasses.replace(config, model=str(tmp_path / "model"), layers=None, hidden_size=None, save_models=True)
     check_model(given, load_facts(data))
     run(given, "bico", 0)
     saved = torch.load(run_folder(given, "bico", 0) / "training_args.bin", weights_only=False)
@@ -49,7 +49,7 @@ def test_a_model_without_rotary_positions_is_refused_before_it_is_asked(config, 
     for part in (GPT2LMHeadModel(GPT2Config(**shape)), tokenizer):
         part.save_pretrained(tmp_path / "model")
     with pytest.raises(TypeError, match="GPT2LMHeadModel has 1 layers but 0 attention modules"):
-        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
+        compare(dataclasses.replace(config, model=str(tmp_path / "model"), layers=None, hidden_size=None))
     assert not (tmp_path / "out").exists()
 
 
@@ -59,7 +59,7 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused_before_training
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"ids must be in \[0, .*use the tokenizer that was saved with the model"):
-        compare(dataclasses.replace(config, model=str(tmp_path / "model")))
+        compare(dataclasses.replace(config, model=str(tmp_path / "model"), layers=None, hidden_size=None))
     assert not (tmp_path / "out").exists()
 
 

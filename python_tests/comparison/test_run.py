@@ -120,7 +120,9 @@ def given_model(data, tmp_path):
 
 
 def test_a_given_model_is_also_measured_before_fine_tuning(config, data, given_model, tmp_path):
-    config = dataclasses.replace(config, model=given_model, systems=["ntp"], steps=2, curve_points=0)
+    config = dataclasses.replace(
+        config, model=given_model, layers=None, hidden_size=None, systems=["ntp"], steps=2, curve_points=0
+    )
     before, ntp = compare(config).runs
     assert (before.system, before.seed, ntp.system) == ("before fine-tuning", None, "ntp")
     facts = load_facts(data)
