@@ -38,7 +38,8 @@ class PartialFlip(Interception):
         if flipped.all() or not flipped.any():
             mirror = bool(flipped.any())
             return compute(q, k, v, cos, sin, span_ids, cu_seqlens, window, scale, mirror, interleaved)
-        return _dense_attention(q, k, v, cos, sin, span_ids, window, scale, interleaved, flipped.to(q.device))
+        with torch.autocast(q.device.type, enabled=False):  # it would multiply in 16 bits
+            return _dense_attention(q, k, v, cos, sin, span_ids, window, scale, interleaved, flipped.to(q.device))
 
 
 def _dense_attention(

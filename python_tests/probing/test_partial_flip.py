@@ -24,15 +24,17 @@ LENGTH, HEADS = 19, 4
 
 
 @pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_head_and_distance_is_flipped_where_the_table_says(dtype, window):
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+)
+def test_each_head_and_distance_is_flipped_where_the_table_says(dtype, autocast, window):
     generator = Generator().manual_seed(3)
     q = torch.randn(2, HEADS, LENGTH, 8, generator=generator).to(dtype)
     k, v = torch.randn(2, 2, 2, LENGTH, 8, generator=generator).to(dtype).unbind()
     angle = torch.outer(torch.arange(LENGTH), torch.tensor([1.0, 0.4, 0.1, 0.02])).repeat(1, 2)[None]
     cos, sin, span_ids = angle.cos(), angle.sin(), some_span_ids(2, LENGTH)
     flipped = torch.rand(1, HEADS, 5, generator=generator) < 0.5
-    with PartialFlip(flipped):
+    with PartialFlip(flipped), torch.autocast("cpu", enabled=autocast):
         out = split_triangle_attention(q, k, v, cos, sin, span_ids=span_ids, window=window)
 
     visible = reference.visible(span_ids, window)
