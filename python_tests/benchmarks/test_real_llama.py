@@ -11,15 +11,12 @@ import real_llama
 import real_llama_matrix
 import torch
 from real_llama_matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from bico_ext.comparison import resume
 from bico_ext.comparison.run import Finished
 from bico_ext.facts.loader import load_facts
-from bico_ext.facts.own import write_facts
-from bico_ext.facts.synthetic import generate
 from bico_ext.models import checkpoints
-from bico_ext.models.tokenization import encode_prompt, train_word_tokenizer
+from bico_ext.models.tokenization import encode_prompt
 from bico_ext.reports.records import Run, Scores
 
 TASKS = ("N2D", "D2N", "N2D-reverse", "D2N-reverse")
@@ -34,27 +31,6 @@ def small(monkeypatch, tmp_path):
     for module in (real_llama, real_llama_matrix):
         monkeypatch.setattr(module, "MATRIX", matrix)
     monkeypatch.setattr(real_llama, "RESULTS", tmp_path / "committed")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A tiny model and facts, as options of the script."""
-    folder = tmp_path_factory.mktemp("real-llama")
-    write_facts(generate(names_first=2, descriptions_first=2, both=1, pretraining=2), folder / "data")
-    tokenizer = train_word_tokenizer([example.text for example in load_facts(folder / "data").train])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return ["--model", str(folder / "model"), "--data", str(folder / "data")]
 
 
 def score(cell: Cell) -> float:
