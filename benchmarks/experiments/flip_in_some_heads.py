@@ -3,15 +3,19 @@
     python benchmarks/experiments/flip_in_some_heads.py --model MODEL --data DIR --flip others-10 --seed 0
 
 The heads are ranked by the share of the attention that they give to the token before, in causal passes of the model
-before fine-tuning over 24 sequences of 128 tokens of the facts. All other settings are those of
-`benchmarks/real_llama.py`, so the cell compares with those of `infill` (all heads flip) and `infill-naive` (none does).
-"others-10" flips all but the tenth that is ranked highest. The record, the answers and a table go to a folder of OUTPUT
-of that name.
+before fine-tuning over 24 sequences of 128 tokens of the facts. "looking-back-10" flips the tenth that is ranked
+highest, "others-10" all others, and "any-10" as many heads at random. "all" is the control: the attention of `infill`.
+
+Training is that of `benchmarks/real_llama.py`, but layers in which only some heads flip compute dense attention in
+float32, not with the op. A cell takes half an hour on one core, and a killed one goes on from its last checkpoint. Its
+record is added to OUTPUT, by default the committed results; a cell that is there is not run again.
 """
 
 import argparse
 import dataclasses
+import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +26,31 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import real_llama
-from real_llama_matrix import STAND_IN, Cell
+from real_llama_matrix import SETTINGS, STAND_IN, Cell
 
+from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
+from bico_ext.comparison.run import run, run_folder
 from bico_ext.comparison.training_data import select_facts
 from bico_ext.facts.loader import load_facts
-from bico_ext.files import make_folder
+from bico_ext.files import write_json_lines
 from bico_ext.models import checkpoints
 from bico_ext.models.attach import attach
 from bico_ext.probing.heads import heads_by_distance
 from bico_ext.probing.partial_flip import PartialFlip, head_tables
 from bico_ext.probing.texts import sequences_by_length
+from bico_ext.reports.records import to_json
 
 FLIPS = {  # the tables of `head_tables`
     f"{heads.replace(' ', '-')}-{percent}": f"heads: {heads}, {percent} %"
     for heads in ("looking back", "others", "any")
     for percent in (10, 25, 50)
 }
+ALL = "all"
 SEQUENCES, LENGTH = 24, 128
 
 
-class DuringTraining(TrainerCallback):
+class FlipDuringTraining(TrainerCallback):
     """Enters a partial flip when training begins, which is after the trainer's proof that every layer flips."""
 
     def __init__(self, flip: PartialFlip) -> None:
@@ -56,8 +64,11 @@ class DuringTraining(TrainerCallback):
 
 
 def flipped_heads(config: CompareConfig, flip: str) -> Tensor:
-    """Return bool [layers, heads, 1]: the heads of the model before fine-tuning that `flip` of `FLIPS` names."""
+    """Return bool [layers, heads, 1]: the heads of the model before fine-tuning that `flip` names."""
     model, tokenizer = checkpoints.load(config.model, device="cpu")
+    if flip == ALL:
+        shape = model.config.get_text_config()
+        return torch.ones(shape.num_hidden_layers, shape.num_attention_heads, 1, dtype=torch.bool)
     texts = select_facts(config, load_facts(config.data)).train
     sequences = sequences_by_length(model, tokenizer, texts, [LENGTH], samples=SEQUENCES)[LENGTH]
     heads = heads_by_distance(attach(model).eval(), sequences, progress=True)
@@ -69,20 +80,38 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the folder of SmolLM2-135M-Instruct as a Llama checkpoint")
     parser.add_argument("--data", required=True, help="the folder of the facts of Berglund et al.")
-    parser.add_argument("--flip", required=True, choices=FLIPS, help="the heads that flip")
+    parser.add_argument("--flip", required=True, choices=[ALL, *FLIPS], help="the heads that flip")
     parser.add_argument("--system", default="infill", choices=["infill", "bico"], help="default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=STAND_IN, help="peak rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=real_llama.RESULTS / "heads", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=real_llama.RESULTS / "heads.jsonl", help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=real_llama.WORK, help="for checkpoints (default: %(default)s)")
     options = parser.parse_args(arguments)
-    cell = Cell("full", options.system, options.learning_rate, options.seed)
     options.jobs = 1
+    cell = Cell("full", options.system, options.learning_rate, options.seed)
+    key = {"flip": options.flip, "cell": dataclasses.asdict(cell)}
+    finished = real_llama.read_cells(options.output)
+    if any(key.items() <= record.items() for record in finished):
+        parser.error(f"{options.output} already has {cell.name} with the flip in {options.flip}")
     config = real_llama.config_of(cell, options)
     config = dataclasses.replace(config, output_dir=f"{config.output_dir}/{options.flip}")
     data, _ = real_llama.prepared(config)
-    callback = DuringTraining(PartialFlip(flipped_heads(config, options.flip)))
-    real_llama.work(cell, config, data, make_folder(options.output / options.flip), callback)
+    callback = FlipDuringTraining(PartialFlip(flipped_heads(config, options.flip)))
+    started = time.perf_counter()
+    result = to_json(run(config, cell.system, cell.seed, [callback])[0].run)
+    machine = environment.describe()
+    record = {
+        **key,
+        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "environment": {name: machine[name] for name in ("torch", "transformers", "cpu", "kernels", "cuda")},
+        "seconds": round(time.perf_counter() - started, 1),
+        "data": data,
+        "run": result,
+    }
+    write_json_lines(options.output, [*finished, record])
+    shutil.rmtree(run_folder(config, cell.system, cell.seed), ignore_errors=True)
+    for task, scores in result["tasks"].items():
+        print(f"{task}: contains {scores['contains']:.2f}, exact match {scores['exact_match']:.2f}")
 
 
 if __name__ == "__main__":
