@@ -26,8 +26,8 @@ TASKS = ("N2D", "D2N", "N2D-reverse", "D2N-reverse")
 def small(monkeypatch, tmp_path):
     matrix = (
         Part("full", ("ntp", "bico"), (1e-4, 3e-4)),
-        Part("lora", ("ntp",), (1e-3,), "LoRA"),
-    )  # the last has no choice
+        Part("lora", ("ntp",), (1e-3,), "LoRA"),  # has no choice
+    )
     for module in (real_llama, real_llama_matrix):
         monkeypatch.setattr(module, "MATRIX", matrix)
     monkeypatch.setattr(real_llama, "RESULTS", tmp_path / "committed")
