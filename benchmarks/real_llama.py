@@ -1,4 +1,4 @@
-"""Which systems cure a real, pre-trained Llama of the reversal curse? Runs the cells of `real_llama_matrix.py`.
+"""Which systems cure a real, pre-trained Llama of the reversal curse? Runs the cells of `real_llama_cells/matrix.py`.
 
     python benchmarks/real_llama.py --model MODEL --data DIR --next                        # the next missing cell
     python benchmarks/real_llama.py --model MODEL --data DIR --all --jobs 12 --budget 300  # many at once, on a GPU
@@ -21,18 +21,20 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 from statistics import mean
-from typing import Any, cast
+from typing import cast
 
-from real_llama_matrix import BEFORE, MATRIX, SETTINGS, Cell, missing, rows
+from real_llama_cells import matrix
+from real_llama_cells.matrix import BEFORE, Cell, missing, rows
+from real_llama_cells.records import Record, by_name, cell_of, finished_record, joined, read_cells, scores_of
+from real_llama_cells.tables import markdown
 from tokenizers.processors import TemplateProcessing
 from transformers import TrainerCallback
 
-from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.initial_models import check_model
 from bico_ext.comparison.processes import run_all
@@ -45,8 +47,6 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.files import atomic_write, make_folder, write_json_lines, write_text
 from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import encode_text
-from bico_ext.reports.records import Failure, Results, data_from_json, run_from_json, to_json
-from bico_ext.reports.tables import Table, fluency_tables, gap_tables, heading, likelihood_tables, score_tables
 from bico_ext.seeding import stream_seed
 
 ROOT = Path(__file__).parents[1]
@@ -56,12 +56,10 @@ CELLS = "cells.jsonl"
 PREDICTIONS = "predictions.jsonl.gz"
 SECONDS = 1900.0  # the duration of a cell on one core, for the first estimate
 
-Record = dict[str, Any]  # a line of cells.jsonl; it has "run" if the cell is finished, and "error" if it failed
-
 
 def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
     """Return the settings of a cell. Its folder depends on all of them, so no checkpoint of other ones is found."""
-    key = f"{stream_seed(repr(SETTINGS), options.model, options.data):x}"
+    key = f"{stream_seed(repr(matrix.SETTINGS), options.model, options.data):x}"
     return CompareConfig(
         output_dir=str(options.work / key / cell.training / f"{cell.learning_rate:g}"),
         data=options.data,
@@ -71,7 +69,7 @@ def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
         learning_rate=cell.learning_rate,
         lora=cell.training == "lora",
         jobs=options.jobs,
-        **SETTINGS,
+        **matrix.SETTINGS,
     )
 
 
@@ -98,40 +96,6 @@ def with_bos(options: argparse.Namespace) -> str:
                 raise
             shutil.rmtree(partial)
     return str(folder)
-
-
-def cell_of(record: Record) -> Cell:
-    return Cell(**record["cell"])
-
-
-def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:
-    """Return the score of each finished cell: the mean over the tasks of `contains`."""
-    return {
-        cell_of(record): mean(task["contains"] for task in record["run"]["tasks"].values())
-        for record in records.values()
-        if "run" in record
-    }
-
-
-def read_cells(file: Path) -> list[Record]:
-    """Return the records of a file; there are none if it does not exist."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def joined(records: Iterable[Record]) -> list[Record]:
-    """Return one record per cell and settings: the last one, but a failure replaces no finished cell."""
-    kept: dict[tuple[str, str], Record] = {}
-    for record in records:
-        key = cell_of(record).name, json.dumps(record["settings"], sort_keys=True)
-        if "run" in record or "run" not in kept.get(key, {}):
-            kept[key] = record
-    return [kept[key] for key in sorted(kept)]
-
-
-def by_name(records: Iterable[Record]) -> dict[str, Record]:
-    """Return the records that were made with `SETTINGS` by the names of their cells."""
-    return {cell_of(record).name: record for record in joined(records) if record["settings"] == SETTINGS}
 
 
 def known_cells(output: Path) -> dict[str, Record]:
@@ -165,19 +129,8 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
         finished = before_fine_tuning(config) if cell == BEFORE else run(config, cell.system, cell.seed, [callback])[0]
     except Exception:
         raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
-    result = to_json(finished.run)
-    for scores in result["tasks"].values():
-        scores.pop("entities", None)  # half of the record; the answers tell them, too
-    machine = environment.describe()
-    record = {
-        "cell": dataclasses.asdict(cell),
-        "settings": {name: getattr(config, name) for name in SETTINGS},
-        "environment": {name: machine[name] for name in ("torch", "transformers", "cpu", "kernels", "cuda")},
-        "jobs": config.jobs,
-        "seconds": round(time.perf_counter() - started, 1),
-        "data": data,
-        "run": result,
-    }
+    seconds = time.perf_counter() - started
+    record = {"cell": dataclasses.asdict(cell), **finished_record(config, data, finished.run, seconds)}
     lines = [json.dumps({"cell": cell.name, **answer}, ensure_ascii=False) + "\n" for answer in finished.predictions]
     with locked(output):
         answers = output / PREDICTIONS
@@ -227,7 +180,9 @@ def run_cells(options: argparse.Namespace) -> list[str]:
         errors = run_all(work, calls, steps=left, jobs=options.jobs, label=label)
         failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
         failures |= failed
-        records = [{"cell": dataclasses.asdict(cell), "settings": SETTINGS, "error": failed[cell]} for cell in failed]
+        records = [
+            {"cell": dataclasses.asdict(cell), "settings": matrix.SETTINGS, "error": failed[cell]} for cell in failed
+        ]
         add_cells(output, records)
         longest = max(longest, time.monotonic() - started)
         if options.next:
@@ -256,7 +211,9 @@ def prepared(config: CompareConfig) -> tuple[Record, int]:
         The description of the data, with the ceilings and the number of training tokens; and the number of optimizer
         steps of a cell.
     """
-    config = dataclasses.replace(config, systems=list(dict.fromkeys(name for part in MATRIX for name in part.systems)))
+    config = dataclasses.replace(
+        config, systems=list(dict.fromkeys(name for part in matrix.MATRIX for name in part.systems))
+    )
     everything = load_facts(config.data)
     facts = select_facts(config, everything)
     check_facts(config, facts)
@@ -295,74 +252,6 @@ def listing(patterns: str | None, output: Path) -> str:
         f"at {each / 60:.0f} minutes each; the learning rate of {unchosen} systems is not chosen yet"
     )
     return "\n".join(lines)
-
-
-def markdown(records: Mapping[str, Record]) -> str:
-    """Return the report on the records: scores of the final cells, the choice of the learning rates, and all cells."""
-    scores = scores_of(records)
-    runs = [run_from_json(records[BEFORE.name]["run"])] if BEFORE in scores else []
-    for row in rows(scores):
-        label = row.name if row.chosen else f"{row.name} (rate not chosen)"
-        final = [records[cell.name]["run"] for cell in row.final if cell in scores]
-        runs += [dataclasses.replace(run_from_json(result), label=label) for result in final]
-    failures = [
-        Failure(name, cell_of(record).seed, record["error"]) for name, record in records.items() if "error" in record
-    ]
-    data = next((data_from_json(record["data"]) for record in records.values() if "data" in record), None)
-    results = Results(tuple(runs), data=data, failures=tuple(failures))
-    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
-    introduction = (
-        "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al.: `python benchmarks/real_llama.py --model "
-        f"MODEL --data DIR --next` for each cell, or `--all --jobs N`. Settings: {settings}.{cost(records)}\n"
-    )
-    tables = [*grid_tables(scores), cells_table(records)]
-    if not runs:
-        return "\n".join([introduction, *(table.markdown() for table in tables)])
-    scored = [*score_tables(results), *gap_tables(results), *likelihood_tables(results), *fluency_tables(results)]
-    return "\n".join([introduction, heading(results) + "\n", *(table.markdown() for table in (*scored, *tables))])
-
-
-def cost(records: Mapping[str, Record]) -> str:
-    """Return a sentence on what a cell of full fine-tuning costs on any machine; empty if there is none yet."""
-    for record in records.values():
-        if "run" in record and record["cell"]["training"] == "full":
-            tokens = record["data"]["tokens"] * SETTINGS["epochs"]
-            flops = 6 * tokens * record["run"]["parameters"]
-            return (
-                f" The texts of a cell have {tokens:,} tokens in all epochs, before an objective changes them: "
-                f"{flops:.1e} FLOPs, at 6 per parameter and token."
-            )
-    return ""
-
-
-def grid_tables(scores: Mapping[Cell, float]) -> list[Table]:
-    """Return the tables of the learning rates, one for each part of the matrix that has a choice."""
-    tables = []
-    for part in (part for part in MATRIX if len(part.learning_rates) > 1):
-        body = []
-        for row in (row for row in rows(scores) if row.part == part):
-            means = [row.score(rate) for rate in part.learning_rates]
-            cells = ["-" if score is None else f"{score:.3f}" for score in means]
-            body.append([row.system, *cells, f"{row.chosen:g}" if row.chosen else "-"])
-        columns = ["system", *(f"{rate:g}" for rate in part.learning_rates), "chosen"]
-        note = "`contains`, mean over the four tasks and the seeds 0 and 1, by peak learning rate"
-        tables.append(Table(f"learning rate, {part.training}", columns, body, note))
-    return tables
-
-
-def cells_table(records: Mapping[str, Record]) -> Table:
-    """Return the table of all finished cells, with the machine and the cost of each."""
-    finished = {name: record for name, record in sorted(records.items()) if "run" in record}
-    tasks = next((list(record["run"]["tasks"]) for record in finished.values()), [])
-    body = []
-    for name, record in finished.items():
-        result = record["run"]
-        device = record["environment"]["cpu"] if result["device"] == "cpu" else result["device"]
-        scores = [f"{result['tasks'][task]['contains']:.2f}" for task in tasks]
-        seconds = [f"{result.get('train_seconds', 0):.0f}", f"{record['seconds']:.0f}"]
-        body.append([name, *scores, device, str(record["jobs"]), *seconds])
-    columns = ["cell", *tasks, "device", "cells at once", "seconds of training", "seconds in all"]
-    return Table("cells", columns, body, "`contains`")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,9 +26,9 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import real_llama
-from real_llama_matrix import SETTINGS, STAND_IN, Cell
+from real_llama_cells.matrix import STAND_IN, Cell
+from real_llama_cells.records import finished_record, read_cells
 
-from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.run import run, run_folder
 from bico_ext.comparison.training_data import select_facts
@@ -39,7 +39,6 @@ from bico_ext.models.attach import attach
 from bico_ext.probing.heads import heads_by_distance
 from bico_ext.probing.partial_flip import PartialFlip, head_tables
 from bico_ext.probing.texts import sequences_by_length
-from bico_ext.reports.records import to_json
 
 FLIPS = {  # the tables of `head_tables`
     f"{heads.replace(' ', '-')}-{percent}": f"heads: {heads}, {percent} %"
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.jobs = 1
     cell = Cell("full", options.system, options.learning_rate, options.seed)
     key = {"flip": options.flip, "cell": dataclasses.asdict(cell)}
-    finished = real_llama.read_cells(options.output)
+    finished = read_cells(options.output)
     if any(key.items() <= record.items() for record in finished):
         parser.error(f"{options.output} already has {cell.name} with the flip in {options.flip}")
     config = real_llama.config_of(cell, options)
@@ -98,20 +97,12 @@ def main(arguments: list[str] | None = None) -> None:
     data, _ = real_llama.prepared(config)
     callback = FlipDuringTraining(PartialFlip(flipped_heads(config, options.flip)))
     started = time.perf_counter()
-    result = to_json(run(config, cell.system, cell.seed, [callback])[0].run)
-    machine = environment.describe()
-    record = {
-        **key,
-        "settings": {name: getattr(config, name) for name in SETTINGS},
-        "environment": {name: machine[name] for name in ("torch", "transformers", "cpu", "kernels", "cuda")},
-        "seconds": round(time.perf_counter() - started, 1),
-        "data": data,
-        "run": result,
-    }
+    result = run(config, cell.system, cell.seed, [callback])[0].run
+    record = {**key, **finished_record(config, data, result, time.perf_counter() - started)}
     write_json_lines(options.output, [*finished, record])
     shutil.rmtree(run_folder(config, cell.system, cell.seed), ignore_errors=True)
-    for task, scores in result["tasks"].items():
-        print(f"{task}: contains {scores['contains']:.2f}, exact match {scores['exact_match']:.2f}")
+    for task, scores in result.tasks.items():
+        print(f"{task}: contains {scores.contains:.2f}, exact match {scores.exact_match:.2f}")
 
 
 if __name__ == "__main__":

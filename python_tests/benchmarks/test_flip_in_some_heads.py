@@ -4,16 +4,16 @@ import json
 
 import flip_in_some_heads
 import pytest
-import real_llama
 import torch
+from real_llama_cells import matrix
 
 from bico_ext.probing.partial_flip import PartialFlip
 
 
 def test_the_named_heads_flip_during_training_alone(files, tmp_path, monkeypatch, capsys):
     epochs = 2
-    short = {**real_llama.SETTINGS, "epochs": epochs, "batch_size": 512, "max_new_tokens": 2, "curve_points": 0}
-    monkeypatch.setattr(real_llama, "SETTINGS", short)
+    short = {**matrix.SETTINGS, "epochs": epochs, "batch_size": 512, "max_new_tokens": 2, "curve_points": 0}
+    monkeypatch.setattr(matrix, "SETTINGS", short)
     monkeypatch.setattr(flip_in_some_heads, "LENGTH", 32)
     looks_back = {"mass": {"causal: past": [[[0.1, 0.9], [0.7, 0.0]]]}}  # at 1 and 2 places; the second head does
     monkeypatch.setattr(flip_in_some_heads, "heads_by_distance", lambda model, sequences, progress: looks_back)

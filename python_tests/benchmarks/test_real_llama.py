@@ -8,9 +8,10 @@ from statistics import mean
 
 import pytest
 import real_llama
-import real_llama_matrix
 import torch
-from real_llama_matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
+from real_llama_cells import matrix
+from real_llama_cells.matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
+from real_llama_cells.records import cell_of
 
 from bico_ext.comparison import resume
 from bico_ext.comparison.run import Finished
@@ -24,12 +25,11 @@ TASKS = ("N2D", "D2N", "N2D-reverse", "D2N-reverse")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    matrix = (
+    parts = (
         Part("full", ("ntp", "bico"), (1e-4, 3e-4)),
         Part("lora", ("ntp",), (1e-3,), "LoRA"),  # has no choice
     )
-    for module in (real_llama, real_llama_matrix):
-        monkeypatch.setattr(module, "MATRIX", matrix)
+    monkeypatch.setattr(matrix, "MATRIX", parts)
     monkeypatch.setattr(real_llama, "RESULTS", tmp_path / "committed")
 
 
@@ -141,8 +141,8 @@ def test_the_rate_is_that_of_the_best_mean_over_the_grid_seeds_and_the_lowest_of
 
 
 def test_a_further_row_of_a_system_shares_the_cells_that_both_have(monkeypatch):
-    matrix = (Part("full", ("ntp",), (1e-4, 3e-4)), Part("full", ("ntp",), (3e-4,), "high rate"))
-    monkeypatch.setattr(real_llama_matrix, "MATRIX", matrix)
+    parts = (Part("full", ("ntp",), (1e-4, 3e-4)), Part("full", ("ntp",), (3e-4,), "high rate"))
+    monkeypatch.setattr(matrix, "MATRIX", parts)
     scores = {cell: score(cell) for cell in missing({}, lambda cell: cell.seed < 2)}
     assert [row.name for row in rows(scores)] == ["ntp", "ntp, high rate"]
     assert [cell.name for cell in missing(scores, lambda cell: cell.training == "full")] == [
@@ -170,7 +170,7 @@ def test_all_cells_in_order_and_each_once(files, tmp_path, ran):
     assert sorted(done) == sorted(expected)
     assert done[:6] == [*expected[:5], expected[8]], "the final cells wait for the grid"
     assert [record["cell"] for record in lines(tmp_path)] == [
-        record["cell"] for record in sorted(lines(tmp_path), key=lambda record: real_llama.cell_of(record).name)
+        record["cell"] for record in sorted(lines(tmp_path), key=lambda record: cell_of(record).name)
     ]
     with gzip.open(tmp_path / "out" / "predictions.jsonl.gz", "rt") as file:
         assert sorted(json.loads(line)["cell"] for line in file) == sorted(expected)
@@ -199,9 +199,9 @@ def test_next_runs_one_cell_and_committed_cells_count_as_done(files, tmp_path, r
     real_llama.main(["--output", str(real_llama.RESULTS), "--work", str(tmp_path), *files, "--next"])
     real_llama.main([*options(tmp_path, *files), "--next"])
     assert ran == [[first], [second]]
-    assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [second]
+    assert [cell_of(record).name for record in lines(tmp_path)] == [second]
     real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
-    assert [real_llama.cell_of(record).name for record in lines(tmp_path)] == [second, first]
+    assert [cell_of(record).name for record in lines(tmp_path)] == [second, first]
 
 
 def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monkeypatch, ran, capsys):
@@ -255,9 +255,9 @@ def test_a_call_that_finds_nothing_to_run_says_so(files, tmp_path, ran, capsys):
 
 
 def test_cells_of_other_settings_do_not_count(files, tmp_path, ran, monkeypatch):
-    monkeypatch.setattr(real_llama, "SETTINGS", {**SETTINGS, "epochs": 1})
+    monkeypatch.setattr(matrix, "SETTINGS", {**SETTINGS, "epochs": 1})
     real_llama.main([*options(tmp_path, *files), "--next"])
-    monkeypatch.setattr(real_llama, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(matrix, "SETTINGS", SETTINGS)
     real_llama.main([*options(tmp_path, *files), "--next"])
     assert ran[0] == ran[1]
     assert sorted(record["settings"]["epochs"] for record in lines(tmp_path)) == [1, SETTINGS["epochs"]]
@@ -294,11 +294,11 @@ def test_usage(arguments, message, capsys):
 
 def test_a_cell_is_trained_in_a_process_of_its_own(files, tmp_path, monkeypatch):
     short = {**SETTINGS, "epochs": 1, "batch_size": 64, "max_new_tokens": 2, "curve_points": 0, "bf16": False}
-    monkeypatch.setattr(real_llama, "SETTINGS", short)
+    monkeypatch.setattr(matrix, "SETTINGS", short)
     real_llama.main([*options(tmp_path, *files), "--next", "--cells", "full/bico/*"])
-    monkeypatch.setattr(real_llama, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(matrix, "SETTINGS", SETTINGS)
     (record,) = lines(tmp_path)
-    assert real_llama.cell_of(record) == Cell("full", "bico", 1e-4, 0)
+    assert cell_of(record) == Cell("full", "bico", 1e-4, 0)
     assert record["settings"] == short
     assert set(record["run"]["tasks"]) == set(TASKS)
     assert record["run"]["objective"] == "bico"

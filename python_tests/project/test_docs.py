@@ -12,13 +12,13 @@ from statistics import mean, stdev
 
 import matplotlib
 import pytest
-import real_llama
-import real_llama_matrix
 import torch
 import yaml
 from matplotlib.image import imread
 from paths import ROOT
 from PIL import Image
+from real_llama_cells import matrix
+from real_llama_cells.records import by_name, cell_of, scores_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import bico_ext
@@ -128,8 +128,8 @@ def test_the_readme_table_is_that_of_the_cells():
     assert tasks == list(bico_ext.load_facts("synthetic").tasks)
     assert shown.pop("(ceiling)") == [f"{records[0]['data']['tasks'][task]['reachable']:.2f}" for task in tasks]
     assert list(shown) == ["ntp", "bico", "infill", "infill-causal", "permute"]
-    scores = real_llama.scores_of(real_llama.by_name(records))
-    chosen = {row.name: row.chosen for row in real_llama_matrix.rows(scores)}
+    scores = scores_of(by_name(records))
+    chosen = {row.name: row.chosen for row in matrix.rows(scores)}
     for system, cells in shown.items():
         names = [f"full/{system}/{chosen[system]:g}/seed{seed}" for seed in (2, 3, 4)]
         runs = [record["run"]["tasks"] for name in names for record in records if name_of(record) == name]
@@ -139,7 +139,7 @@ def test_the_readme_table_is_that_of_the_cells():
 
 
 def name_of(record: dict) -> str:
-    return real_llama.cell_of(record).name
+    return cell_of(record).name
 
 
 def rows(text: str) -> dict[str, list[str]]:

@@ -1,0 +1,72 @@
+"""The records of runs on the real Llama: what a line of `cells.jsonl` holds, and which of several lines counts."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bico_ext import environment
+from bico_ext.comparison.config import CompareConfig
+from bico_ext.reports.records import Run, to_json
+from real_llama_cells import matrix
+from real_llama_cells.matrix import Cell
+
+Record = dict[str, Any]  # it has "run" if the cell is finished, and "error" if it failed
+
+
+def finished_record(config: CompareConfig, data: Record, run: Run, seconds: float) -> Record:
+    """Return what is kept of a finished run, besides its cell.
+
+    Args:
+        config: the settings of the run.
+        data: the description of the facts.
+        run: the result.
+        seconds: wall time of all that the run did.
+    """
+    result = to_json(run)
+    for scores in result["tasks"].values():
+        scores.pop("entities", None)  # half of the record; the answers tell them, too
+    machine = environment.describe()
+    return {
+        "settings": {name: getattr(config, name) for name in matrix.SETTINGS},
+        "environment": {name: machine[name] for name in ("torch", "transformers", "cpu", "kernels", "cuda")},
+        "jobs": config.jobs,
+        "seconds": round(seconds, 1),
+        "data": data,
+        "run": result,
+    }
+
+
+def cell_of(record: Record) -> Cell:
+    return Cell(**record["cell"])
+
+
+def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:
+    """Return the score of each finished cell: the mean over the tasks of `contains`."""
+    return {
+        cell_of(record): mean(task["contains"] for task in record["run"]["tasks"].values())
+        for record in records.values()
+        if "run" in record
+    }
+
+
+def read_cells(file: Path) -> list[Record]:
+    """Return the records of a file; there are none if it does not exist."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def joined(records: Iterable[Record]) -> list[Record]:
+    """Return one record per cell and settings: the last one, but a failure replaces no finished cell."""
+    kept: dict[tuple[str, str], Record] = {}
+    for record in records:
+        key = cell_of(record).name, json.dumps(record["settings"], sort_keys=True)
+        if "run" in record or "run" not in kept.get(key, {}):
+            kept[key] = record
+    return [kept[key] for key in sorted(kept)]
+
+
+def by_name(records: Iterable[Record]) -> dict[str, Record]:
+    """Return the records that were made with `SETTINGS` by the names of their cells."""
+    return {cell_of(record).name: record for record in joined(records) if record["settings"] == matrix.SETTINGS}
