@@ -30,7 +30,16 @@ from typing import cast
 
 from real_llama_cells import matrix
 from real_llama_cells.matrix import BEFORE, Cell, missing, rows
-from real_llama_cells.records import Record, by_name, cell_of, finished_record, joined, read_cells, scores_of
+from real_llama_cells.records import (
+    Record,
+    by_name,
+    cell_of,
+    cell_to_json,
+    finished_record,
+    joined,
+    read_cells,
+    scores_of,
+)
 from real_llama_cells.tables import markdown
 from tokenizers.processors import TemplateProcessing
 from transformers import TrainerCallback
@@ -61,13 +70,14 @@ def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
     """Return the settings of a cell. Its folder depends on all of them, so no checkpoint of other ones is found."""
     key = f"{stream_seed(repr(matrix.SETTINGS), options.model, options.data):x}"
     return CompareConfig(
-        output_dir=str(options.work / key / cell.training / f"{cell.learning_rate:g}"),
+        output_dir=str(options.work / key / Path(cell.name).parent),
         data=options.data,
         model=with_bos(options),
         systems=["ntp" if cell == BEFORE else cell.system],  # ntp is not trained
         seeds=[cell.seed],
         learning_rate=cell.learning_rate,
         lora=cell.training == "lora",
+        mixing_probability=cell.mixing,
         jobs=options.jobs,
         **matrix.SETTINGS,
     )
@@ -130,7 +140,7 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
     except Exception:
         raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
     seconds = time.perf_counter() - started
-    record = {"cell": dataclasses.asdict(cell), **finished_record(config, data, finished.run, seconds)}
+    record = {"cell": cell_to_json(cell), **finished_record(config, data, finished.run, seconds)}
     lines = [json.dumps({"cell": cell.name, **answer}, ensure_ascii=False) + "\n" for answer in finished.predictions]
     with locked(output):
         answers = output / PREDICTIONS
@@ -180,9 +190,7 @@ def run_cells(options: argparse.Namespace) -> list[str]:
         errors = run_all(work, calls, steps=left, jobs=options.jobs, label=label)
         failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
         failures |= failed
-        records = [
-            {"cell": dataclasses.asdict(cell), "settings": matrix.SETTINGS, "error": failed[cell]} for cell in failed
-        ]
+        records = [{"cell": cell_to_json(cell), "settings": matrix.SETTINGS, "error": failed[cell]} for cell in failed]
         add_cells(output, records)
         longest = max(longest, time.monotonic() - started)
         if options.next:

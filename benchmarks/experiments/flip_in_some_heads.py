@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import real_llama
 from real_llama_cells.matrix import STAND_IN, Cell
-from real_llama_cells.records import finished_record, read_cells
+from real_llama_cells.records import cell_to_json, finished_record, read_cells
 
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.comparison.run import run, run_folder
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.jobs = 1
     cell = Cell("full", options.system, options.learning_rate, options.seed)
-    key = {"flip": options.flip, "cell": dataclasses.asdict(cell)}
+    key = {"flip": options.flip, "cell": cell_to_json(cell)}
     finished = read_cells(options.output)
     if any(key.items() <= record.items() for record in finished):
         parser.error(f"{options.output} already has {cell.name} with the flip in {options.flip}")

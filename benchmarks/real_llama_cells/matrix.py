@@ -45,12 +45,15 @@ class Part:
         systems: keys of `bico_ext.comparison.systems.SYSTEMS`, in the order of their importance.
         learning_rates: the grid, or a single rate, which then needs no choice.
         label: what a table adds to the system's name to tell this part's row from those of other parts.
+        mixing: the probability that an optimizer step trains the objective instead of next-token prediction; None: that
+            of the system.
     """
 
     training: str
     systems: tuple[str, ...]
     learning_rates: tuple[float, ...]
     label: str = ""
+    mixing: float | None = None
 
 
 MATRIX = (
@@ -58,6 +61,8 @@ MATRIX = (
     # Between infill and permute: what makes the difference?
     Part("full", ("infill-end", "infill-end-causal", "infill-naive", "infill-causal"), (STAND_IN,)),
     Part("full", ("reverse-segments", "both-orders"), (1e-4, 3e-4, 6e-4)),
+    # permute trains 2/3 of the steps, the variants of infill 1/2: does that make the rest of the difference?
+    Part("full", ("infill-causal",), (STAND_IN,), "2/3 of the steps", mixing=2 / 3),
     # The rate with the best exact match in D2N-reverse and the lowest perplexity on the seeds 0 and 1.
     Part("full", ("permute",), (1e-4,), "low rate"),
     Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3), "LoRA"),
@@ -66,17 +71,19 @@ MATRIX = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the matrix."""
+    """One run of the matrix; `mixing` is that of its part."""
 
     training: str
     system: str
     learning_rate: float
     seed: int
+    mixing: float | None = None
 
     @property
     def name(self) -> str:
-        """The name of the cell, as in "full/bico/0.0003/seed2"."""
-        return f"{self.training}/{self.system}/{self.learning_rate:g}/seed{self.seed}"
+        """The name of the cell, as in "full/bico/0.0003/seed2" or "full/bico/0.0003/mixing0.667/seed2"."""
+        mixing = [] if self.mixing is None else [f"mixing{self.mixing:.3g}"]
+        return "/".join([self.training, self.system, f"{self.learning_rate:g}", *mixing, f"seed{self.seed}"])
 
 
 BEFORE = Cell("none", "before", 0.0, 0)  # the model as it is
@@ -109,7 +116,7 @@ class Row:
         return [self.cell(rate, seed) for rate in self.part.learning_rates for seed in GRID_SEEDS]
 
     def cell(self, learning_rate: float, seed: int) -> Cell:
-        return Cell(self.part.training, self.system, learning_rate, seed)
+        return Cell(self.part.training, self.system, learning_rate, seed, self.part.mixing)
 
     def score(self, learning_rate: float) -> float | None:
         """Return the mean score of a learning rate's grid cells, or None if one is missing."""

@@ -1,5 +1,6 @@
 """The records of runs on the real Llama: what a line of `cells.jsonl` holds, and which of several lines counts."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,6 +41,11 @@ def finished_record(config: CompareConfig, data: Record, run: Run, seconds: floa
 
 def cell_of(record: Record) -> Cell:
     return Cell(**record["cell"])
+
+
+def cell_to_json(cell: Cell) -> Record:
+    """Return what a record says of its cell; the first cells were recorded before a cell could set its mixing."""
+    return {name: value for name, value in dataclasses.asdict(cell).items() if value is not None}
 
 
 def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:

@@ -150,6 +150,28 @@ def test_a_further_row_of_a_system_shares_the_cells_that_both_have(monkeypatch):
     ]
 
 
+def test_a_cell_of_a_part_with_its_own_mixing_trains_with_it(files, tmp_path, ran, monkeypatch):
+    parts = Part("full", ("bico",), (1e-4,)), Part("full", ("bico",), (1e-4,), "2/3 of the steps", mixing=2 / 3)
+    monkeypatch.setattr(matrix, "MATRIX", parts)
+    folders = {}
+
+    def run(config, name, seed, callbacks):
+        folders[config.output_dir, seed] = config.mixing_probability
+        return made_up(config, name, seed, callbacks)
+
+    monkeypatch.setattr(real_llama, "run", run)
+    real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "9", "--cells", "full/*"])
+    rest = [f"full/bico/0.0001/{name}" for name in ("seed2", "seed3", "seed4")]
+    mixed = [f"full/bico/0.0001/mixing0.667/{name}" for name in ("seed2", "seed3", "seed4")]
+    assert ran == [[*rest, *mixed]]
+    assert sorted(folders.values(), key=str) == [2 / 3] * 3 + [None] * 3
+    assert ["mixing" in record["cell"] for record in lines(tmp_path)] == [True] * 3 + [False] * 3
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| bico, 2/3 of the steps | " in table
+    assert real_llama.main([*options(tmp_path, *files), "--all"]) is None
+    assert ran[1:] == [["none/before/0/seed0"]]
+
+
 def test_a_standing_in_rate_if_the_grid_is_not_selected(files, tmp_path, ran):
     real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "9", "--cells", "full/ntp/*/seed[234]"])
     assert ran == [[f"full/ntp/{STAND_IN:g}/seed{seed}" for seed in (2, 3, 4)]]
