@@ -56,3 +56,21 @@ def test_bico_attention_is_that_of_the_definition(real_model, monkeypatch):
         expected = attached(tokens, span_ids=span_ids).logits
     assert not torch.allclose(logits, model(tokens).logits, atol=0.1)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
+
+
+def test_with_the_flip_everywhere_a_reversed_text_has_the_reversed_logits(real_model):
+    """The numbers of docs/understanding.md: positions enter a score as |m - n| only, so both directions are alike."""
+    model, tokenizer = real_model
+    tokens = torch.tensor([encode_text(tokenizer, TEXT)])
+    attached = attach(copy.deepcopy(model))
+
+    def logits(tokens: torch.Tensor, mirror: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return attached(tokens, span_ids=torch.zeros_like(tokens, dtype=torch.int32), mirror=mirror).logits
+
+    difference = {
+        mirror: (logits(tokens.flip(1), mirror).flip(1) - logits(tokens, mirror)).abs().max().item()
+        for mirror in (True, False)
+    }
+    assert difference[True] < 1e-3
+    assert difference[False] > 5
