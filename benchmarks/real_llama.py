@@ -77,9 +77,8 @@ def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
         seeds=[cell.seed],
         learning_rate=cell.learning_rate,
         lora=cell.training == "lora",
-        mixing_probability=cell.mixing,
         jobs=options.jobs,
-        **matrix.SETTINGS,
+        **cell.settings,
     )
 
 
@@ -140,7 +139,7 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
     except Exception:
         raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
     seconds = time.perf_counter() - started
-    record = {"cell": cell_to_json(cell), **finished_record(config, data, finished.run, seconds)}
+    record = finished_record(cell, config, data, finished.run, seconds)
     lines = [json.dumps({"cell": cell.name, **answer}, ensure_ascii=False) + "\n" for answer in finished.predictions]
     with locked(output):
         answers = output / PREDICTIONS
@@ -190,7 +189,7 @@ def run_cells(options: argparse.Namespace) -> list[str]:
         errors = run_all(work, calls, steps=left, jobs=options.jobs, label=label)
         failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
         failures |= failed
-        records = [{"cell": cell_to_json(cell), "settings": matrix.SETTINGS, "error": failed[cell]} for cell in failed]
+        records = [{"cell": cell_to_json(cell), "settings": cell.settings, "error": failed[cell]} for cell in failed]
         add_cells(output, records)
         longest = max(longest, time.monotonic() - started)
         if options.next:

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     callback = FlipDuringTraining(PartialFlip(flipped_heads(config, options.flip)))
     started = time.perf_counter()
     result = run(config, cell.system, cell.seed, [callback])[0].run
-    record = {**key, **finished_record(config, data, result, time.perf_counter() - started)}
+    record = {**key, **finished_record(cell, config, data, result, time.perf_counter() - started)}
     write_json_lines(options.output, [*finished, record])
     shutil.rmtree(run_folder(config, cell.system, cell.seed), ignore_errors=True)
     for task, scores in result.tasks.items():

@@ -35,6 +35,8 @@ GRID_SEEDS = (0, 1)
 FINAL_SEEDS = (2, 3, 4)
 STAND_IN = 3e-4
 
+Changes = tuple[tuple[str, Any], ...]  # options and their values
+
 
 @dataclass(frozen=True)
 class Part:
@@ -45,15 +47,14 @@ class Part:
         systems: keys of `bico_ext.comparison.systems.SYSTEMS`, in the order of their importance.
         learning_rates: the grid, or a single rate, which then needs no choice.
         label: what a table adds to the system's name to tell this part's row from those of other parts.
-        mixing: the probability that an optimizer step trains the objective instead of next-token prediction; None: that
-            of the system.
+        changes: options of `CompareConfig` and their values, instead of those of `SETTINGS` or the defaults.
     """
 
     training: str
     systems: tuple[str, ...]
     learning_rates: tuple[float, ...]
     label: str = ""
-    mixing: float | None = None
+    changes: Changes = ()
 
 
 MATRIX = (
@@ -62,7 +63,9 @@ MATRIX = (
     Part("full", ("infill-end", "infill-end-causal", "infill-naive", "infill-causal"), (STAND_IN,)),
     Part("full", ("reverse-segments", "both-orders"), (1e-4, 3e-4, 6e-4)),
     # permute trains 2/3 of the steps, the variants of infill 1/2: does that make the rest of the difference?
-    Part("full", ("infill-causal",), (STAND_IN,), "2/3 of the steps", mixing=2 / 3),
+    Part("full", ("infill-causal",), (STAND_IN,), "2/3 of the steps", (("mixing_probability", 2 / 3),)),
+    # infill hides half of a text on average, bico 15 % of it: does that make the difference between them?
+    Part("full", ("bico",), (STAND_IN,), "uniform rate", (("mask_rate", "uniform"),)),
     # The rate with the best exact match in D2N-reverse and the lowest perplexity on the seeds 0 and 1.
     Part("full", ("permute",), (1e-4,), "low rate"),
     Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3), "LoRA"),
@@ -71,19 +74,26 @@ MATRIX = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the matrix; `mixing` is that of its part."""
+    """One run of the matrix; `changes` are those of its part."""
 
     training: str
     system: str
     learning_rate: float
     seed: int
-    mixing: float | None = None
+    changes: Changes = ()
 
     @property
     def name(self) -> str:
-        """The name of the cell, as in "full/bico/0.0003/seed2" or "full/bico/0.0003/mixing0.667/seed2"."""
-        mixing = [] if self.mixing is None else [f"mixing{self.mixing:.3g}"]
-        return "/".join([self.training, self.system, f"{self.learning_rate:g}", *mixing, f"seed{self.seed}"])
+        """The name of the cell, as in "full/bico/0.0003/seed2" or "full/bico/0.0003/mask_rate=0.3/seed2"."""
+        changes = [
+            f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in self.changes
+        ]
+        return "/".join([self.training, self.system, f"{self.learning_rate:g}", *changes, f"seed{self.seed}"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`SETTINGS` with the changes."""
+        return {**SETTINGS, **dict(self.changes)}
 
 
 BEFORE = Cell("none", "before", 0.0, 0)  # the model as it is
@@ -116,7 +126,7 @@ class Row:
         return [self.cell(rate, seed) for rate in self.part.learning_rates for seed in GRID_SEEDS]
 
     def cell(self, learning_rate: float, seed: int) -> Cell:
-        return Cell(self.part.training, self.system, learning_rate, seed, self.part.mixing)
+        return Cell(self.part.training, self.system, learning_rate, seed, self.part.changes)
 
     def score(self, learning_rate: float) -> float | None:
         """Return the mean score of a learning rate's grid cells, or None if one is missing."""

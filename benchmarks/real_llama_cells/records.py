@@ -10,16 +10,16 @@ from typing import Any
 from bico_ext import environment
 from bico_ext.comparison.config import CompareConfig
 from bico_ext.reports.records import Run, to_json
-from real_llama_cells import matrix
 from real_llama_cells.matrix import Cell
 
 Record = dict[str, Any]  # it has "run" if the cell is finished, and "error" if it failed
 
 
-def finished_record(config: CompareConfig, data: Record, run: Run, seconds: float) -> Record:
-    """Return what is kept of a finished run, besides its cell.
+def finished_record(cell: Cell, config: CompareConfig, data: Record, run: Run, seconds: float) -> Record:
+    """Return what is kept of a finished run.
 
     Args:
+        cell: the cell that was run.
         config: the settings of the run.
         data: the description of the facts.
         run: the result.
@@ -30,7 +30,8 @@ def finished_record(config: CompareConfig, data: Record, run: Run, seconds: floa
         scores.pop("entities", None)  # half of the record; the answers tell them, too
     machine = environment.describe()
     return {
-        "settings": {name: getattr(config, name) for name in matrix.SETTINGS},
+        "cell": cell_to_json(cell),
+        "settings": {name: getattr(config, name) for name in cell.settings},
         "environment": {name: machine[name] for name in ("torch", "transformers", "cpu", "kernels", "cuda")},
         "jobs": config.jobs,
         "seconds": round(seconds, 1),
@@ -40,12 +41,14 @@ def finished_record(config: CompareConfig, data: Record, run: Run, seconds: floa
 
 
 def cell_of(record: Record) -> Cell:
-    return Cell(**record["cell"])
+    cell = record["cell"]
+    return Cell(**{**cell, "changes": tuple(cell.get("changes", {}).items())})
 
 
 def cell_to_json(cell: Cell) -> Record:
-    """Return what a record says of its cell; the first cells were recorded before a cell could set its mixing."""
-    return {name: value for name, value in dataclasses.asdict(cell).items() if value is not None}
+    """Return what a record says of its cell; one without changes does not mention them."""
+    written = {**dataclasses.asdict(cell), "changes": dict(cell.changes)}
+    return {name: value for name, value in written.items() if value != {}}
 
 
 def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:
@@ -74,5 +77,6 @@ def joined(records: Iterable[Record]) -> list[Record]:
 
 
 def by_name(records: Iterable[Record]) -> dict[str, Record]:
-    """Return the records that were made with `SETTINGS` by the names of their cells."""
-    return {cell_of(record).name: record for record in joined(records) if record["settings"] == matrix.SETTINGS}
+    """Return the records that were made with today's settings, by the names of their cells."""
+    of_cells = [(cell_of(record), record) for record in joined(records)]
+    return {cell.name: record for cell, record in of_cells if record["settings"] == cell.settings}

@@ -11,7 +11,7 @@ import real_llama
 import torch
 from real_llama_cells import matrix
 from real_llama_cells.matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
-from real_llama_cells.records import cell_of
+from real_llama_cells.records import cell_of, cell_to_json
 
 from bico_ext.comparison import resume
 from bico_ext.comparison.run import Finished
@@ -150,24 +150,27 @@ def test_a_further_row_of_a_system_shares_the_cells_that_both_have(monkeypatch):
     ]
 
 
-def test_a_cell_of_a_part_with_its_own_mixing_trains_with_it(files, tmp_path, ran, monkeypatch):
-    parts = Part("full", ("bico",), (1e-4,)), Part("full", ("bico",), (1e-4,), "2/3 of the steps", mixing=2 / 3)
+def test_a_part_may_change_settings(files, tmp_path, ran, monkeypatch):
+    changes = (("mixing_probability", 2 / 3), ("mask_rate", "uniform"))
+    parts = Part("full", ("bico",), (1e-4,)), Part("full", ("bico",), (1e-4,), "other settings", changes)
     monkeypatch.setattr(matrix, "MATRIX", parts)
     folders = {}
 
     def run(config, name, seed, callbacks):
-        folders[config.output_dir, seed] = config.mixing_probability
+        folders[config.output_dir, seed] = config.mixing_probability, config.mask_rate
         return made_up(config, name, seed, callbacks)
 
     monkeypatch.setattr(real_llama, "run", run)
     real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "9", "--cells", "full/*"])
     rest = [f"full/bico/0.0001/{name}" for name in ("seed2", "seed3", "seed4")]
-    mixed = [f"full/bico/0.0001/mixing0.667/{name}" for name in ("seed2", "seed3", "seed4")]
-    assert ran == [[*rest, *mixed]]
-    assert sorted(folders.values(), key=str) == [2 / 3] * 3 + [None] * 3
-    assert ["mixing" in record["cell"] for record in lines(tmp_path)] == [True] * 3 + [False] * 3
+    changed = [
+        f"full/bico/0.0001/mixing_probability=0.667/mask_rate=uniform/{name}" for name in ("seed2", "seed3", "seed4")
+    ]
+    assert ran == [[*rest, *changed]]
+    assert sorted(folders.values(), key=str) == [(2 / 3, "uniform")] * 3 + [(None, 0.15)] * 3
+    assert [record["cell"].get("changes") for record in lines(tmp_path)] == [dict(changes)] * 3 + [None] * 3
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| bico, 2/3 of the steps | " in table
+    assert "| bico, other settings | " in table
     assert real_llama.main([*options(tmp_path, *files), "--all"]) is None
     assert ran[1:] == [["none/before/0/seed0"]]
 
@@ -243,7 +246,7 @@ def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monke
     real_llama.main([*options(tmp_path, *files), "--next", "--cells", "full/ntp/0.0001/*"])
     assert ran[-1] == [broken]
     assert [record.get("error") for record in lines(tmp_path)] == [None] * 3
-    failure = {"cell": vars(Cell("full", "ntp", 1e-4, 1)), "settings": SETTINGS, "error": "elsewhere"}
+    failure = {"cell": cell_to_json(Cell("full", "ntp", 1e-4, 1)), "settings": SETTINGS, "error": "elsewhere"}
     real_llama.add_cells(tmp_path / "out", [failure])
     assert [record.get("error") for record in lines(tmp_path)] == [None] * 3, "the finished cell stays"
 
