@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
@@ -164,7 +164,8 @@ def run_cells(options: argparse.Namespace) -> list[str]:
     failures: dict[Cell, str] = {}
     tried = set[Cell]()  # each is started once, whatever comes of it
     data: Record = {}
-    steps, longest = 0, 0.0
+    steps = 0
+    longest = options.jobs * seconds_of_a_cell(known_cells(output))
 
     def waiting() -> list[Cell]:
         known = known_cells(output)
@@ -242,6 +243,13 @@ def matches(cell: Cell, patterns: str | None) -> bool:
     return patterns is None or any(fnmatch.fnmatch(cell.name, pattern) for pattern in patterns.split(","))
 
 
+def seconds_of_a_cell(records: Mapping[str, Record]) -> float:
+    """Return the mean of the finished cells' seconds, each run alone, on such a device as this one; 0 without any."""
+    trained = [record for name, record in records.items() if "run" in record and name != BEFORE.name]
+    here = [record for record in trained if (record["run"]["device"] == "cpu") != trains_on_gpu()]
+    return mean(record["seconds"] / record["jobs"] for record in here) if here else 0.0
+
+
 def listing(patterns: str | None, output: Path) -> str:
     """Return one line per cell that is done, failed or can be run now, and an estimate of the time that is left."""
     records = known_cells(output)
@@ -250,10 +258,7 @@ def listing(patterns: str | None, output: Path) -> str:
     lines = [f"{'done' if 'run' in records[name] else 'failed':<8}{name}" for name in sorted(records)]
     lines += [f"missing {cell.name}" for cell in waiting]
     unchosen = sum(row.chosen is None for row in rows(scores))
-    here = [records[cell.name] for cell in scores if cell != BEFORE]
-    here = [record for record in here if (record["run"]["device"] == "cpu") != trains_on_gpu()]
-    seconds = [record["seconds"] / record["jobs"] for record in here]
-    each = mean(seconds) if seconds else SECONDS
+    each = seconds_of_a_cell(records) or SECONDS
     lines.append(
         f"{len(scores)} done; {len(waiting)} can be run now, in {len(waiting) * each / 3600:.1f} hours one at a time, "
         f"at {each / 60:.0f} minutes each; the learning rate of {unchosen} systems is not chosen yet"

@@ -291,9 +291,17 @@ def test_cells_of_other_settings_do_not_count(files, tmp_path, ran, monkeypatch)
 def test_the_budget_is_for_cells_that_are_likely_to_end_within_it(files, tmp_path, ran, monkeypatch):
     clock = iter(range(0, 1000, 40))  # seconds at each look: the deadline, then before and after each call
     monkeypatch.setattr(real_llama.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(real_llama, "trains_on_gpu", lambda: False)  # as the cells of this test
     real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "1", "--budget", "200"])
     # It starts at 40 and 120 and would end at 160 and 240 if a cell takes 40 seconds.
     assert len(ran) == 2
+    slow = "".join(json.dumps({**record, "seconds": 100}) + "\n" for record in lines(tmp_path))
+    (tmp_path / "out" / "cells.jsonl").write_text(slow)
+    ran.clear()
+    for budget, calls in ("130", 0), ("150", 1):  # a cell is known to take 100 seconds, and the first look is at 40
+        clock = iter(range(0, 1000, 40))
+        real_llama.main([*options(tmp_path, *files), "--all", "--budget", budget])
+        assert len(ran) == calls
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(files, tmp_path, ran):
