@@ -138,6 +138,25 @@ def test_the_readme_table_is_that_of_the_cells():
         assert cells == [f"{mean(value):.2f} ± {stdev(value):.2f}" for value in values]
 
 
+def test_what_the_flip_costs_the_real_llama_is_that_of_the_cells():
+    lines = (ROOT / "docs" / "results" / "real_llama" / "cells.jsonl").read_text().splitlines()
+    runs = {name_of(record): record["run"] for record in map(json.loads, lines) if "run" in record}
+    page = (ROOT / "docs" / "understanding.md").read_text()
+    shown = rows(re.search(r"\| setting \| seeds .*?\n\n", page, re.DOTALL)[0])
+
+    def values(system: str, rate: float, seed: int) -> list[float]:
+        run = runs[f"full/{system}/{rate:g}/seed{seed}"]
+        losses = {entry["step"]: entry[f"loss_{system}"] for entry in run["losses"]}
+        reverse = [run["tasks"][task]["contains"] for task in ("N2D-reverse", "D2N-reverse")]
+        return [losses[25], losses[50], losses[75], losses[100], losses[max(losses)], *reverse]
+
+    for rate, label in (1e-4, "rate 1e-4"), (3e-4, "rate 3e-4"), (6e-4, "rate 6e-4"):
+        pairs = [(values("bico", rate, seed), values("naive", rate, seed)) for seed in (0, 1)]
+        differences = [[flip - plain for flip, plain in zip(*pair, strict=True)] for pair in pairs]
+        expected = [f"{mean(each):+.2f} ± {stdev(each):.2f}" for each in zip(*differences, strict=True)]
+        assert [cells[1:] for name, cells in shown.items() if name.endswith(label)] == [expected]
+
+
 def name_of(record: dict) -> str:
     return cell_of(record).name
 
