@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import cast
 
 from real_llama_cells import matrix
@@ -34,7 +34,7 @@ from real_llama_cells.records import (
     Record,
     by_name,
     cell_of,
-    cell_to_json,
+    failed_record,
     finished_record,
     joined,
     read_cells,
@@ -68,7 +68,7 @@ SECONDS = 1900.0  # the duration of a cell on one core, for the first estimate
 
 def config_of(cell: Cell, options: argparse.Namespace) -> CompareConfig:
     """Return the settings of a cell. Its folder depends on all of them, so no checkpoint of other ones is found."""
-    key = f"{stream_seed(repr(matrix.SETTINGS), options.model, options.data):x}"
+    key = f"{stream_seed(repr(cell.settings), options.model, options.data):x}"
     return CompareConfig(
         output_dir=str(options.work / key / Path(cell.name).parent),
         data=options.data,
@@ -165,7 +165,8 @@ def run_cells(options: argparse.Namespace) -> list[str]:
     tried = set[Cell]()  # each is started once, whatever comes of it
     data: Record = {}
     steps = 0
-    longest = options.jobs * seconds_of_a_cell(known_cells(output))
+    estimate = options.jobs * seconds_of_a_cell(known_cells(output))
+    taken: list[float] = []  # seconds of each round of cells
 
     def waiting() -> list[Cell]:
         known = known_cells(output)
@@ -174,8 +175,6 @@ def run_cells(options: argparse.Namespace) -> list[str]:
 
     while cells := waiting()[: options.jobs]:
         started = time.monotonic()
-        if started + longest > deadline:
-            break
         try:
             configs = [config_of(cell, options) for cell in cells]
             if not data:
@@ -183,16 +182,20 @@ def run_cells(options: argparse.Namespace) -> list[str]:
                 check_same(known_cells(output).values(), data)
         except (OSError, RuntimeError, ValueError) as error:
             raise SystemExit(str(error)) from None
-        tried.update(cells)
         calls = [(cell, config, data, output) for cell, config in zip(cells, configs, strict=True)]
         left = [steps - steps_done(run_folder(config, cell.system, cell.seed)) for cell, config, *_ in calls]
+        expected = max(taken, default=estimate) * max(left) / steps
+        if started + expected > deadline:
+            if not tried:
+                print(f"nothing was run: --budget is {options.budget:g} s, {cells[0].name} takes {expected:.0f} s")
+            break
+        tried.update(cells)
         label = cells[0].name if len(cells) == 1 else f"{len(cells)} cells from {cells[0].name}"
         errors = run_all(work, calls, steps=left, jobs=options.jobs, label=label)
         failed = {cell: error for cell, error in zip(cells, errors, strict=True) if error is not None}
         failures |= failed
-        records = [{"cell": cell_to_json(cell), "settings": cell.settings, "error": failed[cell]} for cell in failed]
-        add_cells(output, records)
-        longest = max(longest, time.monotonic() - started)
+        add_cells(output, [failed_record(cell, error) for cell, error in failed.items()])
+        taken.append(time.monotonic() - started)
         if options.next:
             break
     if not tried and not waiting():
@@ -244,10 +247,10 @@ def matches(cell: Cell, patterns: str | None) -> bool:
 
 
 def seconds_of_a_cell(records: Mapping[str, Record]) -> float:
-    """Return the mean of the finished cells' seconds, each run alone, on such a device as this one; 0 without any."""
+    """Return the median of the finished cells' seconds, each run alone, on such a device as this one; 0 without any."""
     trained = [record for name, record in records.items() if "run" in record and name != BEFORE.name]
     here = [record for record in trained if (record["run"]["device"] == "cpu") != trains_on_gpu()]
-    return mean(record["seconds"] / record["jobs"] for record in here) if here else 0.0
+    return median(record["seconds"] / record["jobs"] for record in here) if here else 0.0
 
 
 def listing(patterns: str | None, output: Path) -> str:

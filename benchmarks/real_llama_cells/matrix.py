@@ -1,7 +1,7 @@
 """The matrix of the experiment on a real Llama: which systems, learning rates and seeds, and how a rate is chosen.
 
-A *cell* is one run: a way of training (full fine-tuning or LoRA), a system, a peak learning rate and a seed. For each
-way and system there are two sets of cells:
+A *cell* is one run: a way of training (full fine-tuning or LoRA), a system, a peak learning rate, a seed and, if its
+part of the matrix changes settings, these changes. For each way and system there are two sets of cells:
 
 * the grid: every learning rate with the seeds 0 and 1, which serve for choices only;
 * the final cells: the chosen learning rate with the seeds 2, 3 and 4, whose scores are reported.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-# Options of `bico_ext.comparison.config.CompareConfig` that all cells share.
+# Options of `bico_ext.comparison.config.CompareConfig` that cells have unless their part changes them.
 SETTINGS: dict[str, Any] = {
     "facts": "one-order",
     "epochs": 8,
@@ -34,8 +34,9 @@ SETTINGS: dict[str, Any] = {
 GRID_SEEDS = (0, 1)
 FINAL_SEEDS = (2, 3, 4)
 STAND_IN = 3e-4
+SHARED = ("facts", "epochs", "batch_size")  # they decide the data and the number of steps, which all cells share
 
-Changes = tuple[tuple[str, Any], ...]  # options and their values
+Changes = tuple[tuple[str, bool | int | float | str], ...]  # options, and values that JSON gives back unchanged
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class Part:
         systems: keys of `bico_ext.comparison.systems.SYSTEMS`, in the order of their importance.
         learning_rates: the grid, or a single rate, which then needs no choice.
         label: what a table adds to the system's name to tell this part's row from those of other parts.
-        changes: options of `CompareConfig` and their values, instead of those of `SETTINGS` or the defaults.
+        changes: options of `CompareConfig` and their values, instead of those of `SETTINGS` or the defaults; not those
+            in `SHARED`.
+
+    Raises:
+        ValueError: changes has an option that all cells share.
     """
 
     training: str
@@ -56,18 +61,22 @@ class Part:
     label: str = ""
     changes: Changes = ()
 
+    def __post_init__(self) -> None:
+        if shared := [name for name, _ in self.changes if name in SHARED]:
+            raise ValueError(f"changes must leave {', '.join(SHARED)} to SETTINGS, got {', '.join(shared)}")
+
 
 MATRIX = (
     Part("full", ("ntp", "bico", "permute", "infill", "naive"), (1e-4, 3e-4, 6e-4)),
     # Between infill and permute: what makes the difference?
     Part("full", ("infill-end", "infill-end-causal", "infill-naive", "infill-causal"), (STAND_IN,)),
     Part("full", ("reverse-segments", "both-orders"), (1e-4, 3e-4, 6e-4)),
-    # permute trains 2/3 of the steps, the variants of infill 1/2: does that make the rest of the difference?
+    # permute trains its objective in 2/3 of the steps, infill-causal in 1/2: does that make the rest of the difference?
     Part("full", ("infill-causal",), (STAND_IN,), "2/3 of the steps", (("mixing_probability", 2 / 3),)),
     # bico against naive at one rate: what does the flip do?
-    Part("full", ("naive",), (STAND_IN,), "bico's rate"),
+    Part("full", ("naive",), (STAND_IN,), "bico's learning rate"),
     # infill hides half of a text on average, bico 15 % of it: does that make the difference between them?
-    Part("full", ("bico",), (STAND_IN,), "uniform rate", (("mask_rate", "uniform"),)),
+    Part("full", ("bico",), (STAND_IN,), "uniform mask rate", (("mask_rate", "uniform"),)),
     # The rate with the best exact match in D2N-reverse and the lowest perplexity on the seeds 0 and 1.
     Part("full", ("permute",), (1e-4,), "low rate"),
     Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3), "LoRA"),
@@ -87,9 +96,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of the cell, as in "full/bico/0.0003/seed2" or "full/bico/0.0003/mask_rate=0.3/seed2"."""
-        changes = [
-            f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in self.changes
-        ]
+        changes = [f"{name}={value}" for name, value in self.changes]
         return "/".join([self.training, self.system, f"{self.learning_rate:g}", *changes, f"seed{self.seed}"])
 
     @property

@@ -1,6 +1,5 @@
 """The records of runs on the real Llama: what a line of `cells.jsonl` holds, and which of several lines counts."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,15 +39,20 @@ def finished_record(cell: Cell, config: CompareConfig, data: Record, run: Run, s
     }
 
 
+def failed_record(cell: Cell, error: str) -> Record:
+    """Return what is kept of a cell that failed."""
+    return {"cell": cell_to_json(cell), "settings": cell.settings, "error": error}
+
+
 def cell_of(record: Record) -> Cell:
     cell = record["cell"]
     return Cell(**{**cell, "changes": tuple(cell.get("changes", {}).items())})
 
 
 def cell_to_json(cell: Cell) -> Record:
-    """Return what a record says of its cell; one without changes does not mention them."""
-    written = {**dataclasses.asdict(cell), "changes": dict(cell.changes)}
-    return {name: value for name, value in written.items() if value != {}}
+    """Return what a record says of its cell; `changes` only if there are some, as in the records of the first cells."""
+    written = {name: value for name, value in vars(cell).items() if name != "changes"}
+    return {**written, "changes": dict(cell.changes)} if cell.changes else written
 
 
 def scores_of(records: Mapping[str, Record]) -> dict[Cell, float]:

@@ -24,6 +24,8 @@ def markdown(records: Mapping[str, Record]) -> str:
     data = next((data_from_json(record["data"]) for record in records.values() if "data" in record), None)
     results = Results(tuple(runs), data=data, failures=tuple(failures))
     settings = ", ".join(f"{name} {value}" for name, value in matrix.SETTINGS.items())
+    for row in rows(scores):
+        settings += "".join(f"; {row.name}: {name} {value}" for name, value in row.part.changes)
     introduction = (
         "SmolLM2-135M-Instruct, fine-tuned on the facts of Berglund et al.: `python benchmarks/real_llama.py --model "
         f"MODEL --data DIR --next` for each cell, or `--all --jobs N`. Settings: {settings}.{cost(records)}\n"
@@ -56,7 +58,7 @@ def grid_tables(scores: Mapping[Cell, float]) -> list[Table]:
         for row in (row for row in rows(scores) if row.part == part):
             means = [row.score(rate) for rate in part.learning_rates]
             cells = ["-" if score is None else f"{score:.3f}" for score in means]
-            body.append([row.system, *cells, f"{row.chosen:g}" if row.chosen else "-"])
+            body.append([row.name, *cells, f"{row.chosen:g}" if row.chosen else "-"])
         columns = ["system", *(f"{rate:g}" for rate in part.learning_rates), "chosen"]
         note = "`contains`, mean over the four tasks and the seeds 0 and 1, by peak learning rate"
         tables.append(Table(f"learning rate, {part.training}", columns, body, note))

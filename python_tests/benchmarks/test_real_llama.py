@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -164,15 +165,21 @@ def test_a_part_may_change_settings(files, tmp_path, ran, monkeypatch):
     real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "9", "--cells", "full/*"])
     rest = [f"full/bico/0.0001/{name}" for name in ("seed2", "seed3", "seed4")]
     changed = [
-        f"full/bico/0.0001/mixing_probability=0.667/mask_rate=uniform/{name}" for name in ("seed2", "seed3", "seed4")
+        f"full/bico/0.0001/mixing_probability={2 / 3}/mask_rate=uniform/{name}" for name in ("seed2", "seed3", "seed4")
     ]
     assert ran == [[*rest, *changed]]
     assert sorted(folders.values(), key=str) == [(2 / 3, "uniform")] * 3 + [(None, 0.15)] * 3
     assert [record["cell"].get("changes") for record in lines(tmp_path)] == [dict(changes)] * 3 + [None] * 3
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| bico, other settings | " in table
-    assert real_llama.main([*options(tmp_path, *files), "--all"]) is None
+    assert "; bico, other settings: mask_rate uniform" in table
+    real_llama.main([*options(tmp_path, *files), "--all"])
     assert ran[1:] == [["none/before/0/seed0"]]
+
+
+def test_a_part_may_not_change_what_all_cells_share():
+    with pytest.raises(ValueError, match="changes must leave facts, epochs, batch_size to SETTINGS, got epochs"):
+        Part("full", ("bico",), (1e-4,), "longer", (("epochs", 16),))
 
 
 def test_a_standing_in_rate_if_the_grid_is_not_selected(files, tmp_path, ran):
@@ -288,20 +295,49 @@ def test_cells_of_other_settings_do_not_count(files, tmp_path, ran, monkeypatch)
     assert sorted(record["settings"]["epochs"] for record in lines(tmp_path)) == [1, SETTINGS["epochs"]]
 
 
-def test_the_budget_is_for_cells_that_are_likely_to_end_within_it(files, tmp_path, ran, monkeypatch):
+def test_the_budget_is_for_cells_that_are_likely_to_end_within_it(files, tmp_path, ran, monkeypatch, capsys):
     clock = iter(range(0, 1000, 40))  # seconds at each look: the deadline, then before and after each call
     monkeypatch.setattr(real_llama.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(real_llama, "trains_on_gpu", lambda: False)  # as the cells of this test
     real_llama.main([*options(tmp_path, *files), "--all", "--jobs", "1", "--budget", "200"])
     # It starts at 40 and 120 and would end at 160 and 240 if a cell takes 40 seconds.
     assert len(ran) == 2
-    slow = "".join(json.dumps({**record, "seconds": 100}) + "\n" for record in lines(tmp_path))
-    (tmp_path / "out" / "cells.jsonl").write_text(slow)
+    capsys.readouterr()
     ran.clear()
-    for budget, calls in ("130", 0), ("150", 1):  # a cell is known to take 100 seconds, and the first look is at 40
+    monkeypatch.setattr(real_llama, "seconds_of_a_cell", lambda records: 100)
+    for jobs, budget, starts in (
+        ("1", "130", False),
+        ("1", "150", True),
+        ("2", "230", False),
+        ("2", "250", True),
+    ):  # at 40
         clock = iter(range(0, 1000, 40))
-        real_llama.main([*options(tmp_path, *files), "--all", "--budget", budget])
-        assert len(ran) == calls
+        real_llama.main([*options(tmp_path, *files), "--all", "--jobs", jobs, "--budget", budget])
+        assert bool(ran) == starts
+        ran.clear()
+    nothing = [line for line in capsys.readouterr().out.splitlines() if "nothing was run" in line]
+    assert [re.sub("full.*seed.", "CELL", line) for line in nothing] == [
+        "nothing was run: --budget is 130 s, CELL takes 100 s",
+        "nothing was run: --budget is 230 s, CELL takes 200 s",
+    ]
+
+
+def test_the_seconds_of_a_cell_are_those_of_trained_ones_on_such_a_device(monkeypatch):
+    def record(seconds: float, jobs: int = 1, device: str = "cpu", **more) -> dict:
+        return {"seconds": seconds, "jobs": jobs, "run": {"device": device}, **more}
+
+    records = {
+        "none/before/0/seed0": record(1),
+        "full/ntp/0.0001/seed0": record(50),
+        "full/ntp/0.0001/seed1": record(120, jobs=2),
+        "full/ntp/0.0003/seed0": record(9000),
+        "full/ntp/0.0003/seed1": record(7, device="a GPU"),
+        "full/bico/0.0003/seed1": {"error": "it broke"},
+    }
+    monkeypatch.setattr(real_llama, "trains_on_gpu", lambda: False)
+    assert real_llama.seconds_of_a_cell(records) == 60
+    monkeypatch.setattr(real_llama, "trains_on_gpu", lambda: True)
+    assert real_llama.seconds_of_a_cell(records) == 7
+    assert real_llama.seconds_of_a_cell({}) == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(files, tmp_path, ran):

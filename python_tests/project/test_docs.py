@@ -18,6 +18,7 @@ from matplotlib.image import imread
 from paths import ROOT
 from PIL import Image
 from real_llama_cells import matrix
+from real_llama_cells.matrix import Cell
 from real_llama_cells.records import by_name, cell_of, scores_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -140,12 +141,12 @@ def test_the_readme_table_is_that_of_the_cells():
 
 def test_what_the_flip_costs_the_real_llama_is_that_of_the_cells():
     lines = (ROOT / "docs" / "results" / "real_llama" / "cells.jsonl").read_text().splitlines()
-    runs = {name_of(record): record["run"] for record in map(json.loads, lines) if "run" in record}
+    records = by_name(map(json.loads, lines))
     page = (ROOT / "docs" / "understanding.md").read_text()
     shown = rows(re.search(r"\| setting \| seeds .*?\n\n", page, re.DOTALL)[0])
 
     def values(system: str, rate: float, seed: int) -> list[float]:
-        run = runs[f"full/{system}/{rate:g}/seed{seed}"]
+        run = records[Cell("full", system, rate, seed).name]["run"]
         losses = {entry["step"]: entry[f"loss_{system}"] for entry in run["losses"]}
         reverse = [run["tasks"][task]["contains"] for task in ("N2D-reverse", "D2N-reverse")]
         return [losses[25], losses[50], losses[75], losses[100], losses[max(losses)], *reverse]

@@ -59,7 +59,7 @@ def test_bico_attention_is_that_of_the_definition(real_model, monkeypatch):
 
 
 def test_with_the_flip_everywhere_a_reversed_text_has_the_reversed_logits(real_model):
-    """The numbers of docs/understanding.md: positions enter a score as |m - n| only, so both directions are alike."""
+    """Positions enter a score as |m - n| only, so both directions are alike; docs/understanding.md has the numbers."""
     model, tokenizer = real_model
     tokens = torch.tensor([encode_text(tokenizer, TEXT)])
     attached = attach(copy.deepcopy(model))
@@ -72,5 +72,5 @@ def test_with_the_flip_everywhere_a_reversed_text_has_the_reversed_logits(real_m
         mirror: (logits(tokens.flip(1), mirror).flip(1) - logits(tokens, mirror)).abs().max().item()
         for mirror in (True, False)
     }
-    assert difference[True] < 1e-3
+    assert difference[True] < 1e-5 * logits(tokens, True).abs().max()
     assert difference[False] > 5
