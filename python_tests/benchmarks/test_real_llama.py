@@ -304,12 +304,8 @@ def test_the_budget_is_for_cells_that_are_likely_to_end_within_it(files, tmp_pat
     capsys.readouterr()
     ran.clear()
     monkeypatch.setattr(real_llama, "seconds_of_a_cell", lambda records: 100)
-    for jobs, budget, starts in (
-        ("1", "130", False),
-        ("1", "150", True),
-        ("2", "230", False),
-        ("2", "250", True),
-    ):  # at 40
+    # It would start at 40 and end at 140, or at 240 with two cells at once.
+    for jobs, budget, starts in ("1", "130", False), ("1", "150", True), ("2", "230", False), ("2", "250", True):
         clock = iter(range(0, 1000, 40))
         real_llama.main([*options(tmp_path, *files), "--all", "--jobs", jobs, "--budget", budget])
         assert bool(ran) == starts

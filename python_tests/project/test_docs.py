@@ -19,7 +19,7 @@ from paths import ROOT
 from PIL import Image
 from real_llama_cells import matrix
 from real_llama_cells.matrix import Cell
-from real_llama_cells.records import by_name, cell_of, scores_of
+from real_llama_cells.records import by_name, cell_of, read_cells, scores_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import bico_ext
@@ -28,6 +28,7 @@ from bico_ext.ops import reference
 
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+CELLS = ROOT / "docs" / "results" / "real_llama" / "cells.jsonl"
 PAGES = [README, ROOT / "CONTRIBUTING.md", CHANGELOG, *DOCS, ROOT / "examples" / "README.md"]
 OF_EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -122,8 +123,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_readme_table_is_that_of_the_cells():
-    lines = (ROOT / "docs" / "results" / "real_llama" / "cells.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "run" in record]
+    records = [record for record in read_cells(CELLS) if "run" in record]
     shown = rows(README.read_text())
     tasks = shown.pop("system")
     assert tasks == list(bico_ext.load_facts("synthetic").tasks)
@@ -140,8 +140,7 @@ def test_the_readme_table_is_that_of_the_cells():
 
 
 def test_what_the_flip_costs_the_real_llama_is_that_of_the_cells():
-    lines = (ROOT / "docs" / "results" / "real_llama" / "cells.jsonl").read_text().splitlines()
-    records = by_name(map(json.loads, lines))
+    records = by_name(read_cells(CELLS))
     page = (ROOT / "docs" / "understanding.md").read_text()
     shown = rows(re.search(r"\| setting \| seeds .*?\n\n", page, re.DOTALL)[0])
 
