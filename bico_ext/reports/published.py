@@ -35,7 +35,7 @@ PUBLISHED = (
     Published(
         "GPT-3 175B, NTP",
         _BERGLUND,
-        "exact match",
+        '"exact match"; their script: starts with the target',
         {"N2D": "0.500", "D2N": "0.967", "N2D-reverse": "0.000", "D2N-reverse": "0.001"},
     ),
     Published("Llama, NTP", _BICO, _CONTAINED, {"N2D-reverse": "0"}),
@@ -45,7 +45,7 @@ PUBLISHED = (
     Published(
         "SMDM 1.1B, masked diffusion",
         "arXiv 2410.18514",
-        '"exact match"; their script: contained',
+        '"exact match"; their script: contains the target',
         {"N2D-reverse": "0.92", "D2N-reverse": "0.37"},
     ),
     Published(

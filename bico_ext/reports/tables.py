@@ -105,7 +105,7 @@ def summary_table(results: Results) -> Table:
         cells = [name]
         for task, *gap in columns:
             values = scores(members, task)
-            cells.append(_spread(values if with_spread or not values else [mean(values)]))
+            cells.append(spread(values if with_spread or not values else [mean(values)]))
             if gap:
                 cells.append(gap_of.get((task, name), NOTHING))
         rows.append(cells)
@@ -177,7 +177,7 @@ def gap_tables(results: Results) -> list[Table]:
     for row in gaps(results):
         known |= row.share_gap is not None
         numbers = (row.forward, row.reverse, row.gap, row.forward_share, row.reverse_share, row.share_gap)
-        cells = [NOTHING if values is None else _spread(values) for values in numbers]
+        cells = [NOTHING if values is None else spread(values) for values in numbers]
         cells[0] += _of(row.forward_ceiling)
         cells[1] += _of(row.reverse_ceiling)
         tables.setdefault(f"{row.task} against {row.counterpart}", []).append([row.label, *cells])
@@ -244,7 +244,7 @@ def likelihood_tables(results: Results) -> list[Table]:
         for name, members in by_label(results.runs).items():
             tests = [test for run in members if (test := _parts(run, task, "likelihood"))]
             if tests:
-                means = (_spread(_defined(tests, key)) for key in LIKELIHOODS)
+                means = (spread(_defined(tests, key)) for key in LIKELIHOODS)
                 largest = (_largest(_defined(tests, key)) for key in ("t_p", "ks_p"))
                 rows.append([name, *means, *largest])
         if rows:
@@ -314,7 +314,7 @@ def detail_tables(results: Results) -> dict[str, list[Table]]:
 
 def _spread_or_nan(values: Sequence[float | None]) -> str:
     """Return the mean and the standard deviation, or "NaN" if a run diverged."""
-    return "NaN" if None in values else _spread([value for value in values if value is not None])
+    return "NaN" if None in values else spread([value for value in values if value is not None])
 
 
 def _with_seeds(results: Results, table: Table) -> Table:
@@ -332,11 +332,11 @@ def _over_seeds(runs: Sequence[Run], task: str, metric: str) -> str:
     values = scores(runs, task, metric)
     if len(values) == 1:
         interval = next(run.tasks[task].interval(metric) for run in runs if task in run.tasks)
-        return _spread(values) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
-    return _spread(values)
+        return spread(values) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return spread(values)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Return the mean ± the standard deviation, which a single value does not have."""
     if not values:
         return NOTHING

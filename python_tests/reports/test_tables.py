@@ -163,7 +163,7 @@ def test_published_scores_are_shown_for_their_tasks_only():
         "0.967",
         "0.000",
         "0.001",
-        "exact match",
+        '"exact match"; their script: starts with the target',
         "Berglund et al., arXiv 2309.12288",
     ]
     assert cells(published)["Llama, BICO"][:4] == ["-", "-", "about 0.70", "hardly moves"]
