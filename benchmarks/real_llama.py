@@ -120,6 +120,32 @@ def add_cells(output: Path, records: Iterable[Record]) -> None:
         write_text(output / "table.md", markdown(by_name(known)))
 
 
+def add_answers(output: Path, answers: Iterable[Record]) -> None:
+    """Add answers to those of a folder."""
+    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+    with locked(output):
+        file = output / PREDICTIONS
+        earlier = file.read_bytes() if file.exists() else b""
+        with atomic_write(file) as temporary:
+            temporary.write_bytes(earlier + gzip.compress("".join(lines).encode()))  # members of one file may follow
+
+
+def read_answers(folder: Path) -> list[Record]:
+    """Return the answers of a folder; there are none if it has no file of them."""
+    if not (folder / PREDICTIONS).exists():
+        return []
+    with gzip.open(folder / PREDICTIONS, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def merge(output: Path, cells: Path) -> None:
+    """Add the cells of a file, and the answers beside it to cells that have none yet in the output folder."""
+    answered = {answer["cell"] for answer in read_answers(output)}
+    if new := [answer for answer in read_answers(cells.parent) if answer["cell"] not in answered]:
+        add_answers(output, new)
+    add_cells(output, read_cells(cells))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of the block; the lock ends with its process and leaves no file."""
@@ -140,12 +166,7 @@ def work(cell: Cell, config: CompareConfig, data: Record, output: Path, callback
         raise RuntimeError(traceback.format_exc()[-3000:]) from None  # only the message reaches the parent process
     seconds = time.perf_counter() - started
     record = finished_record(cell, config, data, finished.run, seconds)
-    lines = [json.dumps({"cell": cell.name, **answer}, ensure_ascii=False) + "\n" for answer in finished.predictions]
-    with locked(output):
-        answers = output / PREDICTIONS
-        earlier = answers.read_bytes() if answers.exists() else b""
-        with atomic_write(answers) as temporary:
-            temporary.write_bytes(earlier + gzip.compress("".join(lines).encode()))  # members of one file may follow
+    add_answers(output, [{"cell": cell.name, **answer} for answer in finished.predictions])
     add_cells(output, [record])
     shutil.rmtree(run_folder(config, cell.system, cell.seed), ignore_errors=True)
 
@@ -275,7 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
     action.add_argument("--next", action="store_true", help="run the next missing cell")
     action.add_argument("--all", action="store_true", help="run all missing cells; failures do not stop the others")
     action.add_argument("--list", action="store_true", help="say which cells are done, which are missing, how long")
-    action.add_argument("--merge", type=Path, metavar="FILE", help="add the cells of FILE to the output folder")
+    action.add_argument("--merge", type=Path, metavar="FILE", help="add the cells of FILE and its folder's answers")
     parser.add_argument("--model", help="the folder of SmolLM2-135M-Instruct as a Llama checkpoint")
     parser.add_argument("--data", help="the folder of the facts of Berglund et al.")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the cells (default: %(default)s)")
@@ -289,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.merge:
         if not options.merge.is_file():
             parser.error(f"--merge needs a cells.jsonl, got {options.merge}: no such file")
-        add_cells(make_folder(options.output), read_cells(options.merge))
+        merge(make_folder(options.output), options.merge)
     elif not (options.model and options.data):
         parser.error("--next and --all need --model and --data")
     elif options.jobs < 1 or (options.next and options.jobs > 1):

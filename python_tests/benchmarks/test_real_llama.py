@@ -232,8 +232,10 @@ def test_next_runs_one_cell_and_committed_cells_count_as_done(files, tmp_path, r
     real_llama.main([*options(tmp_path, *files), "--next"])
     assert ran == [[first], [second]]
     assert [cell_of(record).name for record in lines(tmp_path)] == [second]
-    real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
-    assert [cell_of(record).name for record in lines(tmp_path)] == [second, first]
+    for _ in range(2):  # the second time there is nothing to bring
+        real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
+        assert [cell_of(record).name for record in lines(tmp_path)] == [second, first]
+        assert [answer["cell"] for answer in real_llama.read_answers(tmp_path / "out")] == [second, first]
 
 
 def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monkeypatch, ran, capsys):
