@@ -3,9 +3,9 @@
     python benchmarks/real_llama.py --model MODEL --data DIR --next                        # the next missing cell
     python benchmarks/real_llama.py --model MODEL --data DIR --all --jobs 12 --budget 300  # many at once, on a GPU
     python benchmarks/real_llama.py --list                                                 # done and missing cells
-    python benchmarks/real_llama.py --merge FOLDER/cells.jsonl                             # cells of another machine
+    python benchmarks/real_llama.py --merge FOLDER/cells.jsonl                             # and their answers
 
-Each finished cell becomes a line of `cells.jsonl` in the output folder at once, and its answers are appended to
+Each finished cell becomes a line of `cells.jsonl` in the output folder at once, and its answers are added to
 `predictions.jsonl.gz` there. `table.md` is made from these lines alone. A killed cell goes on from its last checkpoint
 in the next call. A failed one leaves a line with its error and is tried again in the next call. Cells that
 docs/results/real_llama holds count as done, whatever the output folder is.
@@ -121,13 +121,14 @@ def add_cells(output: Path, records: Iterable[Record]) -> None:
 
 
 def add_answers(output: Path, answers: Iterable[Record]) -> None:
-    """Add answers to those of a folder."""
-    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+    """Add answers to those of a folder, in place of earlier ones of the same cells."""
+    new = list(answers)
+    cells = {answer["cell"] for answer in new}
     with locked(output):
-        file = output / PREDICTIONS
-        earlier = file.read_bytes() if file.exists() else b""
-        with atomic_write(file) as temporary:
-            temporary.write_bytes(earlier + gzip.compress("".join(lines).encode()))  # members of one file may follow
+        known = [answer for answer in read_answers(output) if answer["cell"] not in cells]
+        lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in (*known, *new)]
+        with atomic_write(output / PREDICTIONS) as temporary:
+            temporary.write_bytes(gzip.compress("".join(lines).encode()))
 
 
 def read_answers(folder: Path) -> list[Record]:
@@ -139,11 +140,11 @@ def read_answers(folder: Path) -> list[Record]:
 
 
 def merge(output: Path, cells: Path) -> None:
-    """Add the cells of a file, and the answers beside it to cells that have none yet in the output folder."""
-    answered = {answer["cell"] for answer in read_answers(output)}
-    if new := [answer for answer in read_answers(cells.parent) if answer["cell"] not in answered]:
-        add_answers(output, new)
-    add_cells(output, read_cells(cells))
+    """Add the cells of a file, and the answers beside it to those of them that are finished."""
+    records = read_cells(cells)
+    finished = {cell_of(record).name for record in records if "run" in record}
+    add_answers(output, [answer for answer in read_answers(cells.parent) if answer["cell"] in finished])
+    add_cells(output, records)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import real_llama
 import torch
 from real_llama_cells import matrix
 from real_llama_cells.matrix import SETTINGS, STAND_IN, Cell, Part, missing, rows
-from real_llama_cells.records import cell_of, cell_to_json
+from real_llama_cells.records import cell_of, cell_to_json, failed_record
 
 from bico_ext.comparison import resume
 from bico_ext.comparison.run import Finished
@@ -232,10 +232,27 @@ def test_next_runs_one_cell_and_committed_cells_count_as_done(files, tmp_path, r
     real_llama.main([*options(tmp_path, *files), "--next"])
     assert ran == [[first], [second]]
     assert [cell_of(record).name for record in lines(tmp_path)] == [second]
-    for _ in range(2):  # the second time there is nothing to bring
-        real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
-        assert [cell_of(record).name for record in lines(tmp_path)] == [second, first]
-        assert [answer["cell"] for answer in real_llama.read_answers(tmp_path / "out")] == [second, first]
+    real_llama.main([*options(tmp_path), "--merge", str(real_llama.RESULTS / "cells.jsonl")])
+    assert [cell_of(record).name for record in lines(tmp_path)] == [second, first]
+
+
+def test_merge_brings_the_answers_of_finished_cells(files, tmp_path, ran):
+    def answers() -> list[list[str]]:
+        return [[answer["cell"][-5:], answer["completion"]] for answer in real_llama.read_answers(tmp_path / "out")]
+
+    real_llama.main([*options(tmp_path, *files), "--all", "--cells", "full/ntp/0.0001/seed[01]"])
+    assert answers() == [["seed0", " Ada"], ["seed1", " Ada"]]
+    elsewhere = tmp_path / "elsewhere" / "cells.jsonl"
+    elsewhere.parent.mkdir()
+    finished, failed = Cell("full", "ntp", 1e-4, 0), Cell("full", "bico", 1e-4, 0)
+    real_llama.add_cells(elsewhere.parent, [lines(tmp_path)[0], failed_record(failed, "it broke")])
+    real_llama.main([*options(tmp_path), "--merge", str(elsewhere)])
+    assert answers() == [["seed0", " Ada"], ["seed1", " Ada"]], "no answers were brought"
+    brought = [(finished, " Bo"), (finished, " Cy"), (failed, " Dan")]
+    real_llama.add_answers(elsewhere.parent, [{"cell": cell.name, "completion": text} for cell, text in brought])
+    for _ in range(2):  # the second time changes nothing
+        real_llama.main([*options(tmp_path), "--merge", str(elsewhere)])
+        assert answers() == [["seed1", " Ada"], ["seed0", " Bo"], ["seed0", " Cy"]]
 
 
 def test_a_failure_stops_no_other_cell_and_is_tried_again(files, tmp_path, monkeypatch, ran, capsys):
