@@ -16,14 +16,15 @@ TITLE, NOTE = "contains by halves of the entities", "mean ± standard deviation 
 
 
 def table(results: Results) -> Table:
-    """Return the table: a row for each system and task, with the scores of the even and the odd entities."""
+    """Return the table: a row for each system and task whose questions name entities, two or more."""
     halves: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for run in results.runs:
         for task, scores in run.tasks.items():
             values = list(scores.entities.values())
-            rows = halves.setdefault((run.name, task), ([], []))
-            for half, row in enumerate(rows):
-                row.append(fmean(values[half::2]))
+            if len(values) > 1:
+                even, odd = halves.setdefault((run.name, task), ([], []))
+                even.append(fmean(values[::2]))
+                odd.append(fmean(values[1::2]))
     body = [[system, task, spread(even), spread(odd)] for (system, task), (even, odd) in halves.items()]
     return Table(TITLE, ["system", "task", "0, 2, 4, ...", "1, 3, 5, ..."], body, NOTE)
 

@@ -3,18 +3,17 @@
     python benchmarks/experiments/published_metrics.py --answers OUT/predictions.jsonl [--tasks D2N-reverse]
 
 Both metrics are called exact match where they were published, but both also accept answers that hold more than the
-target. The file is the one that `bico compare` or `benchmarks/real_llama.py` keeps, plain or as .gz.
+target. `bico compare` keeps its answers in `predictions.jsonl`, `benchmarks/real_llama.py` in `predictions.jsonl.gz`.
 """
 
 import argparse
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bico_ext.evaluation import metrics
 from bico_ext.reports.tables import Table, spread
 
 
@@ -30,22 +29,25 @@ def starts_with(completion: str, target: str) -> bool:
     return completion.strip().lower().startswith(target.strip().lower())
 
 
-def holds(completion: str, target: str) -> bool:
+def contains_with_full_stop(completion: str, target: str) -> bool:
     """Tell whether the answer contains the target: the metric of SMDM's evaluation script (arXiv 2410.18514).
 
     Case and surrounding white space do not count, a final full stop does.
 
     Example:
-        >>> holds(" It is The first.", " the first."), holds(" It is the first", " the first.")
+        >>> contains_with_full_stop(" The first.", " the first."), contains_with_full_stop(" The first", " the first.")
         (True, False)
     """
     return target.strip().lower() in completion.strip().lower()
 
 
-METRICS = {
-    "exact match": metrics.exact_match,
-    "starts with the target (Berglund et al.)": starts_with,
-    "contains the target (SMDM)": holds,
+METRICS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "exact match": lambda answer: answer["exact_match"],
+    "starts with it (Berglund et al.)": lambda answer: starts_with(answer["completion"], answer["target"]),
+    "contains it with its full stop (SMDM)": lambda answer: contains_with_full_stop(
+        answer["completion"], answer["target"]
+    ),
+    "contains it": lambda answer: answer["contains"],
 }
 
 
@@ -63,22 +65,20 @@ def table(answers: Iterator[dict[str, Any]], tasks: list[str]) -> Table:
         if answer["task"] in tasks:
             # a cell of the matrix also names the rate: full/permute/0.0001/seed2
             system = answer.get("cell", answer["system"]).removesuffix(f"/seed{answer['seed']}")
-            marks = [metric(answer["completion"], answer["target"]) for metric in METRICS.values()]
+            marks = [metric(answer) for metric in METRICS.values()]
             right.setdefault((system, answer["task"]), {}).setdefault(answer["seed"], []).append(marks)
     body = []
     for (system, task), seeds in right.items():
         shares = [[fmean(column) for column in zip(*marks, strict=True)] for marks in seeds.values()]
         scores = [spread(column) for column in zip(*shares, strict=True)]
         body.append([system, task, ", ".join(map(str, sorted(seeds))), *scores])
-    return Table("published metrics", ["system", "task", "seeds", *METRICS], body, "shares of the questions")
+    return Table("right answers by metric", ["system", "task", "seeds", *METRICS], body, "shares of the questions")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=Path, required=True, help="predictions.jsonl or predictions.jsonl.gz")
-    parser.add_argument(
-        "--tasks", nargs="+", default=["N2D-reverse", "D2N-reverse"], help="default: N2D-reverse D2N-reverse"
-    )
+    parser.add_argument("--tasks", nargs="+", default=["N2D-reverse", "D2N-reverse"], help="default: %(default)s")
     options = parser.parse_args(arguments)
     print(table(read_answers(options.answers), options.tasks).markdown())
 

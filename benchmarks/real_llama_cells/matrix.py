@@ -73,7 +73,7 @@ MATRIX = (
     Part("full", ("reverse-segments", "both-orders"), (1e-4, 3e-4, 6e-4)),
     # permute trains its objective in 2/3 of the steps, infill-causal in 1/2: does that make the rest of the difference?
     Part("full", ("infill-causal",), (STAND_IN,), "2/3 of the steps", (("mixing_probability", 2 / 3),)),
-    # bico against naive at the rates chosen for either: what does the flip do?
+    # bico and naive, each also at the rate chosen for the other: what does the flip do?
     Part("full", ("naive",), (STAND_IN,), "bico's learning rate"),
     Part("full", ("bico",), (6e-4,), "naive's learning rate"),
     # infill hides half of a text on average, bico 15 % of it: does that make the difference between them?

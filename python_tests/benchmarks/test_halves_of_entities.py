@@ -10,7 +10,7 @@ def test_each_half_is_every_second_entity_of_a_task(tmp_path, capsys):
     of_seed_3 = dict.fromkeys(entities, 1.0)
     scores = {"n": 10, "contains": 0.42, "exact_match": 0.0, "bleu_char": 0.0, "bleu": 0.0}
     runs = [
-        {"system": "permute", "seed": seed, "tasks": {"N2D": {**scores, "entities": shares}}}
+        {"system": "permute", "seed": seed, "tasks": {"N2D": {**scores, "entities": shares}, "no entities": scores}}
         for seed, shares in ((2, entities), (3, of_seed_3))
     ]
     (tmp_path / "results.json").write_text(json.dumps({"schema_version": 2, "runs": runs}))
