@@ -266,17 +266,28 @@ def fluency_tables(results: Results) -> list[Table]:
     if not measured:
         return []
     every = [one for members in measured.values() for one in members]
-    text = _joined({f"{one.text}, {one.tokens:,} tokens, hash {one.digest}" for one in every})
     perplexities = [[name, _spread_or_nan([one.perplexity for one in members])] for name, members in measured.items()]
+    columns = ["system", "perplexity"]
+    if len({_text(one) for one in every}) > 1:
+        columns.append("text")
+        for row, members in zip(perplexities, measured.values(), strict=True):
+            row.append(_joined({_text(one) for one in members}))
+        text = "each system's text is named; compare those with the same one"
+    else:
+        text = _text(every[0])
     prompts = {prompt: None for one in every for prompt in one.answers}
     answers = [
         [prompt, *(members[0].answers.get(prompt, NOTHING) for members in measured.values())] for prompt in prompts
     ]
     note = f"per token of English prose ({text}); comparable only between models with the same tokenizer"
     return [
-        _with_seeds(results, Table("perplexity", ["system", "perplexity"], perplexities, note)),
+        _with_seeds(results, Table("perplexity", columns, perplexities, note)),
         Table("everyday prompts", ["prompt", *measured], answers, "greedy answers, from the first run of each system"),
     ]
+
+
+def _text(fluency: Fluency) -> str:
+    return f"{fluency.text}, {fluency.tokens:,} tokens, hash {fluency.digest}"
 
 
 def loss_tables(results: Results) -> list[Table]:

@@ -265,8 +265,14 @@ def test_perplexity_and_everyday_answers_stand_beside_those_before_fine_tuning()
     assert "(prose of Python 3.11.7, 4,080 tokens, hash 0123456789abcdef)" in perplexity.note
     assert answers.columns == ["prompt", "before fine-tuning", "ntp", "bico"]
     assert cells(answers)["The sky is"] == [" blue.before fine-tuning", " blue.ntp", " blue.bico"]
+    made["runs"][1]["fluency"]["text"] = "prose of Python 3.13.0"
+    perplexity, _ = fluency_tables(typed(made))
+    old, new = (f"prose of Python {version}, 4,080 tokens, hash 0123456789abcdef" for version in ("3.11.7", "3.13.0"))
+    assert perplexity.columns == ["system", "perplexity", "text"]
+    assert [row[-1] for row in perplexity.rows] == [old, f"{old} / {new}", old]
+    assert "compare those with the same one" in perplexity.note
     made["runs"][1]["fluency"]["perplexity"] = None
-    assert cells(fluency_tables(typed(made))[0])["ntp"] == ["NaN"]
+    assert cells(fluency_tables(typed(made))[0])["ntp"] == ["NaN", f"{old} / {new}"]
     assert fluency_tables(typed(made_up.results())) == []
 
 
