@@ -150,7 +150,7 @@ def test_what_the_flip_costs_the_real_llama_is_that_of_the_cells():
         reverse = [run["tasks"][task]["contains"] for task in ("N2D-reverse", "D2N-reverse")]
         return [losses[25], losses[50], losses[75], losses[100], losses[max(losses)], *reverse]
 
-    for rate, label, seeds in (1e-4, "rate 1e-4", 2), (3e-4, "rate 3e-4", 5), (6e-4, "rate 6e-4", 2):
+    for rate, label, seeds in (1e-4, "rate 1e-4", 2), (3e-4, "rate 3e-4", 5), (6e-4, "rate 6e-4", 5):
         pairs = [(values("bico", rate, seed), values("naive", rate, seed)) for seed in range(seeds)]
         differences = [[flip - plain for flip, plain in zip(*pair, strict=True)] for pair in pairs]
         expected = [f"{mean(each):+.2f} ± {stdev(each):.2f}" for each in zip(*differences, strict=True)]
