@@ -3,7 +3,7 @@
     python benchmarks/real_llama.py --model MODEL --data DIR --next                        # the next missing cell
     python benchmarks/real_llama.py --model MODEL --data DIR --all --jobs 12 --budget 300  # many at once, on a GPU
     python benchmarks/real_llama.py --list                                                 # done and missing cells
-    python benchmarks/real_llama.py --merge FOLDER/cells.jsonl                             # and their answers
+    python benchmarks/real_llama.py --merge FOLDER/cells.jsonl                             # from another folder
 
 Each finished cell becomes a line of `cells.jsonl` in the output folder at once, and its answers are added to
 `predictions.jsonl.gz` there. `table.md` is made from these lines alone. A killed cell goes on from its last checkpoint

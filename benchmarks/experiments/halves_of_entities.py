@@ -2,8 +2,8 @@
 
     python benchmarks/experiments/halves_of_entities.py --folder OUT
 
-Settings of `permute` were chosen by the scores of every second entity (docs/experiments.md), so the other half is what
-the choice has not seen. Entities are numbered in the order of the questions, separately for each task.
+Settings of `permute` were chosen by the scores of every second entity (docs/experiments.md); which half that was is not
+recorded, so both are shown. Entities are numbered in the order of the questions, separately for each task.
 """
 
 import argparse
