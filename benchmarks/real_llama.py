@@ -6,9 +6,9 @@
     python benchmarks/real_llama.py --merge FOLDER/cells.jsonl                             # from another folder
 
 Each finished cell becomes a line of `cells.jsonl` in the output folder at once, and its answers are added to
-`predictions.jsonl.gz` there. `table.md` is made from these lines alone. A killed cell goes on from its last checkpoint
-in the next call. A failed one leaves a line with its error and is tried again in the next call. Cells that
-docs/results/real_llama holds count as done, whatever the output folder is.
+`predictions.jsonl.gz` there. `table.md` and `accuracy.png` are made from these lines alone. A killed cell goes on from
+its last checkpoint in the next call. A failed one leaves a line with its error and is tried again in the next call.
+Cells that docs/results/real_llama holds count as done, whatever the output folder is.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from real_llama_cells.records import (
     read_cells,
     scores_of,
 )
-from real_llama_cells.tables import markdown
+from real_llama_cells.tables import final_results, markdown
 from tokenizers.processors import TemplateProcessing
 from transformers import TrainerCallback
 
@@ -56,6 +56,7 @@ from bico_ext.facts.loader import load_facts
 from bico_ext.files import atomic_write, make_folder, write_json_lines, write_text
 from bico_ext.models import checkpoints
 from bico_ext.models.tokenization import encode_text
+from bico_ext.reports.plots import draw_accuracy
 from bico_ext.seeding import stream_seed
 
 ROOT = Path(__file__).parents[1]
@@ -113,11 +114,13 @@ def known_cells(output: Path) -> dict[str, Record]:
 
 
 def add_cells(output: Path, records: Iterable[Record]) -> None:
-    """Add records to those of a folder, and write its table anew."""
+    """Add records to those of a folder, and make its table and its picture anew."""
     with locked(output):
         known = joined([*read_cells(output / CELLS), *records])
         write_json_lines(output / CELLS, known)
         write_text(output / "table.md", markdown(by_name(known)))
+        if (results := final_results(by_name(known))).runs:
+            draw_accuracy(results, output / "accuracy.png")
 
 
 def add_answers(output: Path, answers: Iterable[Record]) -> None:

@@ -10,8 +10,8 @@ from real_llama_cells.matrix import BEFORE, Cell, rows
 from real_llama_cells.records import Record, cell_of, scores_of
 
 
-def markdown(records: Mapping[str, Record]) -> str:
-    """Return the report on the records: scores of the final cells, the choice of the learning rates, and all cells."""
+def final_results(records: Mapping[str, Record]) -> Results:
+    """Return the results of the model before fine-tuning and of the final cells that are done, with the failures."""
     scores = scores_of(records)
     runs = [run_from_json(records[BEFORE.name]["run"])] if BEFORE in scores else []
     for row in rows(scores):
@@ -22,7 +22,13 @@ def markdown(records: Mapping[str, Record]) -> str:
         Failure(name, cell_of(record).seed, record["error"]) for name, record in records.items() if "error" in record
     ]
     data = next((data_from_json(record["data"]) for record in records.values() if "data" in record), None)
-    results = Results(tuple(runs), data=data, failures=tuple(failures))
+    return Results(tuple(runs), data=data, failures=tuple(failures))
+
+
+def markdown(records: Mapping[str, Record]) -> str:
+    """Return the report on the records: scores of the final cells, the choice of the learning rates, and all cells."""
+    scores = scores_of(records)
+    results = final_results(records)
     settings = ", ".join(f"{name} {value}" for name, value in matrix.SETTINGS.items())
     for row in rows(scores):
         settings += "".join(f"; {row.name}: {name} {value}" for name, value in row.part.changes)
@@ -31,7 +37,7 @@ def markdown(records: Mapping[str, Record]) -> str:
         f"MODEL --data DIR --next` for each cell, or `--all --jobs N`. Settings: {settings}.{cost(records)}\n"
     )
     tables = [*grid_tables(scores), cells_table(records)]
-    if not runs:
+    if not results.runs:
         return "\n".join([introduction, *(table.markdown() for table in tables)])
     scored = [*score_tables(results), *gap_tables(results), *likelihood_tables(results), *fluency_tables(results)]
     return "\n".join([introduction, heading(results) + "\n", *(table.markdown() for table in (*scored, *tables))])

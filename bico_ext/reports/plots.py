@@ -25,7 +25,8 @@ COLOURS = {
     "ntp": "#777777",  # last, so that other systems get it only when all colours are in use
 }
 LINES = ("-", "--", ":", "-.")  # systems of the same colour have different lines
-PANELS_PER_ROW = 4
+PANELS_PER_ROW = 5  # four tasks and the perplexity
+PERPLEXITY = "perplexity of English"
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,18 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
     """Draw `contains` as bars, with one panel per task.
 
     A bar is the mean over seeds, with one dot per seed, or with its 95 % interval (`Scores.interval`) if there is only
-    one. A vertical line marks the ceiling.
+    one. A vertical line marks the ceiling. A last panel shows the perplexity of English, if it was measured.
 
     Returns:
         True, because there are always scores. The other functions return whether there was anything to draw.
     """
     runs = results.runs
     groups, look = by_label(runs), styles(runs)
-    figure, panels = _panels(task_names(runs), row_height=0.26 * len(groups) + 0.9, share_labels=True)
-    for task, axes in panels.items():
+    tasks = task_names(runs)
+    measured = [PERPLEXITY] if any(_perplexities(runs)) else []
+    figure, panels = _panels([*tasks, *measured], row_height=0.26 * len(groups) + 0.9, share_labels=True, width=1.9)
+    for task in tasks:
+        axes = panels[task]
         for row, (name, members) in enumerate(groups.items()):
             values = scores(members, task)
             if not values:
@@ -87,6 +91,25 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.set_title(f"{task}\n{_question(task)}".strip(), fontsize=9)
         axes.set_xlim(0, 1.22)
         axes.set_xticks([0, 0.5, 1])
+        _name_rows(axes, list(groups))
+    for axes in (panels[name] for name in measured):
+        for row, (name, members) in enumerate(groups.items()):
+            if values := _perplexities(members):
+                axes.plot([mean(values)], [row], "D", color=look[name].colour, markersize=5)
+                axes.plot(values, [row] * len(values), "k.", markersize=3)
+                axes.annotate(
+                    f"{mean(values):.0f}",
+                    (max(values), row),
+                    (6, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7,
+                )
+        axes.set_title(f"{PERPLEXITY}\n(log scale; diamond: mean)", fontsize=9)
+        axes.set_xscale("log")
+        axes.margins(x=0.25)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         _name_rows(axes, list(groups))
     figure.supxlabel(
         "answers that contain the target (dots: seeds; line: 95 % interval of one seed; vertical line: ceiling)",
@@ -180,6 +203,12 @@ def _lines(axes: Any, lines: Sequence[Sequence[tuple[int, float]]], style: Style
     axes.plot(steps, means, style.line, color=style.colour, linewidth=1.6, label=name)
 
 
+def _perplexities(runs: Sequence[Run]) -> list[float]:
+    """Return the perplexities of the runs that have a finite one."""
+    measured = [run.fluency.perplexity for run in runs if run.fluency]
+    return [perplexity for perplexity in measured if perplexity is not None]
+
+
 def _question(task: str) -> str:
     """Return what a name/description task gives and asks for, such as "name → description"; "" for other tasks."""
     answer = ANSWERS.get(task)
@@ -190,7 +219,7 @@ def _question(task: str) -> str:
 def _panels(
     titles: Sequence[str], row_height: float, share_labels: bool = False, width: float = 2.3
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a figure and its panels by title, at most four per row; the panels of a row share the y axis."""
+    """Return a figure and its panels by title, at most five per row; the panels of a row share the y axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

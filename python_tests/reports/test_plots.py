@@ -55,6 +55,31 @@ def test_the_length_of_a_bar_is_its_score(tmp_path):
     assert areas[1] / areas[0] == pytest.approx(2, rel=0.05)
 
 
+def test_perplexities_stand_in_a_panel_of_their_own_if_they_were_measured(tmp_path):
+    made = made_up.results({"bico": made_up.SCORES["bico"]})
+
+    def image(results):
+        draw_accuracy(made_up.typed(results), tmp_path / "p.png")
+        return imread(tmp_path / "p.png")[..., :3]
+
+    plain = image(made)
+    with_perplexity = made_up.with_fluency(made)
+    before, *trained = with_perplexity["runs"]
+    before["fluency"]["perplexity"] = 20.0
+    middles = []
+    for perplexity in (2.0, 200.0, None):
+        for run in trained:
+            run["fluency"]["perplexity"] = perplexity
+        drawn = image(with_perplexity)
+        assert drawn.shape[1] > plain.shape[1] + 200
+        last = drawn[:, -250:]
+        middles.append((last[..., 2] - last[..., 0] > 0.3).nonzero()[1])  # columns of the blue of bico
+    assert middles[0].max() < middles[1].min()
+    assert not middles[2].size, "a diverged model has no perplexity"
+    before["fluency"]["perplexity"] = None
+    assert image(with_perplexity).shape[1] == plain.shape[1]
+
+
 def test_a_system_keeps_its_colour_and_variants_differ():
     runs = [
         Run("x", {}),
