@@ -76,8 +76,9 @@ MATRIX = (
     # bico and naive, each also at the rate chosen for the other: what does the flip do?
     Part("full", ("naive",), (STAND_IN,), "bico's learning rate"),
     Part("full", ("bico",), (6e-4,), "naive's learning rate"),
-    # infill hides half of a text on average, bico 15 % of it: does that make the difference between them?
+    # infill hides half of a text on average, in one piece, bico 15 % of it in many: which makes the difference?
     Part("full", ("bico",), (STAND_IN,), "uniform mask rate", (("mask_rate", "uniform"),)),
+    Part("full", ("infill",), (STAND_IN,), "8 spans", (("infill_spans", 8),)),
     # The rate with the best exact match in D2N-reverse and the lowest perplexity on the seeds 0 and 1.
     Part("full", ("permute",), (1e-4,), "low rate"),
     Part("lora", ("ntp", "bico"), (3e-4, 1e-3, 2e-3), "LoRA"),
