@@ -20,7 +20,7 @@ from bico_ext.generation.inference import BATCH_SIZE, is_rank_0
 from bico_ext.models import checkpoints
 from bico_ext.reports.records import Results, Run, data_from_json, tasks_from_json
 from bico_ext.reports.report import markdown
-from bico_ext.reports.tables import summary_table
+from bico_ext.reports.summary import summary_table
 
 
 @dataclass

@@ -33,6 +33,12 @@ def scores(runs: Sequence[Run], task: str, metric: str = "contains") -> list[flo
     return [value for value in values if value is not None]
 
 
+def perplexities(runs: Sequence[Run]) -> list[float]:
+    """Return the perplexities of English, one for each run that has a finite one."""
+    measured = [run.fluency.perplexity for run in runs if run.fluency]
+    return [perplexity for perplexity in measured if perplexity is not None]
+
+
 def losses(run: Run, kind: str) -> list[tuple[int, float | None]]:
     """Return a run's training losses of one kind as pairs of step and loss.
 

@@ -10,7 +10,7 @@ from typing import Any
 from bico_ext.facts.types import ANSWERS
 from bico_ext.files import atomic_write
 from bico_ext.reports.gap import gaps
-from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, task_names
+from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, perplexities, scores, task_names
 from bico_ext.reports.records import Results, Run
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, with a grey in place of their black.
@@ -67,7 +67,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
     runs = results.runs
     groups, look = by_label(runs), styles(runs)
     tasks = task_names(runs)
-    measured = [PERPLEXITY] if any(_perplexities(runs)) else []
+    measured = [PERPLEXITY] if any(perplexities(runs)) else []
     figure, panels = _panels([*tasks, *measured], row_height=0.26 * len(groups) + 0.9, share_labels=True, width=1.9)
     for task in tasks:
         axes = panels[task]
@@ -94,7 +94,7 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
         _name_rows(axes, list(groups))
     for axes in (panels[name] for name in measured):
         for row, (name, members) in enumerate(groups.items()):
-            if values := _perplexities(members):
+            if values := perplexities(members):
                 axes.plot([mean(values)], [row], "D", color=look[name].colour, markersize=5)
                 axes.plot(values, [row] * len(values), "k.", markersize=3)
                 axes.annotate(
@@ -201,12 +201,6 @@ def _lines(axes: Any, lines: Sequence[Sequence[tuple[int, float]]], style: Style
     steps = [step for step in present[0] if all(step in points for points in present)]
     means = [mean(points[step] for points in present) for step in steps]
     axes.plot(steps, means, style.line, color=style.colour, linewidth=1.6, label=name)
-
-
-def _perplexities(runs: Sequence[Run]) -> list[float]:
-    """Return the perplexities of the runs that have a finite one."""
-    measured = [run.fluency.perplexity for run in runs if run.fluency]
-    return [perplexity for perplexity in measured if perplexity is not None]
 
 
 def _question(task: str) -> str:

@@ -9,7 +9,8 @@ from bico_ext.reports import plots
 from bico_ext.reports.html import html_page
 from bico_ext.reports.merge import merge
 from bico_ext.reports.records import Prediction, Results, read_predictions
-from bico_ext.reports.tables import Table, detail_tables, gap_tables, heading, score_tables, summary_table
+from bico_ext.reports.summary import summary_table
+from bico_ext.reports.tables import Table, detail_tables, gap_tables, heading, score_tables
 
 PLOTS = {  # file: its title, and the function that draws it and returns whether there was anything to draw
     "accuracy.png": ("Accuracy", plots.draw_accuracy),

@@ -11,7 +11,6 @@ from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, 
 from bico_ext.reports.published import PUBLISHED
 from bico_ext.reports.records import METRICS, METRICS_OF_SOME_TASKS, Fluency, Results, Run
 
-MOST_TASKS_WITH_SPREAD = 5  # on a screen, beside the gaps
 WORST_ENTITIES = 10  # the number of entities in a table of the worst
 FIRST_STEPS = 100  # a table shows the losses of these steps, and the last one
 LIKELIHOODS = {
@@ -87,42 +86,6 @@ def heading(results: Results) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}. Test items: {', '.join(items)}.{missing}"
 
 
-def summary_table(results: Results) -> Table:
-    """Return one table that fits on a screen: `contains` by system and task, mean gaps, and the ceilings last.
-
-    More than five tasks are shown without the spread over seeds.
-    """
-    runs = results.runs
-    rows_of_gaps = gaps(results)
-    gap_of = {(row.task, row.label): f"{mean(row.gap):.2f}" for row in rows_of_gaps}
-    counterparts = {row.task: row.counterpart for row in rows_of_gaps}
-    columns = [[task, "gap"] if task in counterparts else [task] for task in task_names(runs)]
-    with_spread = len(columns) <= MOST_TASKS_WITH_SPREAD and any(
-        len(members) > 1 for members in by_label(runs).values()
-    )
-    rows = []
-    for name, members in by_label(runs).items():
-        cells = [name]
-        for task, *gap in columns:
-            values = scores(members, task)
-            cells.append(spread(values if with_spread or not values else [mean(values)]))
-            if gap:
-                cells.append(gap_of.get((task, name), NOTHING))
-        rows.append(cells)
-    ceilings = [[_ceilings(results, task), *([""] if gap else [])] for task, *gap in columns]
-    if any(cells[0] != NOTHING for cells in ceilings):
-        rows.append(["(ceiling)", *(cell for cells in ceilings for cell in cells)])
-    numbers = ", ".join(map(str, seeds(runs)))
-    title = "Share of answers that contain the target"
-    if len(seeds(runs)) > 1:
-        title += f", mean {'± standard deviation ' if with_spread else ''}over seeds {numbers}"
-    elif numbers:
-        title += f", seed {numbers}"
-    pairs = ", ".join(f"{counterpart} minus {task}" for task, counterpart in counterparts.items())
-    note = f"gap: forward counterpart minus reverse task ({pairs})" if counterparts else ""
-    return Table(title, ["system", *(cell for cells in columns for cell in cells)], rows, note)
-
-
 def score_tables(results: Results) -> list[Table]:
     """Return one table per metric; the ceilings and the published scores come with `contains`."""
     runs = results.runs
@@ -133,7 +96,7 @@ def score_tables(results: Results) -> list[Table]:
             [name, *(_over_seeds(members, task, metric) for task in tasks)] for name, members in by_label(runs).items()
         ]
         if metric == "contains" and any(ceiling(results, run, task) is not None for run in runs for task in tasks):
-            rows.append(["(ceiling)", *(_ceilings(results, task) for task in tasks)])
+            rows.append(["(ceiling)", *(ceilings(results, task) for task in tasks)])
             meaning += "; ceiling: share of the targets that the training text holds verbatim"
         tables.append(_with_seeds(results, Table(metric, ["system", *tasks], rows, meaning)))
         if metric == "contains":
@@ -354,7 +317,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def _ceilings(results: Results, task: str) -> str:
+def ceilings(results: Results, task: str) -> str:
     known = [ceiling(results, run, task) for run in results.runs]
     return _joined({f"{value:.2f}" for value in known if value is not None})
 

@@ -8,7 +8,7 @@ import pytest
 from bico_ext.cli.main import main
 from bico_ext.reports.records import Results
 from bico_ext.reports.report import FILES, merged_report, write_report
-from bico_ext.reports.tables import summary_table
+from bico_ext.reports.summary import summary_table
 
 
 def names(folder):

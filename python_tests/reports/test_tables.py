@@ -4,7 +4,6 @@ import made_up
 import pytest
 from made_up import typed
 
-from bico_ext.comparison.systems import SYSTEMS
 from bico_ext.evaluation.intervals import wilson_interval
 from bico_ext.reports.tables import (
     Table,
@@ -16,7 +15,6 @@ from bico_ext.reports.tables import (
     loss_tables,
     published_tables,
     score_tables,
-    summary_table,
     template_tables,
 )
 
@@ -37,35 +35,6 @@ def test_scores_are_means_and_standard_deviations_over_seeds():
     assert published.title == "published, not ours"
     assert exact.title == "exact_match"
     assert list(cells(exact)) == ["ntp", "bico"], "only `contains` has a ceiling"
-
-
-def test_the_summary_fits_on_a_screen():
-    table = summary_table(typed(made_up.results()))
-    assert table.columns == ["system", "N2D", "D2N", "N2D-reverse", "gap", "D2N-reverse", "gap"]
-    assert cells(table) == {
-        "ntp": ["0.40 ± 0.00", "0.90 ± 0.14", "0.00 ± 0.00", "0.90", "0.00 ± 0.00", "0.40"],
-        "bico": ["0.60 ± 0.28", "0.90 ± 0.00", "0.40 ± 0.14", "0.50", "0.20 ± 0.14", "0.40"],
-        "(ceiling)": ["0.80", "1.00", "1.00", "", "0.50", ""],
-    }
-    assert list(cells(table))[-1] == "(ceiling)"
-    assert table.title.endswith("mean ± standard deviation over seeds 0, 1")
-    assert table.note.endswith("minus reverse task (D2N minus N2D-reverse, N2D minus D2N-reverse)")
-    assert max(map(len, table.text().splitlines())) <= 100
-
-
-def test_the_summary_of_every_system_and_of_many_tasks_fits_too():
-    names = [*SYSTEMS, "glm-abi, asked causally"]
-    of_all = summary_table(typed(made_up.results({name: made_up.SCORES["bico"] for name in names})))
-    assert max(map(len, of_all.text().splitlines())) <= 100
-    many = {f"relation {number}": (0.5, 0.75) for number in range(6)}
-    table = summary_table(typed(made_up.old_results({"ntp": many})))
-    assert cells(table) == {"ntp": ["0.62"] * 6}, "without the spread"
-    assert table.title.endswith("mean over seeds 0, 1")
-
-
-def test_the_summary_of_a_single_run_without_reverse_tasks():
-    table = summary_table(typed(made_up.old_results({"ntp": {"next line": (0.5,)}})))
-    assert table.text() == ("Share of answers that contain the target, seed 0\n\n  system  next line\n  ntp     0.50\n")
 
 
 def test_answers_right_in_any_wording_have_a_table_if_all_runs_have_the_score():
@@ -278,7 +247,6 @@ def test_perplexity_and_everyday_answers_stand_beside_those_before_fine_tuning()
 
 def test_the_model_before_fine_tuning_is_the_first_row_and_needs_no_seed():
     made = made_up.with_fluency(made_up.results())
-    (contains, *_), summary = score_tables(typed(made)), summary_table(typed(made))
+    contains, *_ = score_tables(typed(made))
     assert contains.columns[1] == "N2D", "no column of seeds"
     assert contains.rows[0][:3] == ["before fine-tuning", "0.40 [0.05, 0.95]", "0.80 [0.05, 0.95]"]
-    assert summary.rows[0][:3] == ["before fine-tuning", "0.40", "0.80"]

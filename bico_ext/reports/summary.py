@@ -1,0 +1,50 @@
+"""The table that a command prints when it has finished."""
+
+from statistics import mean
+
+from bico_ext.reports.gap import gaps
+from bico_ext.reports.lookups import by_label, perplexities, scores, seeds, task_names
+from bico_ext.reports.records import Results
+from bico_ext.reports.tables import NOTHING, Table, ceilings, spread
+
+MOST_TASKS_WITH_SPREAD = 5  # on a screen, beside the gaps
+
+
+def summary_table(results: Results) -> Table:
+    """Return one table that fits on a screen: `contains` by system and task, mean gaps, and the ceilings last.
+
+    More than five tasks are shown without the spread over seeds. If perplexities of English were measured, their
+    means stand last.
+    """
+    runs = results.runs
+    rows_of_gaps = gaps(results)
+    gap_of = {(row.task, row.label): f"{mean(row.gap):.2f}" for row in rows_of_gaps}
+    counterparts = {row.task: row.counterpart for row in rows_of_gaps}
+    columns = [[task, "gap"] if task in counterparts else [task] for task in task_names(runs)]
+    with_spread = len(columns) <= MOST_TASKS_WITH_SPREAD and any(
+        len(members) > 1 for members in by_label(runs).values()
+    )
+    fluent = ["perplexity"] if perplexities(runs) else []  # the column, if it was measured
+    rows = []
+    for name, members in by_label(runs).items():
+        cells = [name]
+        for task, *gap in columns:
+            values = scores(members, task)
+            cells.append(spread(values if with_spread or not values else [mean(values)]))
+            if gap:
+                cells.append(gap_of.get((task, name), NOTHING))
+        if fluent:
+            cells.append(f"{mean(perplexities(members)):.0f}" if perplexities(members) else NOTHING)
+        rows.append(cells)
+    reachable = [[ceilings(results, task), *([""] if gap else [])] for task, *gap in columns]
+    if any(cells[0] != NOTHING for cells in reachable):
+        rows.append(["(ceiling)", *(cell for cells in reachable for cell in cells), *([""] if fluent else [])])
+    numbers = ", ".join(map(str, seeds(runs)))
+    title = "Share of answers that contain the target"
+    if len(seeds(runs)) > 1:
+        title += f", mean {'± standard deviation ' if with_spread else ''}over seeds {numbers}"
+    elif numbers:
+        title += f", seed {numbers}"
+    pairs = ", ".join(f"{counterpart} minus {task}" for task, counterpart in counterparts.items())
+    note = f"gap: forward counterpart minus reverse task ({pairs})" if counterparts else ""
+    return Table(title, ["system", *(cell for cells in columns for cell in cells), *fluent], rows, note)
