@@ -118,8 +118,9 @@ def add_cells(output: Path, records: Iterable[Record]) -> None:
     with locked(output):
         known = joined([*read_cells(output / CELLS), *records])
         write_json_lines(output / CELLS, known)
-        write_text(output / "table.md", markdown(by_name(known)))
-        if (results := final_results(by_name(known))).runs:
+        current = by_name(known)
+        write_text(output / "table.md", markdown(current))
+        if (results := final_results(current)).runs:
             draw_accuracy(results, output / "accuracy.png")
 
 

@@ -1,18 +1,18 @@
 """Does a model know who is married to whom, and does it matter which relation is asked for? Prints a table.
 
-    python benchmarks/experiments/ask_about_couples.py --model MODEL --data pairs.tsv                  # fine-tuned
-    python benchmarks/experiments/ask_about_couples.py --model MODEL --data pairs.tsv --couples 1 4    # not yet
+    python benchmarks/experiments/ask_about_couples.py --model MODEL --data pairs.tsv
 
-With `--couples`, the texts of the couple and of others stand in front of the question, in random order. An answer names
-the spouse if the first of the couples' names in it is the spouse's.
+asks a model that was fine-tuned on the couples. With `--couples 4`, which also suits a model that was not, the texts of
+the couple and of three others stand in front of the question, in random order. The others are the same for every
+relation. An answer names the spouse if the first of the couples' names in it is the spouse's.
 """
 
 import argparse
 import random
-import re
 from collections.abc import Sequence
 from statistics import mean
 
+from names_in_answers import first_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bico_ext import generate
@@ -31,11 +31,13 @@ def prompts(questions: Sequence[str], texts: Sequence[str], couples: int) -> lis
         texts: what training says of each couple.
         couples: the number of texts in front of a question; may be 0.
     """
+    if couples == 0:
+        return list(questions)
     draw = random.Random(SEED)
     told: list[str] = []
     for own, question in zip(texts, questions, strict=True):
-        others = draw.sample([text for text in texts if text != own], max(couples - 1, 0))
-        told.append(" ".join([*draw.sample([own, *others][:couples], couples), question]))
+        others = draw.sample([text for text in texts if text != own], couples - 1)
+        told.append(" ".join([*draw.sample([own, *others], couples), question]))
     return told
 
 
@@ -60,8 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     def share(questions: Sequence[str], spouses: Sequence[str], couples: int) -> float:
         """Return the share of the answers that name the spouse."""
         answers = generate(model, tokenizer, prompts(questions, texts, couples), max_new_tokens=20)
-        named = [next((word for word in re.findall(r"\w+", answer) if word in people), None) for answer in answers]
-        return mean(name == spouse for name, spouse in zip(named, spouses, strict=True))
+        return mean(first_name(answer, people) == spouse for answer, spouse in zip(answers, spouses, strict=True))
 
     body = []
     for given, asked, spouses in (("wife", wives, husbands), ("husband", husbands, wives)):
@@ -69,8 +70,12 @@ def main(arguments: list[str] | None = None) -> None:
             questions = [f"The {relation} of {person} is?" for person in asked]
             shares = [f"{share(questions, spouses, couples):.2f}" for couples in options.couples]
             body.append([f"The {relation} of (a {given}) is?", *shares])
-    columns = ["question", *(f"{couples} couples in the prompt" for couples in options.couples)]
-    print(Table("names the spouse", columns, body, f"share of the answers; seed {SEED}").markdown())
+    columns = ["question", *(f"couples in the prompt: {couples}" for couples in options.couples)]
+    print(
+        Table(
+            "names the spouse", columns, body, f"share of the answers; the others are drawn with seed {SEED}"
+        ).markdown()
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from bico_ext.reports.tables import Table
 KINDS = ("the right wife", "another wife", "the given husband", "another husband", "nobody")
 
 
-def first_named(prompt: str, completion: str, wives: Mapping[str, str], husbands: Collection[str]) -> str:
+def first_name(answer: str, people: Collection[str]) -> str | None:
+    """Return the first word of an answer that is the name of one of the people."""
+    return next((word for word in re.findall(r"\w+", answer) if word in people), None)
+
+
+def kind_of_answer(prompt: str, completion: str, wives: Mapping[str, str], husbands: Collection[str]) -> str:
     """Return one of `KINDS`.
 
     Args:
@@ -27,8 +32,7 @@ def first_named(prompt: str, completion: str, wives: Mapping[str, str], husbands
         wives: the wife whom each question asks for.
         husbands: the husbands. A name that both a wife and a husband have counts as the wife's.
     """
-    people = {*wives.values(), *husbands}
-    name = next((word for word in re.findall(r"\w+", completion) if word in people), None)
+    name = first_name(completion, {*wives.values(), *husbands})
     if name is None:
         return "nobody"
     if name in wives.values():
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     counts: dict[str, Counter[str]] = {}
     for answer in map(json.loads, options.answers.read_text(encoding="utf-8").splitlines()):
         if answer["task"] == "husband-reverse":
-            kind = first_named(answer["prompt"], answer["completion"], wives, husbands)
+            kind = kind_of_answer(answer["prompt"], answer["completion"], wives, husbands)
             counts.setdefault(answer["system"], Counter())[kind] += 1
     body = [[system, *(str(count[kind]) for kind in KINDS)] for system, count in counts.items()]
     print(

@@ -1,4 +1,4 @@
-"""The report on the records: what `table.md` says."""
+"""The report on the records: what `table.md` says and `accuracy.png` shows."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -33,10 +33,9 @@ def scores(runs: Sequence[Run], task: str, metric: str = "contains") -> list[flo
     return [value for value in values if value is not None]
 
 
-def perplexities(runs: Sequence[Run]) -> list[float]:
-    """Return the perplexities of English, one for each run that has a finite one."""
-    measured = [run.fluency.perplexity for run in runs if run.fluency]
-    return [perplexity for perplexity in measured if perplexity is not None]
+def perplexities(runs: Sequence[Run]) -> list[float | None]:
+    """Return the perplexities of English, one for each run that measured it; None for a diverged run."""
+    return [run.fluency.perplexity for run in runs if run.fluency]
 
 
 def losses(run: Run, kind: str) -> list[tuple[int, float | None]]:

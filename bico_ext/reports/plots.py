@@ -1,7 +1,7 @@
 """The plots of a report: accuracies, gaps, learning curves and losses. A system looks the same in all of them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -25,7 +25,7 @@ COLOURS = {
     "ntp": "#777777",  # last, so that other systems get it only when all colours are in use
 }
 LINES = ("-", "--", ":", "-.")  # systems of the same colour have different lines
-PANELS_PER_ROW = 5  # four tasks and the perplexity
+PANELS_PER_ROW = 4
 PERPLEXITY = "perplexity of English"
 
 
@@ -67,8 +67,9 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
     runs = results.runs
     groups, look = by_label(runs), styles(runs)
     tasks = task_names(runs)
-    measured = [PERPLEXITY] if any(perplexities(runs)) else []
-    figure, panels = _panels([*tasks, *measured], row_height=0.26 * len(groups) + 0.9, share_labels=True, width=1.9)
+    titles = [*tasks, PERPLEXITY] if any(value is not None for value in perplexities(runs)) else tasks
+    height = 0.26 * len(groups) + 0.9
+    figure, panels = _panels(titles, height, share_labels=True, width=1.9, per_row=PANELS_PER_ROW + 1)
     for task in tasks:
         axes = panels[task]
         for row, (name, members) in enumerate(groups.items()):
@@ -92,31 +93,32 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
         axes.set_xlim(0, 1.22)
         axes.set_xticks([0, 0.5, 1])
         _name_rows(axes, list(groups))
-    for axes in (panels[name] for name in measured):
-        for row, (name, members) in enumerate(groups.items()):
-            if values := perplexities(members):
-                axes.plot([mean(values)], [row], "D", color=look[name].colour, markersize=5)
-                axes.plot(values, [row] * len(values), "k.", markersize=3)
-                axes.annotate(
-                    f"{mean(values):.0f}",
-                    (max(values), row),
-                    (6, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=7,
-                )
-        axes.set_title(f"{PERPLEXITY}\n(log scale; diamond: mean)", fontsize=9)
-        axes.set_xscale("log")
-        axes.margins(x=0.25)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-        _name_rows(axes, list(groups))
+    if PERPLEXITY in panels:
+        _draw_perplexities(panels[PERPLEXITY], groups, look)
     figure.supxlabel(
-        "answers that contain the target (dots: seeds; line: 95 % interval of one seed; vertical line: ceiling)",
+        "tasks: answers that contain the target (dots: seeds; line: 95 % interval of one seed; vertical line: ceiling)",
         fontsize=8,
     )
     save(figure, path)
     return True
+
+
+def _draw_perplexities(axes: Any, groups: Mapping[str, Sequence[Run]], look: Mapping[str, Style]) -> None:
+    """Draw a dot per run and a diamond for the mean, which a system with a diverged run does not have."""
+    for row, (name, members) in enumerate(groups.items()):
+        finite = [value for value in perplexities(members) if value is not None]
+        axes.plot(finite, [row] * len(finite), "k.", markersize=3, zorder=3)
+        if finite and len(finite) == len(perplexities(members)):
+            axes.plot([mean(finite)], [row], "D", color=look[name].colour, markersize=5)
+            text, beside = f"{mean(finite):.0f}", (max(finite), row)
+            axes.annotate(text, beside, (6, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_title(f"{PERPLEXITY}\n(log scale; diamond: mean)", fontsize=9)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.35)  # room for the numbers
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    _name_rows(axes, list(groups))
 
 
 def draw_gaps(results: Results, path: str | os.PathLike[str]) -> bool:
@@ -211,13 +213,17 @@ def _question(task: str) -> str:
 
 
 def _panels(
-    titles: Sequence[str], row_height: float, share_labels: bool = False, width: float = 2.3
+    titles: Sequence[str],
+    row_height: float,
+    share_labels: bool = False,
+    width: float = 2.3,
+    per_row: int = PANELS_PER_ROW,
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a figure and its panels by title, at most five per row; the panels of a row share the y axis."""
+    """Return a figure and its panels by title, at most `per_row` in a row; the panels of a row share the y axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(titles), PANELS_PER_ROW)
+    columns = min(len(titles), per_row)
     rows = -(-len(titles) // columns)
     figure = Figure((columns * width + 1.4 * share_labels, rows * row_height + 0.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

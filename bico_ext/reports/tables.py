@@ -229,11 +229,11 @@ def fluency_tables(results: Results) -> list[Table]:
     if not measured:
         return []
     every = [one for members in measured.values() for one in members]
-    perplexities = [[name, _spread_or_nan([one.perplexity for one in members])] for name, members in measured.items()]
+    body = [[name, _spread_or_nan([one.perplexity for one in members])] for name, members in measured.items()]
     columns = ["system", "perplexity"]
     if len({_text(one) for one in every}) > 1:
         columns.append("text")
-        for row, members in zip(perplexities, measured.values(), strict=True):
+        for row, members in zip(body, measured.values(), strict=True):
             row.append(_joined({_text(one) for one in members}))
         text = "each system's text is named; compare those with the same one"
     else:
@@ -244,7 +244,7 @@ def fluency_tables(results: Results) -> list[Table]:
     ]
     note = f"per token of English prose ({text}); comparable only between models with the same tokenizer"
     return [
-        _with_seeds(results, Table("perplexity", columns, perplexities, note)),
+        _with_seeds(results, Table("perplexity", columns, body, note)),
         Table("everyday prompts", ["prompt", *measured], answers, "greedy answers, from the first run of each system"),
     ]
 
@@ -318,6 +318,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ceilings(results: Results, task: str) -> str:
+    """Return the ceiling of a task, or several if merged runs differ in their data."""
     known = [ceiling(results, run, task) for run in results.runs]
     return _joined({f"{value:.2f}" for value in known if value is not None})
 

@@ -31,7 +31,7 @@ def test_answers_are_counted_by_the_first_name_in_them(tmp_path, capsys):
 
 
 def test_each_question_stands_behind_its_own_couple_and_others(files, tmp_path, monkeypatch, capsys):
-    """The stand-in for a model finds in its prompt whose wife is asked for, and names a husband only as the second."""
+    """The stand-in for a model finds in its prompt whose wife is asked for; sisters' spouses it knows by heart."""
     (tmp_path / "pairs.tsv").write_text(COUPLES)
     spouses = [tuple(line.split("\t")) for line in COUPLES.splitlines()]
     told = []
@@ -43,17 +43,18 @@ def test_each_question_stands_behind_its_own_couple_and_others(files, tmp_path, 
             relation, person = re.fullmatch(r"The (\w+) of (\w+) is\?", prompt.split(". ")[-1]).groups()
             told.append(len({*couples} & {*spouses}))
             wives = [wife for wife, husband in couples if husband == person and relation == "wife"]
-            husbands = [husband for wife, husband in spouses if wife == person]
-            replies.append(f" Nobody but {wives[0]}, not Bo." if wives else f" {person}: {husbands}.")
+            known = [husband for wife, husband in spouses if wife == person and relation == "sister"]
+            replies.append(f" Nobody but {(wives or known or [person])[0]}, not {person}.")
         return replies
 
     monkeypatch.setattr(ask_about_couples, "generate", answers)
     ask_about_couples.main([*files[:2], "--data", str(tmp_path / "pairs.tsv"), "--couples", "0", "1", "3"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[4:8] == [
-        f"| The {relation} of (a wife) is? | 0.00 | 0.00 | 0.00 |" for relation in ask_about_couples.RELATIONS
-    ]
-    assert lines[8:12] == [
+    assert lines[4:12] == [
+        "| The husband of (a wife) is? | 0.00 | 0.00 | 0.00 |",
+        "| The wife of (a wife) is? | 0.00 | 0.00 | 0.00 |",
+        "| The sister of (a wife) is? | 1.00 | 1.00 | 1.00 |",
+        "| The neighbour of (a wife) is? | 0.00 | 0.00 | 0.00 |",
         "| The husband of (a husband) is? | 0.00 | 0.00 | 0.00 |",
         "| The wife of (a husband) is? | 0.00 | 1.00 | 1.00 |",
         "| The sister of (a husband) is? | 0.00 | 0.00 | 0.00 |",

@@ -182,7 +182,7 @@ def test_a_part_may_not_change_what_all_cells_share():
         Part("full", ("bico",), (1e-4,), "longer", (("epochs", 16),))
 
 
-def test_the_picture_is_drawn_as_soon_as_there_is_a_final_cell(files, tmp_path, ran):
+def test_the_picture_is_not_drawn_of_the_grid_alone(files, tmp_path, ran):
     for cell, drawn in (("full/ntp/0.0001/seed0", False), ("full/ntp/*/seed2", True)):
         real_llama.main([*options(tmp_path, *files), "--all", "--cells", cell])
         assert (tmp_path / "out" / "accuracy.png").exists() == drawn

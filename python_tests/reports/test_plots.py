@@ -72,7 +72,7 @@ def test_perplexities_stand_in_a_panel_of_their_own_if_they_were_measured(tmp_pa
             run["fluency"]["perplexity"] = perplexity
         drawn = image(with_perplexity)
         assert drawn.shape[1] > plain.shape[1] + 200
-        last = drawn[:, -250:]
+        last = drawn[:, -280:]
         middles.append((last[..., 2] - last[..., 0] > 0.3).nonzero()[1])  # columns of the blue of bico
     assert middles[0].max() < middles[1].min()
     assert not middles[2].size, "a diverged model has no perplexity"
