@@ -19,7 +19,7 @@ struct BackwardWork {
   PerFrame<float*> grad_q;     // begin as 0; in AccumulatorOrder, as is grad_k
   PerFrame<float*> grad_k;
   int32_t* ticket;      // null, or 0: add to grad_q in one order
-  int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the last tile of keys that added to grad_q
+  int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
   PerFrame<NonfiniteRows> bad_queries, bad_keys;  // of q or grad_out, and of k
   const Extent* extents;
   bool grad_v_aligned;
@@ -263,7 +263,7 @@ struct BackwardBlock {
       if (w.ticket && thread_index() == 0) {
         wait_for_semaphore(semaphore(now, frame), schedule.semaphore_before(now.tile, key_tile()));
       }
-      sync_threads();  // dO is free, and the tiles of keys before ours have added
+      sync_threads();  // dO is free, and the tiles of keys whose turn is before ours have added
       if (visit.view != TileView::nothing) copy_grad_out(visit);
       add_to_grad_q(now, frame);
       multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
@@ -296,15 +296,20 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   const Backward& p = w.problem;
   BackwardShared<T, D>& shared = *reinterpret_cast<BackwardShared<T, D>*>(shared_memory());
 
-  // Blocks that add in order take tickets: a block waits only for blocks with earlier tickets, which are running.
+  // Blocks that add in order take tickets: a block waits only for blocks with earlier tickets, which are running. The
+  // last tile of keys adds first, in both frames. All blocks begin at their diagonal and visit one tile of queries
+  // after the other, the plus frame's up to the end and then the minus frame's from the beginning. So a block comes to
+  // each of them when the block of the next tile of keys has just left it, and hardly ever waits.
   int64_t index = block_index();
+  const int64_t tiles = divide_up(p.length, Tiles::keys);
+  int key_tile = index % tiles;
   if (w.ticket) {
     if (thread_index() == 0) store_shared(&shared.ticket, take_ticket(w.ticket));
     sync_threads();
     index = load_shared(&shared.ticket);
+    key_tile = tiles - 1 - index % tiles;
   }
-  const int64_t tiles = divide_up(p.length, Tiles::keys);
-  const int key_tile = index % tiles, begin = key_tile * Tiles::keys;
+  const int begin = key_tile * Tiles::keys;
   const int kv_head = index / tiles % p.kv_heads, batch = index / tiles / p.kv_heads;
   const Spans spans = spans_of(p, w.extents, batch);
   if (thread_index() == 0) {

@@ -76,11 +76,12 @@ struct QuerySchedule {
     return visit;
   }
 
-  // 1 + the last tile of keys before `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
+  // 1 + the first tile of keys after `key_tile` that adds to grad_q of a tile of queries; 0 if there is none.
   BICO_DEVICE int semaphore_before(int query_tile, int key_tile) const {
-    const int begin = query_tile * queries;
-    const int first = frame == Frame::minus ? begin / keys : reach_of(problem, begin).begin / keys;
-    for (int tile = key_tile - 1; tile >= first; --tile) {
+    const int begin = query_tile * queries, length = int(problem.length);
+    const int last_query = (begin + queries < length ? begin + queries : length) - 1;
+    const int last_key = frame == Frame::plus ? last_query : reach_of(problem, last_query).end - 1;
+    for (int tile = key_tile + 1; tile <= last_key / keys; ++tile) {
       const BlockTile before = bico::cuda::block_tile(problem, spans(), tile * keys, keys);
       if (view_of(query_tile, before) != TileView::nothing) return tile + 1;
     }
