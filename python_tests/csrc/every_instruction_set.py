@@ -18,8 +18,8 @@ from pathlib import Path
 
 TESTS_FOLDER = Path(__file__).parents[1]  # not the root, where Python would import the sources
 TESTS = ["ops/test_attention.py", "ops/test_attention_contract.py"]
-EMULATED = ["ops/test_attention.py", "csrc/test_cuda_kernels.py", "emulator/test_emulator.py"]
-QUICK = "bfloat16 and not 257 or nan or offset or strided or test_emulator"  # of the emulated ones
+EMULATED = ["ops/test_attention.py", "csrc/test_cuda_kernels.py", "emulator"]
+QUICK = "bfloat16 and not 257 or nan or offset or strided or test_emulator or test_banks"  # of the emulated ones
 ASK = """
 import json, bico_ext._C as c
 print(json.dumps([c.instruction_sets(), c.sanitized, c.__file__, c.chosen_instruction_set()]))

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <cuda/attention.h>
+#include "machine/banks.h"
 #include "machine/options.h"
 
 namespace py = pybind11;
@@ -69,13 +70,14 @@ void fill(Problem& p, const py::dict& a) {
   p.mirror = a["mirror"].cast<bool>();
 }
 
-emulator::Options options(const std::string& schedule, const std::string& copies, uint64_t seed) {
+emulator::Options options(const std::string& schedule, const std::string& copies, uint64_t seed,
+                          emulator::BankCounts* banks) {
   if (schedule != "round-robin" && schedule != "random")
     throw py::value_error("schedule must be round-robin or random, got " + schedule);
   if (copies != "at-issue" && copies != "at-wait")
     throw py::value_error("copies must be at-issue or at-wait, got " + copies);
   return {schedule == "random" ? emulator::Schedule::random : emulator::Schedule::round_robin,
-          copies == "at-wait" ? emulator::Copies::at_wait : emulator::Copies::at_issue, seed};
+          copies == "at-wait" ? emulator::Copies::at_wait : emulator::Copies::at_issue, seed, banks};
 }
 
 // Of exactly that many bytes, all of them 0xff: NaN in every type.
@@ -90,19 +92,20 @@ struct Memory {
   ~Memory() { operator delete(data, alignment); }
 };
 
-void forward(const py::dict& arguments, const std::string& schedule, const std::string& copies, uint64_t seed) {
+void forward(const py::dict& arguments, const std::string& schedule, const std::string& copies, uint64_t seed,
+             emulator::BankCounts* banks) {
   Forward problem;
   fill(problem, arguments);
   problem.out = heads(arguments["out"]);
   problem.lse = statistics(arguments["lse"]);
-  emulator::Options how = options(schedule, copies, seed);
+  emulator::Options how = options(schedule, copies, seed, banks);
   const py::gil_scoped_release release;
   const Memory workspace(cuda::forward_workspace(problem));
   cuda::attention_forward(problem, workspace.data, &how);
 }
 
 void backward(const py::dict& arguments, bool deterministic, const std::string& schedule, const std::string& copies,
-              uint64_t seed) {
+              uint64_t seed, emulator::BankCounts* banks) {
   Backward problem;
   fill(problem, arguments);
   problem.out = heads(arguments["out"]);
@@ -112,7 +115,7 @@ void backward(const py::dict& arguments, bool deterministic, const std::string& 
   problem.grad_v = heads(arguments["grad_v"]);
   problem.lse = statistics(arguments["lse"]);
   problem.grad_lse = statistics(arguments["grad_lse"]);
-  emulator::Options how = options(schedule, copies, seed);
+  emulator::Options how = options(schedule, copies, seed, banks);
   const py::gil_scoped_release release;
   const Memory workspace(cuda::backward_workspace(problem));
   cuda::attention_backward(problem, deterministic, workspace.data, &how);
@@ -123,8 +126,11 @@ void backward(const py::dict& arguments, bool deterministic, const std::string& 
 PYBIND11_MODULE(_emulator, m) {
   m.doc() = "The CUDA kernels of bico_ext, run on the CPU by an emulator. For tests.";
   py::register_exception<emulator::Violation>(m, "Violation", PyExc_RuntimeError);
+  py::class_<emulator::BankCounts>(m, "BankCounts", py::module_local())
+      .def(py::init<>())
+      .def("table", &emulator::BankCounts::table, "Requests, wavefronts and fewest wavefronts by kernel and access.");
   m.def("forward", &forward, py::arg("arguments"), py::kw_only(), py::arg("schedule"), py::arg("copies"),
-        py::arg("seed"));
+        py::arg("seed"), py::arg("banks") = nullptr);
   m.def("backward", &backward, py::arg("arguments"), py::kw_only(), py::arg("deterministic"), py::arg("schedule"),
-        py::arg("copies"), py::arg("seed"));
+        py::arg("copies"), py::arg("seed"), py::arg("banks") = nullptr);
 }

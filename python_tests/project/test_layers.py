@@ -47,7 +47,7 @@ CPP_MAY_INCLUDE = {
     "csrc/torch": r'<\w+>|"\w+\.h"|"\.\./\w+\.h"|"\.\./cpu/kernels\.h"|"\.\./cuda/attention\.h"'
     r"|<torch/csrc/(stable|inductor/aoti_torch/c)/.+>|<torch/headeronly/.+>",
     "csrc/python": r'<\w+>|<pybind11/.+>|"\.\./cpu/isa/isa\.h"',
-    "python_tests/emulator": r'<\w+>|<pybind11/.+>|"machine/options\.h"|<cuda/attention\.h>',
+    "python_tests/emulator": r'<\w+>|<pybind11/.+>|"machine/(banks|options)\.h"|<cuda/attention\.h>',
     "python_tests/emulator/machine": r'<\w+>|<sanitizer/\w+\.h>|"\w+\.h"',
     "python_tests/emulator/device": r'<\w+>|"\.\./machine/machine\.h"|<cuda/device/numbers\.h>',
     "python_tests/emulator/sources": r"<cuda/\w+/\w+\.cu>",

@@ -20,6 +20,7 @@
 
 namespace bico::cuda {
 
+using emulator::Access;
 using emulator::Block;
 
 // The compute capability that is compiled for, times 10.
@@ -113,15 +114,16 @@ inline int lowest_bit(uint32_t bits) {
   return std::countr_zero(bits);
 }
 
-// Shared memory is read and written through these alone.
+// Shared memory is read and written through these alone. Always inlined, as is copy_async: where they call from says
+// which instruction of a kernel they are.
 template <typename T>
-T load_shared(const T* from) {
+[[gnu::always_inline]] inline T load_shared(const T* from) {
   Block::here().check_read(from, sizeof(T), alignof(T), thread_index());
   return *from;
 }
 
 template <typename T>
-void store_shared(T* to, std::type_identity_t<T> value) {
+[[gnu::always_inline]] inline void store_shared(T* to, std::type_identity_t<T> value) {
   Block::here().check_write(to, sizeof(T), alignof(T));
   *to = value;
 }
@@ -133,7 +135,7 @@ inline SharedAddress shared_address(const void* pointer) {
   return reinterpret_cast<SharedAddress>(pointer);
 }
 
-inline void store_shared(SharedAddress to, uint32_t value) {
+[[gnu::always_inline]] inline void store_shared(SharedAddress to, uint32_t value) {
   store_shared(reinterpret_cast<uint32_t*>(to), value);
 }
 
@@ -152,7 +154,7 @@ void load_matrices_of(uint32_t (&r)[4], const void* row) {
                            uint16_t matrices[4][8][8];
                            for (int lane = 0; lane < 32; ++lane) {
                              const void* from = static_cast<Operand*>(all[lane])->row;
-                             block.check_read(from, 16, 16, block.thread() / 32 * 32 + lane);
+                             block.check_read(from, 16, 16, block.thread() / 32 * 32 + lane, Access::matrices);
                              std::memcpy(matrices[lane / 8][lane % 8], from, 16);
                            }
                            for (int lane = 0; lane < 32; ++lane) {
@@ -254,7 +256,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 // Begin to copy `bytes` (0 to 16) from global to shared memory and zeros up to 16. Both addresses are multiples of 16.
 // The data are there once this thread has waited for the group that they were committed in, for others a barrier later.
-inline void copy_async(SharedAddress to, const void* from, int bytes) {
+[[gnu::always_inline]] inline void copy_async(SharedAddress to, const void* from, int bytes) {
   Block::here().copy_async(reinterpret_cast<void*>(to), from, bytes, 16 - bytes);
 }
 

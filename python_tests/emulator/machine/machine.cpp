@@ -19,6 +19,7 @@ Block::Block(const Options& options, int threads, int shared_bytes)
     : options_(options), shared_bytes_(shared_bytes), threads_(threads), warps_(threads / warp_size) {
   if (threads % warp_size != 0)
     throw Violation("blocks must be whole warps, got " + std::to_string(threads) + " threads");
+  if (options.banks) banks_ = std::make_unique<Banks>(threads);
 }
 
 // Never inlined: the compiler must not keep the address of a thread_local across a switch of fibers.
@@ -51,6 +52,7 @@ void Block::run(int64_t index, const std::function<void()>& kernel) {
   running = this;
   leave_for_next(main_);
   running = nullptr;
+  for (size_t warp = 0; banks_ && warp < warps_.size(); ++warp) banks_->settle(int(warp));
   if (!violation_.empty()) throw Violation(violation_);
 }
 
@@ -139,9 +141,11 @@ bool Block::barrier(const char* kind, int id, int count, bool mine) {
   std::vector<int> lanes(warps_.size());
   for (const int thread : barrier.waiting) ++lanes[thread / warp_size];
   for (size_t warp = 0; warp < lanes.size(); ++warp) {
-    if (lanes[warp] % warp_size == 0) continue;
-    fail(std::string("completes a barrier by ") + kind + " to which only " + std::to_string(lanes[warp]) +
-         " lanes of warp " + std::to_string(warp) + " have come");
+    if (lanes[warp] % warp_size != 0) {
+      fail(std::string("completes a barrier by ") + kind + " to which only " + std::to_string(lanes[warp]) +
+           " lanes of warp " + std::to_string(warp) + " have come");
+    }
+    if (banks_ && lanes[warp] > 0) banks_->settle(int(warp));
   }
   clocks_->join(barrier.waiting);
   for (const int thread : barrier.waiting) {
@@ -161,6 +165,7 @@ void Block::together(const char* kind, void* operand, const std::function<void(c
   warp.operands[current_ % warp_size] = operand;
   if (++warp.arrived < warp_size) return wait(kind);
   effect(warp.operands);
+  if (banks_) banks_->settle(current_ / warp_size);
   warp.arrived = 0;
   const int first = current_ / warp_size * warp_size;
   for (int thread = first; thread < first + warp_size; ++thread) {
@@ -189,15 +194,21 @@ int64_t Block::offset(const void* pointer, int64_t bytes, int64_t alignment, con
   return offset;
 }
 
-void Block::check_read(const void* from, int64_t bytes, int64_t alignment, int thread) {
+void Block::check_read(const void* from, int64_t bytes, int64_t alignment, int thread, Access kind) {
   const int64_t at = offset(from, bytes, alignment, "reads");
+  if (banks_) banks_->record(kind, __builtin_return_address(0), thread, at, bytes, alignment);
   const std::string wrong = shadow_->read(at, bytes, thread, *clocks_);
   if (!wrong.empty())
     fail(wrong + " (byte " + std::to_string(at) + ", read for lane " + std::to_string(thread % warp_size) + ")");
 }
 
 void Block::check_write(const void* to, int64_t bytes, int64_t alignment) {
+  write(to, bytes, alignment, Access::store, __builtin_return_address(0));
+}
+
+void Block::write(const void* to, int64_t bytes, int64_t alignment, Access kind, const void* site) {
   const int64_t at = offset(to, bytes, alignment, "writes");
+  if (banks_) banks_->record(kind, site, current_, at, bytes, alignment);
   const std::string wrong = shadow_->write(at, bytes, current_, *clocks_);
   if (!wrong.empty()) fail(wrong + " (byte " + std::to_string(at) + ")");
 }
@@ -208,7 +219,7 @@ void Block::copy_async(void* to, const void* from, int bytes, int zeros) {
   }
   if (reinterpret_cast<uintptr_t>(from) % (bytes + zeros) != 0)
     fail("copies from an address that is no multiple of " + std::to_string(bytes + zeros));
-  check_write(to, bytes + zeros, bytes + zeros);
+  write(to, bytes + zeros, bytes + zeros, Access::copy, __builtin_return_address(0));
   const Copy copy = {to, from, bytes, zeros};
   shadow_->begin_copy(static_cast<unsigned char*>(to) - shared(), bytes + zeros);
   if (options_.copies == Copies::at_issue) {
@@ -253,6 +264,7 @@ void run(const Options& options, const char* name, int64_t blocks, int threads, 
         const int64_t start = options.schedule == Schedule::random ? int64_t(options.seed % uint64_t(blocks)) : 0;
         block.run((i + start) % blocks, kernel);
       }
+      if (const BankCosts* costs = block.bank_costs()) options.banks->add(name, *costs);
     } catch (const Violation& error) {
       const std::lock_guard lock(mutex);
       if (!stop.exchange(true)) violation = std::string("kernel ") + name + ", " + error.what();

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "banks.h"
 #include "fiber.h"
 #include "options.h"
 #include "shadow.h"
@@ -42,13 +43,18 @@ class Block {
   void together(const char* kind, void* operand, const std::function<void(const Operands&)>& effect);
   void sync_warp();
 
-  // Access to `bytes` of shared memory by `thread`, one of the current warp.
-  void check_read(const void* from, int64_t bytes, int64_t alignment, int thread);
-  void check_write(const void* to, int64_t bytes, int64_t alignment);
+  // Access to `bytes` of shared memory by `thread`, one of the current warp. This and the next two are never inlined,
+  // as the address that they return to says which instruction of the kernel it is.
+  [[gnu::noinline]] void check_read(const void* from, int64_t bytes, int64_t alignment, int thread,
+                                    Access kind = Access::load);
+  [[gnu::noinline]] void check_write(const void* to, int64_t bytes, int64_t alignment);
 
-  void copy_async(void* to, const void* from, int bytes, int zeros);
+  [[gnu::noinline]] void copy_async(void* to, const void* from, int bytes, int zeros);
   void commit_copies();
   void wait_copies(int newest);
+
+  // Of all that this block has run; null unless the options ask for it.
+  const BankCosts* bank_costs() const { return banks_ ? &banks_->costs() : nullptr; }
 
  private:
   struct Copy {
@@ -81,6 +87,7 @@ class Block {
 
   static void thread_entry();
   int64_t offset(const void* pointer, int64_t bytes, int64_t alignment, const char* does);
+  void write(const void* to, int64_t bytes, int64_t alignment, Access kind, const void* site);
   void arrive(const Copy& copy);
   void wait(const char* what);  // leave until made ready
   void leave_for_next(Fiber& from);
@@ -94,6 +101,7 @@ class Block {
   std::unique_ptr<unsigned char, Aligned> shared_;
   std::unique_ptr<Shadow> shadow_;
   std::unique_ptr<Clocks> clocks_;
+  std::unique_ptr<Banks> banks_;
   Fiber main_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;

@@ -6,6 +6,8 @@
 
 namespace bico::emulator {
 
+class BankCounts;
+
 enum class Schedule { round_robin, random };  // which of the threads that can run goes on
 enum class Copies { at_issue, at_wait };      // when the data of an asynchronous copy arrives
 
@@ -13,6 +15,7 @@ struct Options {
   Schedule schedule = Schedule::round_robin;
   Copies copies = Copies::at_issue;
   uint64_t seed = 0;
+  BankCounts* banks = nullptr;  // where to count, which takes time
 };
 
 // What a kernel must not do, found while it ran.

@@ -44,7 +44,8 @@ std::vector<float> run(const std::string& name, bool broken, Schedule schedule, 
   return out;
 }
 
-Words instruction(const std::string& name, const Words& words, Schedule schedule, Copies copies, uint64_t seed) {
+Words instruction(const std::string& name, const Words& words, Schedule schedule, Copies copies, uint64_t seed,
+                  emulator::BankCounts* banks) {
   const planted::Wrapper& wrapper = find(planted::wrappers, name);
   if (words.ndim() != 2 || words.shape(0) % planted::threads != 0 || words.shape(1) != wrapper.inputs) {
     throw py::value_error(name + " takes words [multiple of " + std::to_string(planted::threads) + ", " +
@@ -55,7 +56,7 @@ Words instruction(const std::string& name, const Words& words, Schedule schedule
   Words result({count, int64_t(wrapper.outputs)});
   uint32_t* out = result.mutable_data();
   const py::gil_scoped_release release;
-  emulator::run({schedule, copies, seed}, wrapper.name, count / planted::threads, planted::threads,
+  emulator::run({schedule, copies, seed, banks}, wrapper.name, count / planted::threads, planted::threads,
                 planted::shared_bytes, [&] {
                   const int64_t i = cuda::block_index() * planted::threads + cuda::thread_index();
                   wrapper.run(in.data() + i * wrapper.inputs, out + i * wrapper.outputs);
@@ -74,10 +75,13 @@ PYBIND11_MODULE(_planted, m) {
   py::enum_<Copies>(m, "Copies", py::module_local())
       .value("at_issue", Copies::at_issue)
       .value("at_wait", Copies::at_wait);
+  py::class_<emulator::BankCounts>(m, "BankCounts", py::module_local())
+      .def(py::init<>())
+      .def("table", &emulator::BankCounts::table, "Requests, wavefronts and fewest wavefronts by kernel and access.");
   m.def("names", &names);
   m.def("run", &run, py::arg("name"), py::arg("broken"), py::arg("schedule"), py::arg("copies"), py::arg("seed"),
         "The results of a kernel, with its planted bug or without.");
   m.def("instruction", &instruction, py::arg("name"), py::arg("words"), py::arg("schedule") = Schedule::round_robin,
-        py::arg("copies") = Copies::at_issue, py::arg("seed") = 0,
+        py::arg("copies") = Copies::at_issue, py::arg("seed") = 0, py::arg("banks") = nullptr,
         "What each thread, in blocks of 64, gets from an instruction that it gives a row of words.");
 }

@@ -3,6 +3,7 @@
 
 #include <bit>
 
+#include "accesses.cuh"
 #include "shared.cuh"
 
 namespace bico::planted {
@@ -79,6 +80,20 @@ inline const Wrapper wrappers[] = {
      [](const uint32_t* in, uint32_t* out) {
        out[0] = std::bit_cast<uint32_t>(exp2_approximate(std::bit_cast<float>(in[0])));
      }},
+    {"load_4", 1, 0, load_at<uint32_t>},
+    {"load_8", 1, 0, load_at<HalfVector>},
+    {"load_16", 1, 0, load_at<Vector>},
+    {"load_three_words", 1, 0, load_at<ThreeWords>},
+    {"store_2", 1, 0, store_at<uint16_t>},
+    {"store_4", 1, 0, store_at<uint32_t>},
+    {"store_8", 1, 0, store_at<HalfVector>},
+    {"store_16", 1, 0, store_at<Vector>},
+    {"copy_16", 4, 0, copy_at},
+    {"load_matrices_at", 1, 0, load_matrices_at},
+    {"load_in_loop", 2, 0, load_in_loop},
+    {"load_in_branches", 2, 1, load_in_branches},
+    {"load_in_turns", 2, 0, load_in_turns},
+    {"load_between_barriers", 2, 0, load_between_barriers},
 };
 
 }  // namespace bico::planted
