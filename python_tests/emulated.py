@@ -59,7 +59,7 @@ def split_triangle_attention(
     return_lse: bool = False,
     how: dict,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `bico_ext.split_triangle_attention`; `how` has schedule, copies, seed and deterministic."""
+    """As `bico_ext.split_triangle_attention`; `how` has schedule, copies, seed, deterministic and banks."""
     table_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     arguments = {
         "cos": cos.to(table_dtype).contiguous(),
@@ -75,7 +75,13 @@ def split_triangle_attention(
     return (out, lse) if return_lse else out
 
 
-def attention(schedule: str, copies: str, seed: int = 0, deterministic: bool = True) -> Callable[..., Any]:
-    """`split_triangle_attention` under one schedule."""
-    how = {"schedule": schedule, "copies": copies, "seed": seed, "deterministic": deterministic}
+def attention(
+    schedule: str,
+    copies: str,
+    seed: int = 0,
+    deterministic: bool = True,
+    banks: _emulator.BankCounts | None = None,
+) -> Callable[..., Any]:
+    """`split_triangle_attention` under one schedule. `banks` gets what its accesses to shared memory cost."""
+    how = {"schedule": schedule, "copies": copies, "seed": seed, "deterministic": deterministic, "banks": banks}
     return partial(split_triangle_attention, how=how)

@@ -1,4 +1,4 @@
-"""What is asked of the CUDA kernels beyond the op's numbers, under the emulator: order, offsets, bad offsets."""
+"""What is asked of the CUDA kernels beyond the op's numbers, under the emulator: order, bad offsets, banks."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from problems import Case, make_problem
 
 pytest.importorskip("bico_ext._emulator", reason="needs a build with BICO_EMULATOR", exc_type=ImportError)
 emulated = pytest.importorskip("emulated")
+count_bank_conflicts = pytest.importorskip("count_bank_conflicts")
 
 LONG = Case("long", S=400, Hq=2, Hkv=1, D=32, B=1, spans="infill")
 
@@ -68,3 +69,15 @@ def test_lse_does_not_drift_with_the_number_of_tiles():
     want = torch.full_like(lse, length // 16).log().double()
     want[..., ::512] += 8.8125**2 * 0.73
     torch.testing.assert_close(lse.double(), want, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("head_dim", count_bank_conflicts.HEAD_DIMS)
+def test_tiles_in_shared_memory_have_no_bank_conflicts(head_dim):
+    """The swizzle serves the products, the copies and the accumulators that are stored."""
+    costs = count_bank_conflicts.costs(head_dim)
+    assert {kernel for kernel, _ in costs} == {"forward", "backward"}
+    for kernel in "forward", "backward":
+        for access in "ldmatrix", "cp.async", "store":
+            cost = costs[kernel, access]
+            assert cost.requests > 0
+            assert cost.conflicts == 0, (kernel, access, cost)
