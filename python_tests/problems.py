@@ -166,6 +166,7 @@ CASES = [
     Case("no-rotation", S=66, R=0),
     Case("head-dim-1", S=67, D=1, R=0),
     Case("head-dim-3-R-2", S=67, D=3, R=2, spans="random"),
+    Case("odd-halves", S=70, D=40, R=30, spans="random"),
     Case("head-dim-256", S=90, D=256, Hq=1, Hkv=1, spans="infill"),
     Case("head-dim-130", S=65, D=130, Hq=1, Hkv=1),
     Case("head-dim-70", S=130, D=70, Hq=2, Hkv=1, spans="infill"),

@@ -22,8 +22,11 @@ struct SimtWork {
 
 // The gradients of each frame lie as rows.
 struct RowOrder {
+  static constexpr bool patches_are_vectors = false;
   int64_t columns;
 
+  BICO_DEVICE int64_t row_step() const { return 8 * columns; }
+  BICO_DEVICE int64_t column_step() const { return 1; }
   BICO_DEVICE int64_t head(int64_t index, int64_t length) const { return index * length * columns; }
   BICO_DEVICE int64_t element(int64_t position, int d) const { return position * columns + d; }
 };

@@ -33,6 +33,11 @@ struct AccumulatorOrder {
   // First element of the tiles of a head of `length` rows, heads counted over the batch.
   static constexpr int64_t head(int64_t index, int64_t length) { return index * divide_up(length, rows) * rows * D; }
 
+  // Of an even column, 16 bytes with those that row_step and column_step lead to.
+  static constexpr bool patches_are_vectors = atomic_add_width == 4;
+  static constexpr int64_t row_step() { return offset(0, 0, 2, 0); }
+  static constexpr int64_t column_step() { return offset(0, 0, 1, 0); }
+
   static constexpr int64_t element(int64_t position, int d) {
     const int row = position % rows, half = row / (rows / 2), in_half = row % (rows / 2);
     const int right = d / (D / 2), in_right = d % (D / 2);

@@ -96,8 +96,8 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            extents,
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);
-    launch_rotate_back<T>(p, grad_q, p.grad_q, p.query_heads, Order(), stream);
-    launch_rotate_back<T>(p, grad_k, p.grad_k, p.kv_heads, Order(), stream);
+    launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, Order(), stream);
+    launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, 1, Order(), stream);
   });
   return arena.bytes();
 }
