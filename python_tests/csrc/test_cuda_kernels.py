@@ -1,11 +1,12 @@
-"""What is asked of the CUDA kernels beyond the op's numbers, under the emulator: order, bad offsets, banks."""
+"""What is asked of the CUDA kernels beyond the op's numbers, under the emulator: order, devices, bad offsets, banks."""
 
 import pytest
 import torch
-from problems import Case, make_problem
+from problems import Case, assert_as_good_as_torch, make_problem
 
 pytest.importorskip("bico_ext._emulator", reason="needs a build with BICO_EMULATOR", exc_type=ImportError)
 emulated = pytest.importorskip("emulated")
+_emulator = emulated._emulator
 count_bank_conflicts = pytest.importorskip("count_bank_conflicts")
 
 LONG = Case("long", S=400, Hq=2, Hkv=1, D=32, B=1, spans="infill")
@@ -31,6 +32,37 @@ def test_other_sums_differ_in_the_order_of_grad_q_alone():
         assert all(torch.equal(ordered[name], one[name]) for one in free), name
     for one in free:
         torch.testing.assert_close(one["grad_q"], ordered["grad_q"], rtol=2**-7, atol=1e-3)
+
+
+@pytest.fixture
+def set_device():
+    """Of other limits than the emulator's own."""
+    yield _emulator.set_device
+    _emulator.set_device()
+
+
+@pytest.mark.parametrize("spans", ["placeholders", "causal"])
+@pytest.mark.parametrize(("multiprocessors", "parts"), [(1, 1), (3, 2), (8, 3), (132, 6)])
+def test_a_group_is_split_until_its_blocks_fill_the_device(multiprocessors, parts, spans, set_device, monkeypatch):
+    """Three tiles of keys, 2 blocks on a multiprocessor, and 6 query heads that share them."""
+    problem = make_problem(Case("group", S=130, Hq=6, Hkv=1, D=32, B=1, spans=spans), torch.bfloat16)
+    workspaces = []
+
+    def backward(arguments, **how):
+        workspaces.append(_backward(arguments, **how))
+
+    _backward = _emulator.backward
+    monkeypatch.setattr(_emulator, "backward", backward)
+    set_device(multiprocessors=1)
+    whole = run(problem)
+    set_device(multiprocessors=multiprocessors)
+    got = run(problem)
+    gradient = 192 * 32 * 4  # bytes; of k for each frame, of v where it is in parts
+    assert workspaces[1] - workspaces[0] == (2 * (parts - 1) + (parts > 1) * parts) * gradient
+    assert_as_good_as_torch(emulated.attention("random", "at-wait", seed=1), problem, torch.bfloat16)
+    assert all(torch.equal(got[name], whole[name]) for name in ("out", "lse", "grad_q"))
+    again = run(problem, seed=3, schedule="round-robin")
+    assert all(torch.equal(got[name], again[name]) for name in got)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -104,8 +104,9 @@ void forward(const py::dict& arguments, const std::string& schedule, const std::
   cuda::attention_forward(problem, workspace.data, &how);
 }
 
-void backward(const py::dict& arguments, bool deterministic, const std::string& schedule, const std::string& copies,
-              uint64_t seed, emulator::BankCounts* banks) {
+// Returns the bytes of the workspace.
+int64_t backward(const py::dict& arguments, bool deterministic, const std::string& schedule, const std::string& copies,
+                 uint64_t seed, emulator::BankCounts* banks) {
   Backward problem;
   fill(problem, arguments);
   problem.out = heads(arguments["out"]);
@@ -117,8 +118,10 @@ void backward(const py::dict& arguments, bool deterministic, const std::string& 
   problem.grad_lse = statistics(arguments["grad_lse"]);
   emulator::Options how = options(schedule, copies, seed, banks);
   const py::gil_scoped_release release;
-  const Memory workspace(cuda::backward_workspace(problem));
+  const int64_t bytes = cuda::backward_workspace(problem);
+  const Memory workspace(bytes);
   cuda::attention_backward(problem, deterministic, workspace.data, &how);
+  return bytes;
 }
 
 }  // namespace
@@ -133,4 +136,7 @@ PYBIND11_MODULE(_emulator, m) {
         py::arg("seed"), py::arg("banks") = nullptr);
   m.def("backward", &backward, py::arg("arguments"), py::kw_only(), py::arg("deterministic"), py::arg("schedule"),
         py::arg("copies"), py::arg("seed"), py::arg("banks") = nullptr);
+  m.def(
+      "set_device", [](int multiprocessors) { emulator::device = {multiprocessors}; },
+      py::arg("multiprocessors") = emulator::Device().multiprocessors);
 }

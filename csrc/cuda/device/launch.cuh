@@ -32,6 +32,16 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
   check(cudaGetLastError(), what);
 }
 
+// Of the current device.
+inline DeviceLimits device_limits() {
+  DeviceLimits limits;
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "asking for the number of multiprocessors");
+  return limits;
+}
+
 inline void fill_with_zeros(void* memory, int64_t bytes, Stream stream) {
   check(cudaMemsetAsync(memory, 0, size_t(bytes), static_cast<cudaStream_t>(stream)), "clearing the workspace");
 }

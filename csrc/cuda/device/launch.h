@@ -3,6 +3,14 @@
 
 #include "../attention.h"
 
+namespace bico::cuda {
+
+struct DeviceLimits {
+  int multiprocessors;
+};
+
+}  // namespace bico::cuda
+
 #ifdef __CUDACC__
 #include "launch.cuh"
 #else

@@ -1,7 +1,8 @@
 // Backward on tensor cores. A block takes one tile of keys of one kv head through the queries that see them, of every
-// query head of the group, in two sweeps (tile_schedule.h). With P the weights and dS = P (dO V^T - delta), the
-// accumulators of dV = P^T dO and dK = dS^T Q stay in registers; dQ = dS K is added to global memory. The gradients of
-// rotated q and k are written in float32, separately for each frame; postprocess.cuh rotates them back.
+// query head of the group or of a part of them, in two sweeps (tile_schedule.h). With P the weights and
+// dS = P (dO V^T - delta), the accumulators of dV = P^T dO and dK = dS^T Q stay in registers; dQ = dS K is added to
+// global memory. The gradients of rotated q and k are written in float32, separately for each frame; postprocess.cuh
+// rotates them back.
 #pragma once
 
 #include "../device/launch.h"
@@ -16,12 +17,14 @@ struct BackwardWork {
   PerFrame<const void*> q, k;  // [B, H, S, columns], rotated
   Heads v, grad_out;           // of the problem, or copies whose rows can be copied by 16 bytes
   const float* delta;          // [B, Hq, S]
-  PerFrame<float*> grad_q;     // begin as 0; in AccumulatorOrder, as is grad_k
-  PerFrame<float*> grad_k;
-  int32_t* ticket;      // null, or 0: add to grad_q in one order
+  PerFrame<float*> grad_q;     // begin as 0; in AccumulatorOrder, as are grad_k and grad_v
+  PerFrame<float*> grad_k;     // of each part of a group
+  float* grad_v;               // the same; null if blocks take whole groups: then they write the problem's
+  int32_t* ticket;             // null, or 0: add to grad_q in one order
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
   PerFrame<NonfiniteRows> bad_queries, bad_keys;  // of q or grad_out, and of k
   const Extent* extents;
+  int heads;  // query heads that a block takes: a whole group, or a part of one
   bool grad_v_aligned;
 };
 
@@ -214,10 +217,25 @@ struct BackwardBlock {
     }
   }
 
+  // The gradient of the block's keys or values, in AccumulatorOrder.
+  BICO_DEVICE void store_gradient(float* gradients, const Gradient& gradient) const {
+    const int64_t first_head = int64_t(batch()) * int(w.problem.query_heads) + load_shared(&shared.place.head);
+    const int64_t tile = first_head / w.heads * divide_up(w.problem.length, Tiles::keys) + key_tile();
+    float* to = gradients + tile * Tiles::keys * D + Order::offset(0, 0, 0, thread_index());
+#pragma unroll
+    for (int i = 0; i < Order::M; ++i) {
+#pragma unroll
+      for (int j = 0; j < Order::N; ++j) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, 0)] = gradient.x[i][j][r];
+      }
+    }
+  }
+
   // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
   BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
     const Problem& p = w.problem;
-    const Schedule schedule = {p, w.extents, shared.place, frame, w.bad_queries[frame]};
+    const Schedule schedule = {p, w.extents, shared.place, frame, w.bad_queries[frame], w.heads};
     Gradient grad_k;
     grad_k.clear();
 
@@ -274,17 +292,7 @@ struct BackwardBlock {
       if (w.ticket && thread_index() == 0) set_semaphore(semaphore(now, frame), key_tile() + 1);
     }
 
-    const int64_t tiles = divide_up(p.length, Tiles::keys);
-    float* to =
-        w.grad_k[frame] + (key_head() * tiles + key_tile()) * Tiles::keys * D + Order::offset(0, 0, 0, thread_index());
-#pragma unroll
-    for (int i = 0; i < Order::M; ++i) {
-#pragma unroll
-      for (int j = 0; j < Order::N; ++j) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) to[Order::offset(i, j, r, 0)] = grad_k.x[i][j][r];
-      }
-    }
+    store_gradient(w.grad_k[frame], grad_k);
   }
 };
 
@@ -310,10 +318,11 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
     key_tile = tiles - 1 - index % tiles;
   }
   const int begin = key_tile * Tiles::keys;
-  const int kv_head = index / tiles % p.kv_heads, batch = index / tiles / p.kv_heads;
+  const int64_t parts = p.query_heads / w.heads;  // of the query heads, over all groups
+  const int head = index / tiles % parts * w.heads, batch = index / tiles / parts;
+  const int kv_head = head / int(p.query_heads / p.kv_heads);
   const Spans spans = spans_of(p, w.extents, batch);
   if (thread_index() == 0) {
-    const int head = kv_head * int(p.query_heads / p.kv_heads);
     store_shared(&shared.place, Place{block_tile(p, spans, begin, Tiles::keys), batch, head, kv_head});
     store_shared(&shared.context, spans.context<Tiles::keys>(begin));
   }
@@ -333,6 +342,7 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   for (int i = 0; i < 2; ++i) block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_v);  // one sweep's code for both
 
   wait_copies<0>();
+  if (w.grad_v) return block.store_gradient(w.grad_v, grad_v);
   sync_threads();
   store_accumulators(shared.v, grad_v, block.half() * Block::half_rows, block.right() * Block::half_columns);
   sync_threads();
@@ -346,8 +356,8 @@ void launch_backward(const BackwardWork& work, Stream stream) {
   constexpr int shared_bytes = sizeof(BackwardShared<T, D>);
   static_assert(shared_bytes <= shared_limit, "K, V, two stages of Q, dO, P and dS must fit");
   const Backward& p = work.problem;
-  const int64_t tiles = divide_up(p.length, Tiles::keys);
-  launch("backward", backward_kernel<T, D>, tiles * p.kv_heads * p.batch, Tiles::threads, shared_bytes, stream, work);
+  const int64_t blocks = p.batch * p.query_heads / work.heads * divide_up(p.length, Tiles::keys);
+  launch("backward", backward_kernel<T, D>, blocks, Tiles::threads, shared_bytes, stream, work);
 }
 
 }  // namespace bico::cuda

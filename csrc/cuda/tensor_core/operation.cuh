@@ -52,6 +52,20 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
   return arena.bytes();
 }
 
+// How many query heads of a group a block of the backward takes: all, unless blocks that take fewer end sooner because
+// more of them run at a time. The gradients of k and v of the parts must be added, so there are as few as possible.
+template <int D>
+int heads_of_block(const Problem& p) {
+  const int64_t group = p.query_heads / p.kv_heads, at_a_time = 2 * device_limits().multiprocessors;
+  const int64_t blocks = p.batch * p.kv_heads * divide_up(p.length, BackwardTiles<D>::keys);
+  const auto waves = [&](int64_t parts) { return divide_up(blocks * parts, at_a_time); };
+  int64_t best = 1;
+  for (int64_t parts = 2; parts <= group && blocks < at_a_time; ++parts) {
+    if (group % parts == 0 && waves(parts) * best < waves(best) * parts) best = parts;
+  }
+  return int(group / best);
+}
+
 template <typename T>
 int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stream stream) {
   Arena arena(workspace);
@@ -59,7 +73,9 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     constexpr int D = width;
     using Order = AccumulatorOrder<D>;
     const int64_t q_heads = p.batch * p.query_heads, k_heads = p.batch * p.kv_heads;
-    const int64_t q_count = Order::head(q_heads, p.length), k_count = Order::head(k_heads, p.length);
+    const int heads = heads_of_block<D>(p);
+    const int64_t parts = p.query_heads / p.kv_heads / heads;
+    const int64_t q_count = Order::head(q_heads, p.length), k_count = Order::head(parts * k_heads, p.length);
     // First what begins as 0.
     const PerFrame<float*> grad_q = {arena.take<float>(q_count), arena.take<float>(q_count)};
     int32_t* semaphores = arena.take<int32_t>(2 * q_heads * divide_up(p.length, Order::rows));
@@ -68,6 +84,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     const PerFrame<NonfiniteRows> bad_keys = take_nonfinite_frames(arena, p, p.kv_heads);
     const int64_t zeros = arena.bytes();
     const PerFrame<float*> grad_k = {arena.take<float>(k_count), arena.take<float>(k_count)};
+    float* grad_v = parts > 1 ? arena.take<float>(k_count) : nullptr;
     const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
     const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D), grad_out(arena, p, p.grad_out, p.query_heads, D);
     float* delta = arena.take<float>(q_heads * p.length);
@@ -89,15 +106,18 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            delta,
                            grad_q,
                            grad_k,
+                           grad_v,
                            deterministic ? ticket : nullptr,
                            semaphores,
                            bad_queries,
                            bad_keys,
                            extents,
+                           heads,
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);
     launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, Order(), stream);
-    launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, 1, Order(), stream);
+    launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, parts, Order(), stream);
+    if (grad_v) launch_rotate_back<T>(p, {grad_v, nullptr}, p.grad_v, p.kv_heads, parts, Order(), stream);
   });
   return arena.bytes();
 }

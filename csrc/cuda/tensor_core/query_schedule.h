@@ -6,9 +6,9 @@
 
 namespace bico::cuda {
 
-// A tile of queries to visit, of one of the heads of the group; at the end of the schedule, it sees nothing.
+// A tile of queries to visit, of one of the heads of the block; at the end of the schedule, it sees nothing.
 struct QueryVisit {
-  int head;  // within the group
+  int head;  // among those of the block
   Lookahead ahead;
   int tile;
   TileView view;
@@ -23,6 +23,7 @@ struct QuerySchedule {
   const Place& place;
   Frame frame;
   NonfiniteRows nonfinite_queries;
+  int heads;
 
   BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
   BICO_DEVICE Spans spans() const { return spans_of(problem, extents, load_shared(&place.batch)); }
@@ -45,7 +46,7 @@ struct QuerySchedule {
     return split_by_side<keys>(frame, spans(), visited, key_tile.rows);
   }
 
-  // One bit for each query of a tile of a head of the group: its row of q or grad_out is not finite.
+  // One bit for each query of a tile of a head: its row of q or grad_out is not finite.
   BICO_DEVICE uint64_t bad_queries(int head, int tile) const {
     const int64_t index =
         int64_t(load_shared(&place.batch)) * int(problem.query_heads) + load_shared(&place.head) + head;
@@ -54,12 +55,12 @@ struct QuerySchedule {
 
   BICO_DEVICE QueryVisit first() const { return after({0, Lookahead::before(range()), 0, TileView::nothing, false}); }
 
-  // Of the same head or the next one of the group: the queries of all heads see the same keys. All lanes of a warp
+  // Of the same head or the next one: the queries of all heads see the same keys. All lanes of a warp
   // call.
   BICO_DEVICE QueryVisit after(QueryVisit visit) const {
     while (visit.ahead.left == 0) {
       if (visit.ahead.is_last(range())) {
-        if (visit.head + 1 == int(problem.query_heads / problem.kv_heads)) {
+        if (visit.head + 1 == heads) {
           return {visit.head, visit.ahead, 0, TileView::nothing, false};
         }
         ++visit.head;

@@ -61,7 +61,7 @@ BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const Til
 // Where a block works. It lies in shared memory: every thread knows it, but has no registers for it between two uses.
 struct Place {
   BlockTile tile;
-  int batch, head, kv_head;  // backward, head is the first query head of the group
+  int batch, head, kv_head;  // backward: head is the first query head of the block
 };
 
 // Tiles [begin, end) of `size` rows that hold what the block tile reaches, up to the block tile or from it on.

@@ -14,6 +14,10 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
                 [&] { kernel(arguments...); });
 }
 
+inline DeviceLimits device_limits() {
+  return {emulator::device.multiprocessors};
+}
+
 inline void fill_with_zeros(void* memory, int64_t bytes, void*) {
   std::memset(memory, 0, bytes);
 }

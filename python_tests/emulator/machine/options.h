@@ -18,6 +18,12 @@ struct Options {
   BankCounts* banks = nullptr;  // where to count, which takes time
 };
 
+// What is launched on. A small device by default, so that small problems fill it.
+struct Device {
+  int multiprocessors = 2;
+};
+inline Device device;
+
 // What a kernel must not do, found while it ran.
 struct Violation : std::runtime_error {
   using std::runtime_error::runtime_error;
