@@ -65,6 +65,22 @@ def test_a_group_is_split_until_its_blocks_fill_the_device(multiprocessors, part
     assert all(torch.equal(got[name], again[name]) for name in got)
 
 
+@pytest.mark.parametrize(("head_dim", "kib"), [(64, 50), (128, 82), (256, 70)])
+def test_one_stage_of_queries_where_two_do_not_fit(head_dim, kib, set_device, monkeypatch):
+    """The emulator refuses a launch that does not fit the device, as hardware does. The forward needs more."""
+    problem = make_problem(Case("stages", S=200, Hq=2, Hkv=1, D=head_dim, B=1, spans="infill"), torch.bfloat16)
+    two = run(problem)
+    _backward = _emulator.backward
+
+    def backward(arguments, **how):
+        set_device(shared_bytes=kib * 1024)
+        _backward(arguments, **how)
+
+    monkeypatch.setattr(_emulator, "backward", backward)
+    one = run(problem)
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     "offsets", [[0, -(2**31)], [0, 40, 20, 70], [0, 10**9, 70], [-5, 30, 70], [0, 30, 60], [0, -(2**31), 2**31 - 1]]

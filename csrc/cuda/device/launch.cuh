@@ -39,6 +39,8 @@ inline DeviceLimits device_limits() {
   check(cudaGetDevice(&device), "asking for the device");
   check(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
         "asking for the number of multiprocessors");
+  check(cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+        "asking for shared memory");
   return limits;
 }
 

@@ -7,6 +7,7 @@ namespace bico::cuda {
 
 struct DeviceLimits {
   int multiprocessors;
+  int shared_bytes;  // of each multiprocessor
 };
 
 }  // namespace bico::cuda

@@ -24,7 +24,8 @@ struct BackwardWork {
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
   PerFrame<NonfiniteRows> bad_queries, bad_keys;  // of q or grad_out, and of k
   const Extent* extents;
-  int heads;  // query heads that a block takes: a whole group, or a part of one
+  int heads;   // query heads that a block takes: a whole group, or a part of one
+  int stages;  // of Q in shared memory, 1 or 2
   bool grad_v_aligned;
 };
 
@@ -33,12 +34,15 @@ struct BackwardShared {
   using Tiles = BackwardTiles<D>;
 
   SharedTile<T, Tiles::keys, D> k, v;
-  SharedTile<T, Tiles::queries, D> q[2], grad_out;  // q: two stages
+  SharedTile<T, Tiles::queries, D> grad_out;
   SharedTile<T, Tiles::queries, Tiles::keys> weights, score_grads;
   Token tokens[Tiles::keys];
   uint64_t context;  // a bit for each key
   int32_t ticket;
   Place place;
+  SharedTile<T, Tiles::queries, D> q[2];  // at the end: with one stage the second is not there
+
+  static constexpr int bytes(int stages) { return int(sizeof(BackwardShared)) - (2 - stages) * int(sizeof(q[0])); }
 };
 
 // One tile of keys. A warp's accumulators are `half` of the product in the first dimension, `right` in the second.
@@ -275,7 +279,7 @@ struct BackwardBlock {
       store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there
       visit = schedule.after(visit);
-      if (visit.view != TileView::nothing) copy_queries(visit, frame, 1 - stage);
+      if (visit.view != TileView::nothing && w.stages == 2) copy_queries(visit, frame, 1 - stage);
       multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
           grad_v, shared.weights, half() * half_rows, shared.grad_out, right() * half_columns);
       if (w.ticket && thread_index() == 0) {
@@ -286,7 +290,11 @@ struct BackwardBlock {
       add_to_grad_q(now, frame);
       multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
           grad_k, shared.score_grads, half() * half_rows, shared.q[stage], right() * half_columns);
-      stage = 1 - stage;
+      if (visit.view != TileView::nothing && w.stages == 1) {
+        sync_threads();  // this Q is free
+        copy_queries(visit, frame, stage);
+      }
+      stage = w.stages - 1 - stage;
       wait_copies<0>();
       sync_threads();  // the next Q and dO are there; P, dS, this Q and, at the end, K are free
       if (w.ticket && thread_index() == 0) set_semaphore(semaphore(now, frame), key_tile() + 1);
@@ -353,11 +361,11 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
 template <typename T, int D>
 void launch_backward(const BackwardWork& work, Stream stream) {
   using Tiles = BackwardTiles<D>;
-  constexpr int shared_bytes = sizeof(BackwardShared<T, D>);
-  static_assert(shared_bytes <= shared_limit, "K, V, two stages of Q, dO, P and dS must fit");
+  using Shared = BackwardShared<T, D>;
+  static_assert(Shared::bytes(2) <= shared_limit, "K, V, two stages of Q, dO, P and dS must fit");
   const Backward& p = work.problem;
   const int64_t blocks = p.batch * p.query_heads / work.heads * divide_up(p.length, Tiles::keys);
-  launch("backward", backward_kernel<T, D>, blocks, Tiles::threads, shared_bytes, stream, work);
+  launch("backward", backward_kernel<T, D>, blocks, Tiles::threads, Shared::bytes(work.stages), stream, work);
 }
 
 }  // namespace bico::cuda

@@ -66,6 +66,17 @@ int heads_of_block(const Problem& p) {
   return int(group / best);
 }
 
+// Two stages of Q hide the latency of memory, but a second block on the multiprocessor does so better. The registers
+// do not hold a third one.
+template <typename T, int D>
+int stages_of_queries() {
+  constexpr int reserved = 1024;  // bytes of each block
+  const auto blocks = [](int stages) {
+    return std::min(2, device_limits().shared_bytes / (BackwardShared<T, D>::bytes(stages) + reserved));
+  };
+  return blocks(1) > blocks(2) ? 1 : 2;
+}
+
 template <typename T>
 int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stream stream) {
   Arena arena(workspace);
@@ -113,6 +124,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            bad_keys,
                            extents,
                            heads,
+                           stages_of_queries<T, D>(),
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);
     launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, Order(), stream);

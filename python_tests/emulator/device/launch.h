@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <string>
 
 #include "../machine/machine.h"
 
@@ -10,12 +11,17 @@ namespace bico::cuda {
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
             void* stream, const Arguments&... arguments) {
+  constexpr int reserved = 1024;  // by the hardware, of each block
+  if (shared_bytes + reserved > emulator::device.shared_bytes) {
+    throw emulator::Violation("kernel " + std::string(name) + " takes " + std::to_string(shared_bytes) +
+                              " bytes of shared memory, which do not fit a multiprocessor");
+  }
   emulator::run(*static_cast<const emulator::Options*>(stream), name, blocks, threads, shared_bytes,
                 [&] { kernel(arguments...); });
 }
 
 inline DeviceLimits device_limits() {
-  return {emulator::device.multiprocessors};
+  return {emulator::device.multiprocessors, emulator::device.shared_bytes};
 }
 
 inline void fill_with_zeros(void* memory, int64_t bytes, void*) {

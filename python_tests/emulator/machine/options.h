@@ -21,6 +21,7 @@ struct Options {
 // What is launched on. A small device by default, so that small problems fill it.
 struct Device {
   int multiprocessors = 2;
+  int shared_bytes = 228 * 1024;  // of each multiprocessor
 };
 inline Device device;
 
