@@ -19,8 +19,9 @@ BICO_DEVICE bool has_nonfinite(const Vector& x) {
   return found & 0x80008000u;
 }
 
-// One bit for each row: [heads, counted over the batch, ceil(S / granule)] words, which begin as 0.
-struct NonfiniteRows {
+// One bit for each row: [heads, counted over the batch, ceil(S / granule)] words, which begin as 0. Kernels flag rows
+// that are not finite; compute_delta also flags others.
+struct RowFlags {
   uint32_t* words;
 
   static BICO_DEVICE int64_t index(int64_t head, int64_t length, int row) {

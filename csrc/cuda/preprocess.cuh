@@ -139,7 +139,7 @@ BICO_DEVICE void write_chunk(T* to, const Chunk<Compute<T>>& chunk) {
 template <typename T>
 struct FrameOfHeads {
   T* heads = nullptr;
-  NonfiniteRows nonfinite = {};
+  RowFlags nonfinite = {};
 
   BICO_DEVICE void take(const Chunk<Compute<T>>& chunk, int64_t head, int64_t length, int row, int columns,
                         int begin) const {
@@ -214,11 +214,12 @@ BICO_DEVICE T warp_sum(T x, int lanes = 32) {
 }
 
 // delta [B, Hq, S] = rowsum(out * grad_out) - grad_lse: what the gradient of every weight of the row loses. `lanes`, a
-// power of 2, sum one row. Rows of grad_out that are not finite are flagged in both frames, where there are flags.
+// power of 2, sum one row. In 16 bits rows of grad_out that are not finite are flagged in both frames, and in
+// `overflowing` rows for which a score of 0 would have a weight, or a gradient, that might not be finite.
 template <typename T>
 BICO_KERNEL(preprocess_threads)
-void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T>* delta,
-                   PerFrame<NonfiniteRows> nonfinite) {
+void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T>* delta, PerFrame<RowFlags> nonfinite,
+                   RowFlags overflowing) {
   using C = Compute<T>;
   const int head_dim = p.head_dim;
   const RowPiece at = RowPiece::here(p.query_heads, p.length, lanes);
@@ -239,7 +240,13 @@ void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T
   }
   sum = warp_sum(sum, lanes);
   if (!at.exists || at.piece != 0) return;
-  delta[index * p.length + m] = p.grad_lse.data ? sum - *p.grad_lse.row<C>(at.batch, at.group, m) : sum;
+  if (p.grad_lse.data) sum -= *p.grad_lse.row<C>(at.batch, at.group, m);
+  delta[index * p.length + m] = sum;
+  if constexpr (sizeof(T) == 2) {
+    const float weight = exp2_approximate(-*p.lse.row<float>(at.batch, at.group, m) * log2_e);
+    const bool is_safe = weight * fmaxf(1, fabsf(sum)) < T::largest / 2;  // of NaN it is false
+    if (!is_safe) overflowing.set(index, p.length, m);
+  }
 }
 
 inline Extent* take_extents(Arena& arena, const Problem& p) {
@@ -273,7 +280,7 @@ struct RotatedHeads {
   }
 
   void launch_rotate(const Problem& p, const Heads& heads, int64_t count, int64_t columns, Stream stream,
-                     const PerFrame<NonfiniteRows>& nonfinite = {}, bool negated = false) const {
+                     const PerFrame<RowFlags>& nonfinite = {}, bool negated = false) const {
     const bool aligned = aligned_rows(heads, sizeof(T)) && aligned_rotation(p.rotary, sizeof(Compute<T>));
     const Source source = {heads, count, aligned, negated};
     launch_rotate_heads<T, true>("rotate_heads", p, source, columns,
@@ -295,31 +302,31 @@ struct CopyableHeads {
 
   // Copies, if need be, and flags rows that are not finite, if asked to.
   void launch_copy(const Problem& p, const Heads& given, int64_t count, int64_t columns, Stream stream,
-                   const NonfiniteRows& nonfinite = {}) const {
+                   const RowFlags& nonfinite = {}) const {
     if (!copy && !nonfinite.words) return;
     launch_rotate_heads<T, false>("copy_heads", p, {given, count, !copy}, columns, {{copy, nonfinite}, {}}, stream);
   }
 };
 
 // Flags of the rows of heads; part of what must begin as 0.
-inline NonfiniteRows take_nonfinite(Arena& arena, const Problem& p, int64_t heads) {
+inline RowFlags take_flags(Arena& arena, const Problem& p, int64_t heads) {
   return {arena.take<uint32_t>(p.batch * heads * divide_up(p.length, granule))};
 }
 
 // One array serves both frames where the problem does not mirror.
-inline PerFrame<NonfiniteRows> take_nonfinite_frames(Arena& arena, const Problem& p, int64_t heads) {
-  const NonfiniteRows plus = take_nonfinite(arena, p, heads);
-  return {plus, p.mirror ? take_nonfinite(arena, p, heads) : plus};
+inline PerFrame<RowFlags> take_flags_of_frames(Arena& arena, const Problem& p, int64_t heads) {
+  const RowFlags plus = take_flags(arena, p, heads);
+  return {plus, p.mirror ? take_flags(arena, p, heads) : plus};
 }
 
 template <typename T>
-void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream,
-                          const PerFrame<NonfiniteRows>& nonfinite = {}) {
+void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream, const PerFrame<RowFlags>& nonfinite = {},
+                          const RowFlags& overflowing = {}) {
   int lanes = 1;
   while (lanes * vector_elements < p.head_dim) lanes *= 2;
   const bool aligned = aligned_rows(p.out, sizeof(T)) && aligned_rows(p.grad_out, sizeof(T));
   launch("compute_delta", compute_delta<T>, RowPiece::blocks(p.query_heads, p.batch, p.length, lanes),
-         preprocess_threads, 0, stream, p, aligned, lanes, delta, nonfinite);
+         preprocess_threads, 0, stream, p, aligned, lanes, delta, nonfinite, overflowing);
 }
 
 }  // namespace bico::cuda

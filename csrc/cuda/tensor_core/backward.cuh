@@ -22,7 +22,8 @@ struct BackwardWork {
   float* grad_v;               // the same; null if blocks take whole groups: then they write the problem's
   int32_t* ticket;             // null, or 0: add to grad_q in one order
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
-  PerFrame<NonfiniteRows> bad_queries, bad_keys;  // of q or grad_out, and of k
+  PerFrame<RowFlags> bad_queries, bad_keys;  // of q or grad_out, and of k
+  RowFlags overflowing;                      // of grad_out: see compute_delta
   const Extent* extents;
   int heads;   // query heads that a block takes: a whole group, or a part of one
   int stages;  // of Q in shared memory, 1 or 2
@@ -37,13 +38,23 @@ struct BackwardShared {
   SharedTile<T, Tiles::queries, D> grad_out;
   SharedTile<T, Tiles::queries, Tiles::keys> weights, score_grads;
   Token tokens[Tiles::keys];
-  uint64_t context;  // a bit for each key
+  uint64_t context, unseen;  // a bit for each key; unseen: see unseen_keys
   int32_t ticket;
   Place place;
   SharedTile<T, Tiles::queries, D> q[2];  // at the end: with one stage the second is not there
 
   static constexpr int bytes(int stages) { return int(sizeof(BackwardShared)) - (2 - stages) * int(sizeof(q[0])); }
 };
+
+// Keys of a tile that no query sees: a bit for each, or none if keys of the tile are seen by their own span.
+//
+// Instead of hiding them in each tile of queries, the block clears their rows of K and V, once, and those of dK and dV
+// at the end. In between they have a score of 0 and a weight for it, but dQ = dS K takes nothing from them, as long as
+// the weight and its gradient are finite; tiles with a query for which they may not be (`overflowing`) hide the keys.
+template <int size>
+BICO_DEVICE uint64_t unseen_keys(const TileRows& keys, uint64_t context) {
+  return keys.max_span > 0 ? 0 : ~context << (64 - size) >> (64 - size);
+}
 
 // One tile of keys. A warp's accumulators are `half` of the product in the first dimension, `right` in the second.
 template <typename T, int D>
@@ -236,31 +247,40 @@ struct BackwardBlock {
     }
   }
 
+  // The gradients of unseen keys; see unseen_keys.
+  BICO_DEVICE void clear_unseen(Gradient& gradient) const {
+    const uint64_t unseen = load_shared(&shared.unseen);
+    if (unseen != 0) set_rows(gradient, unseen >> half() * half_rows, 0);
+  }
+
   // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
   BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
     const Problem& p = w.problem;
-    const Schedule schedule = {p, w.extents, shared.place, frame, w.bad_queries[frame], w.heads};
+    const Schedule schedule = {p, w.extents, shared.place, frame, w.bad_queries[frame], w.overflowing, w.heads};
     Gradient grad_k;
     grad_k.clear();
 
     QueryVisit visit = schedule.first();
     int stage = 0;
-    const uint64_t bad_keys = w.bad_keys[frame].of_tile<Tiles::keys>(key_head(), p.length, key_tile() * Tiles::keys);
+    const uint64_t bad_keys = w.bad_keys[frame].of_tile<Tiles::keys>(key_head(), p.length, key_tile() * Tiles::keys) &
+                              ~load_shared(&shared.unseen);
     if (visit.view != TileView::nothing) {
       copy_keys(frame);
       copy_queries(visit, frame, stage);
       copy_grad_out(visit);
       wait_copies<0>();
       sync_threads();
-      if (bad_keys != 0) {
-        clear_rows<Tiles::threads>(shared.k, bad_keys);
+      if (const uint64_t unseen = load_shared(&shared.unseen); (bad_keys | unseen) != 0) {
+        clear_rows<Tiles::threads>(shared.k, bad_keys | unseen);
+        clear_rows<Tiles::threads>(shared.v, unseen);
         sync_threads();
       }
     }
     while (visit.view != TileView::nothing) {
       const QueryVisit now = visit;
-      const bool masked = now.view != TileView::everything || bad_keys != 0;
-      const uint64_t bad_queries = masked && now.nonfinite ? schedule.bad_queries(now.head, now.tile) : 0;
+      const bool cleared = now.view == TileView::by_key && !now.flagged && load_shared(&shared.unseen) != 0;
+      const bool masked = (now.view != TileView::everything && !cleared) || bad_keys != 0;
+      const uint64_t bad_queries = masked && now.flagged ? schedule.bad_queries(now.head, now.tile) : 0;
       if (bad_queries != 0) {
         clear_rows<Tiles::threads>(shared.q[stage], bad_queries);
         clear_rows<Tiles::threads>(shared.grad_out, bad_queries);
@@ -300,6 +320,7 @@ struct BackwardBlock {
       if (w.ticket && thread_index() == 0) set_semaphore(semaphore(now, frame), key_tile() + 1);
     }
 
+    clear_unseen(grad_k);
     store_gradient(w.grad_k[frame], grad_k);
   }
 };
@@ -331,8 +352,11 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   const int kv_head = head / int(p.query_heads / p.kv_heads);
   const Spans spans = spans_of(p, w.extents, batch);
   if (thread_index() == 0) {
-    store_shared(&shared.place, Place{block_tile(p, spans, begin, Tiles::keys), batch, head, kv_head});
-    store_shared(&shared.context, spans.context<Tiles::keys>(begin));
+    const BlockTile tile = block_tile(p, spans, begin, Tiles::keys);
+    const uint64_t context = spans.context<Tiles::keys>(begin);
+    store_shared(&shared.place, Place{tile, batch, head, kv_head});
+    store_shared(&shared.context, context);
+    store_shared(&shared.unseen, unseen_keys<Tiles::keys>(tile.rows, context));
   }
   const Block block = {w, shared};
 
@@ -349,6 +373,7 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_v);  // one sweep's code for both
 
+  block.clear_unseen(grad_v);
   wait_copies<0>();
   if (w.grad_v) return block.store_gradient(w.grad_v, grad_v);
   sync_threads();

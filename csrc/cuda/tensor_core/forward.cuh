@@ -24,7 +24,7 @@ struct ForwardWork {
   Forward problem;
   PerFrame<const void*> q, k;  // [B, H, S, columns], rotated; q with the sign of the scale
   Heads v;                     // of the problem, or a copy whose rows can be copied by 16 bytes
-  NonfiniteRows bad_values;
+  RowFlags bad_values;
   const Extent* extents;
   bool out_aligned;
   float factor;  // > 0: scores times it are exponents of 2
@@ -37,8 +37,8 @@ struct KeyVisit {
   Frame frame;
   Lookahead ahead;
   int tile;
-  TileView view;   // of this warp's queries
-  bool nonfinite;  // some value
+  TileView view;  // of this warp's queries
+  bool flagged;   // some value is not finite
 };
 
 // Where the rows of the block's heads begin. In shared memory, because computing these addresses for each tile took a
@@ -68,7 +68,7 @@ struct KeySchedule {
   const Extent* extents;
   const Place& place;
   const TileRows* warp_rows;
-  NonfiniteRows nonfinite_values;
+  RowFlags nonfinite_values;
 
   BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
   // Loaded anew at each use, rather than kept in registers.
@@ -118,7 +118,7 @@ struct KeySchedule {
     }
     visit.tile = visit.ahead.take();
     visit.view = visit.ahead.view(visit.tile);
-    visit.nonfinite = visit.ahead.is_nonfinite(visit.tile);
+    visit.flagged = visit.ahead.is_flagged(visit.tile);
     return visit;
   }
 };
@@ -253,7 +253,7 @@ void forward_kernel(BICO_ARGUMENT(ForwardWork) w) {
   for (int stage = 0; visit.tile != KeyVisit::none; stage = 1 - stage) {
     const KeyVisit next = schedule.after(visit);
     const uint64_t context = visit.view == TileView::by_key ? block.context(visit) : 0;
-    const uint64_t bad = visit.nonfinite ? schedule.bad_values(visit.tile) : 0;
+    const uint64_t bad = visit.flagged ? schedule.bad_values(visit.tile) : 0;
     wait_copies<0>();
     sync_threads();  // K and V are there; Q and the buffers of the tile before are free
     const bool other_frame = visit.frame != frame;

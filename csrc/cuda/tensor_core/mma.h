@@ -104,6 +104,13 @@ BICO_DEVICE void set_columns(Accumulators<M, N>& c, uint64_t columns, float valu
   }
 }
 
+// Accumulators become `value` in the rows whose bit is set.
+template <int M, int N>
+BICO_DEVICE void set_rows(Accumulators<M, N>& c, uint64_t rows, float value) {
+  const uint64_t mine = rows >> Accumulators<M, N>::row(0, 0, lane_index());
+  set_where(c, [&](int i, int, int r) { return mine >> (16 * i + 8 * (r / 2)) & 1; }, value);
+}
+
 // Accumulators become `value` where column - row is greater than `diagonal`, or elsewhere unless `above`.
 template <int M, int N>
 BICO_DEVICE void set_side(Accumulators<M, N>& c, int diagonal, bool above, float value) {

@@ -26,7 +26,7 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
   Arena arena(workspace);
   with_columns<32, 64, 80, 96, 128, 256>(p.head_dim, [&](auto width) {
     constexpr int D = width;
-    const NonfiniteRows bad_values = take_nonfinite(arena, p, p.kv_heads);
+    const RowFlags bad_values = take_flags(arena, p, p.kv_heads);
     const int64_t zeros = arena.bytes();
     const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
     const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D);
@@ -91,8 +91,9 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     const PerFrame<float*> grad_q = {arena.take<float>(q_count), arena.take<float>(q_count)};
     int32_t* semaphores = arena.take<int32_t>(2 * q_heads * divide_up(p.length, Order::rows));
     int32_t* ticket = arena.take<int32_t>(1);
-    const PerFrame<NonfiniteRows> bad_queries = take_nonfinite_frames(arena, p, p.query_heads);
-    const PerFrame<NonfiniteRows> bad_keys = take_nonfinite_frames(arena, p, p.kv_heads);
+    const PerFrame<RowFlags> bad_queries = take_flags_of_frames(arena, p, p.query_heads);
+    const PerFrame<RowFlags> bad_keys = take_flags_of_frames(arena, p, p.kv_heads);
+    const RowFlags overflowing = take_flags(arena, p, p.query_heads);
     const int64_t zeros = arena.bytes();
     const PerFrame<float*> grad_k = {arena.take<float>(k_count), arena.take<float>(k_count)};
     float* grad_v = parts > 1 ? arena.take<float>(k_count) : nullptr;
@@ -108,7 +109,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     k.launch_rotate(p, p.k, p.kv_heads, D, stream, bad_keys);
     v.launch_copy(p, p.v, p.kv_heads, D, stream);
     grad_out.launch_copy(p, p.grad_out, p.query_heads, D, stream);
-    launch_compute_delta<T>(p, delta, stream, bad_queries);
+    launch_compute_delta<T>(p, delta, stream, bad_queries, overflowing);
     launch_backward<T, D>({p,
                            {q.frames.plus, q.frames.minus},
                            {k.frames.plus, k.frames.minus},
@@ -122,6 +123,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            semaphores,
                            bad_queries,
                            bad_keys,
+                           overflowing,
                            extents,
                            heads,
                            stages_of_queries<T, D>(),

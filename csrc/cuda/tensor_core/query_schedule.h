@@ -12,7 +12,7 @@ struct QueryVisit {
   Lookahead ahead;
   int tile;
   TileView view;
-  bool nonfinite;  // some row of q or grad_out
+  bool flagged;  // some row of q or grad_out is not finite, or its weights may overflow
 };
 
 // The tiles of queries that a block visits in one frame.
@@ -22,7 +22,7 @@ struct QuerySchedule {
   const Extent* extents;
   const Place& place;
   Frame frame;
-  NonfiniteRows nonfinite_queries;
+  RowFlags nonfinite_queries, overflowing;
   int heads;
 
   BICO_DEVICE BlockTile block_tile() const { return load_shared(&place.tile); }
@@ -46,12 +46,15 @@ struct QuerySchedule {
     return split_by_side<keys>(frame, spans(), visited, key_tile.rows);
   }
 
-  // One bit for each query of a tile of a head: its row of q or grad_out is not finite.
-  BICO_DEVICE uint64_t bad_queries(int head, int tile) const {
+  // One bit for each query of a tile of a head: it is flagged.
+  BICO_DEVICE uint64_t flags(const RowFlags& rows, int head, int tile) const {
     const int64_t index =
         int64_t(load_shared(&place.batch)) * int(problem.query_heads) + load_shared(&place.head) + head;
-    return nonfinite_queries.of_tile<queries>(index, problem.length, tile * queries);
+    return rows.of_tile<queries>(index, problem.length, tile * queries);
   }
+
+  // Of each query whether its row of q or grad_out is not finite.
+  BICO_DEVICE uint64_t bad_queries(int head, int tile) const { return flags(nonfinite_queries, head, tile); }
 
   BICO_DEVICE QueryVisit first() const { return after({0, Lookahead::before(range()), 0, TileView::nothing, false}); }
 
@@ -68,12 +71,13 @@ struct QuerySchedule {
       }
       visit.ahead = visit.ahead.next(range(), [&](int tile) {
         const TileView view = view_of(tile, block_tile());
-        return TileSight{view != TileView::nothing, view, bad_queries(visit.head, tile) != 0};
+        const uint64_t flagged = bad_queries(visit.head, tile) | flags(overflowing, visit.head, tile);
+        return TileSight{view != TileView::nothing, view, flagged != 0};
       });
     }
     visit.tile = visit.ahead.take();
     visit.view = visit.ahead.view(visit.tile);
-    visit.nonfinite = visit.ahead.is_nonfinite(visit.tile);
+    visit.flagged = visit.ahead.is_flagged(visit.tile);
     return visit;
   }
 

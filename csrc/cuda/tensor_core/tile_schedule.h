@@ -83,11 +83,11 @@ BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int siz
 }
 
 // What is seen of a tile: whether the block visits it, the view of the rows that the asking warp has of the block's,
-// and whether some row of the tile is not finite.
+// and whether some row of the tile is flagged.
 struct TileSight {
   bool visited;
   TileView view;
-  bool nonfinite;
+  bool flagged;
 };
 
 // Tiles [begin, begin + 32), which the lanes of a warp look at all at once: one after the other, each tile would cost a
@@ -98,7 +98,7 @@ struct Lookahead {
   int begin;                     // a multiple of the size
   uint32_t left;                 // a bit for each tile that is still to be visited
   uint32_t low_view, high_view;  // the two bits of the tiles' views
-  uint32_t nonfinite;
+  uint32_t flagged;
 
   // Before all tiles of a range.
   static BICO_DEVICE Lookahead before(const Range& range) { return {range.begin / size * size - size, 0, 0, 0, 0}; }
@@ -110,7 +110,7 @@ struct Lookahead {
     TileSight sight = {false, TileView::nothing, false};
     if (range.begin <= tile && tile < range.end) sight = sight_of(tile);
     return {begin + size, ballot(sight.visited), ballot(int(sight.view) & 1), ballot(int(sight.view) & 2),
-            ballot(sight.nonfinite)};
+            ballot(sight.flagged)};
   }
 
   BICO_DEVICE bool is_last(const Range& range) const { return begin + size >= range.end; }
@@ -119,7 +119,7 @@ struct Lookahead {
     return TileView((low_view >> (tile - begin) & 1) | (high_view >> (tile - begin) & 1) << 1);
   }
 
-  BICO_DEVICE bool is_nonfinite(int tile) const { return nonfinite >> (tile - begin) & 1; }
+  BICO_DEVICE bool is_flagged(int tile) const { return flagged >> (tile - begin) & 1; }
 
   // The next tile to visit; there must be one.
   BICO_DEVICE int take() {
