@@ -192,6 +192,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--backends", nargs="+", choices=OTHER_BACKENDS, default=[],
         help="also these backends of the op; the first call of flex compiles for about 45 s",
     )  # fmt: skip
+    parser.add_argument(
+        "--deterministic", action="store_true",
+        help="time the deterministic backward, under torch.use_deterministic_algorithms",
+    )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="only run ours once, forward and backward, for a profiler")
     options = parser.parse_args(arguments)
     if options.repetitions < 1 or options.budget <= 0:
@@ -222,15 +226,17 @@ def main(arguments: list[str] | None = None) -> int:
     if lacking := lacks():
         print(f"benchmarks/gpu.py needs {lacking}", file=sys.stderr)
         return 2
+    torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
     if options.once:
         once(CASES)
         return 0
     from bico_ext import environment  # imports transformers, which takes seconds
 
     gpu = torch.cuda.get_device_name()
-    facts = {"cuda_runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **gpu_facts()}
+    facts: dict[str, Any] = {"cuda_runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **gpu_facts()}
     base = options.output or default_base(gpu)
     cases = [case for case in CASES if options.lengths is None or case.S in options.lengths]
+    facts["deterministic"] = options.deterministic
     record = run(
         cases, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget, options.backends
     )

@@ -48,6 +48,8 @@ CASES = [
     SmallCase("bf16-256", torch.bfloat16, 150, 256, 1, 1, spans=(0, 1)),
     SmallCase("bf16-64-window", torch.bfloat16, 200, 64, 2, 1, spans=(0, 0, 0, -1), window=90),
     SmallCase("bf16-blind", torch.bfloat16, 65, 64, 1, 1, spans=(-1,)),
+    # As many tiles of keys as an H100 or H200 runs blocks of the backward, so none takes less than a group.
+    SmallCase("bf16-whole-groups", torch.bfloat16, 70, 32, 6, 3, B=44, spans=(0, 0, 0, -1)),
     SmallCase("fp16-40-packed", torch.float16, 131, 40, 3, 1, spans=(0, 0, -1), packed=(1, 0, 63, 67)),
     SmallCase("fp32-16-interleaved", torch.float32, 67, 16, 2, 2, B=2, R=6, spans=(0, 1), interleaved=True),
     SmallCase("fp64-8-no-mirror", torch.float64, 33, 8, 2, 1, mirror=False),

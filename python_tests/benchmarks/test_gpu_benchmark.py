@@ -294,6 +294,21 @@ def test_after_its_budget_a_run_lists_the_cases_that_it_did_not_run(tmp_path, mo
     assert gpu.run(SMALL, CpuMeter(), {}, str(tmp_path / "base"), 1, 0)["cases"] == []
 
 
+@pytest.mark.parametrize("mode", [(), ("--deterministic",)], ids=["free", "deterministic"])
+def test_the_deterministic_backward_is_timed_on_request(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(gpu, "CASES", SMALL[:1])
+    monkeypatch.setattr(gpu, "CudaMeter", CpuMeter)
+    monkeypatch.setattr(gpu, "lacks", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "")
+    monkeypatch.setattr(gpu, "judge", spy := Spy(gpu.judge, torch.are_deterministic_algorithms_enabled))
+    try:
+        assert gpu.main(["--repetitions", "1", "--output", str(tmp_path / "times"), *mode]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert spy.seen == [bool(mode)]
+    assert record_in(tmp_path)["environment"]["deterministic"] is bool(mode)
+
+
 @pytest.mark.parametrize(("cuda", "needed"), [(False, "an NVIDIA GPU"), (True, "BICO_CUDA=ON")])
 def test_without_a_gpu_or_kernels_one_sentence_says_so(monkeypatch, capsys, cuda, needed):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

@@ -37,7 +37,7 @@ exit 0
 SANITIZER = r"""#!/usr/bin/env bash
 [[ "$1 $3 $4" == "--tool --error-exitcode 9" ]] || exit 64
 TOOL=$2 "${@:5}" || exit 9
-echo "9 cases agree"
+echo "10 cases agree"
 """
 NCU = '#!/usr/bin/env bash\nwhile [[ $1 != */python3 ]]; do shift; done\n"$@" && echo "Duration us 1"\n'
 ECHO = "#!/usr/bin/env bash\necho 'NVIDIA H200'\n"
@@ -170,7 +170,7 @@ def test_help_names_every_step(machine):
 
 def test_the_small_cases_agree_with_the_reference(capsys):
     assert gpu_small_cases.main(["--device", "cpu"]) == 0
-    assert "9 cases agree" in capsys.readouterr().out
+    assert "10 cases agree" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", ["mirror", "nan", "lse", "deterministic"])
