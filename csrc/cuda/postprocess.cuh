@@ -59,12 +59,16 @@ struct FramePatch {
   Patch<C, columns> plus = {}, minus = {};
 
   template <class Order>
-  BICO_DEVICE void add(const PerFrame<const C*>& frames, int64_t offset, const Order& order, int rows) {
+  static BICO_DEVICE FramePatch read(const PerFrame<const C*>& frames, int64_t offset, const Order& order, int rows) {
     using P = Patch<C, columns>;
-    const P more_plus = P::read(frames.plus + offset, order, rows);
-    const P more_minus = frames.minus ? P::read(frames.minus + offset, order, rows) : P();
-    plus = P::of([&](int r, int e) { return plus.x[r][e] + more_plus.x[r][e]; });
-    minus = P::of([&](int r, int e) { return minus.x[r][e] + more_minus.x[r][e]; });
+    return {P::read(frames.plus + offset, order, rows),
+            frames.minus ? P::read(frames.minus + offset, order, rows) : P()};
+  }
+
+  BICO_DEVICE void operator+=(const FramePatch& other) {
+    using P = Patch<C, columns>;
+    plus = P::of([&](int r, int e) { return plus.x[r][e] + other.plus.x[r][e]; });
+    minus = P::of([&](int r, int e) { return minus.x[r][e] + other.minus.x[r][e]; });
   }
 
   BICO_DEVICE C sum(int r, int e) const { return plus.x[r][e] + minus.x[r][e]; }
@@ -99,12 +103,13 @@ constexpr int heads_of_rotate_back = 4;
 
 // A block takes 16 rows of a few heads, a thread a patch of `columns` and the patch of their partners: two columns, or
 // one where the halves of a head begin at an odd column. Eight neighbouring threads take neighbouring patches of the
-// same two rows, so that their 16 columns fill sectors of memory.
+// same two rows, so that their columns, 16 but for odd halves, fill sectors of memory.
 template <typename T, class Order, int columns>
 BICO_KERNEL(postprocess_threads)
 void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<T>>) gradients, Order order) {
   using C = Compute<T>;
   using P = Patch<C, columns>;
+  using FP = FramePatch<C, columns>;
   const bool rotates = gradients.frames.minus;
   const int head_dim = p.head_dim, width = rotates ? p.rotary.width : 0, length = p.length, parts = gradients.parts;
   // In 32 bits, because quotients in 64 bits took longer than the accesses to memory.
@@ -113,7 +118,7 @@ void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<
   const unsigned batch = block / blocks / groups, first_head = block / blocks % groups * heads_of_rotate_back;
   // The partner of column d is d + half, or, interleaved, its neighbour in the patch.
   const int half = p.rotary.interleaved ? 0 : width / 2, patches = divide_up(head_dim, columns) - half / columns;
-  for (int i = thread_index(); i / 64 * 8 < patches; i += postprocess_threads) {
+  for (int i = thread_index(); i / 64 * 8 < patches; i += postprocess_threads) {  // 8 patches of 8 pairs of rows
     const int patch = i / 64 * 8 + i % 8, position = int(block % blocks) * 16 + i / 8 % 8;
     if (patch >= patches || position >= length) continue;
     const int rows = position + 8 < length ? 2 : 1;
@@ -130,12 +135,15 @@ void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<
     const C scale = rotates ? p.scale : 1.0;
 #pragma unroll 1
     for (unsigned head = first_head; head < first_head + heads_of_rotate_back && head < heads; ++head) {
-      FramePatch<C, columns> x, y;
+      FP x, y;
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
         const int64_t start = order.head((int64_t(batch) * heads + head) * parts + part, length);
-        x.add(gradients.frames, start + own, order, rows);
-        if (has_partners) y.add(gradients.frames, start + partners, order, rows);
+        // Both before the sums, or the second would wait for the first.
+        const FP more_x = FP::read(gradients.frames, start + own, order, rows);
+        const FP more_y = has_partners ? FP::read(gradients.frames, start + partners, order, rows) : FP();
+        x += more_x;
+        y += more_y;
       }
       const P grad_x = P::of([&](int r, int e) {
         // Interleaved, the partner is in the same patch. Beyond the rotated part, 0 times it would not do: it may be

@@ -215,7 +215,7 @@ BICO_DEVICE T warp_sum(T x, int lanes = 32) {
 
 // delta [B, Hq, S] = rowsum(out * grad_out) - grad_lse: what the gradient of every weight of the row loses. `lanes`, a
 // power of 2, sum one row. In 16 bits rows of grad_out that are not finite are flagged in both frames, and in
-// `overflowing` rows for which a score of 0 would have a weight, or a gradient, that might not be finite.
+// `overflowing` queries for which a score of 0 would have a weight, or a gradient, that might not be finite in T.
 template <typename T>
 BICO_KERNEL(preprocess_threads)
 void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T>* delta, PerFrame<RowFlags> nonfinite,
@@ -244,7 +244,8 @@ void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T
   delta[index * p.length + m] = sum;
   if constexpr (sizeof(T) == 2) {
     const float weight = exp2_approximate(-*p.lse.row<float>(at.batch, at.group, m) * log2_e);
-    const bool is_safe = weight * fmaxf(1, fabsf(sum)) < T::largest / 2;  // of NaN it is false
+    constexpr float limit = T::largest / 2;
+    const bool is_safe = weight < limit && weight * fabsf(sum) < limit;  // false for NaN
     if (!is_safe) overflowing.set(index, p.length, m);
   }
 }

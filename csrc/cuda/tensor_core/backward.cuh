@@ -23,7 +23,7 @@ struct BackwardWork {
   int32_t* ticket;             // null, or 0: add to grad_q in one order
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
   PerFrame<RowFlags> bad_queries, bad_keys;  // of q or grad_out, and of k
-  RowFlags overflowing;                      // of grad_out: see compute_delta
+  RowFlags overflowing;                      // of queries: see compute_delta
   const Extent* extents;
   int heads;   // query heads that a block takes: a whole group, or a part of one
   int stages;  // of Q in shared memory, 1 or 2
@@ -46,7 +46,7 @@ struct BackwardShared {
   static constexpr int bytes(int stages) { return int(sizeof(BackwardShared)) - (2 - stages) * int(sizeof(q[0])); }
 };
 
-// Keys of a tile that no query sees: a bit for each, or none if keys of the tile are seen by their own span.
+// Keys of a tile that no query sees: a bit for each, or none if some key of the tile belongs to a causal span.
 //
 // Instead of hiding them in each tile of queries, the block clears their rows of K and V, once, and those of dK and dV
 // at the end. In between they have a score of 0 and a weight for it, but dQ = dS K takes nothing from them, as long as
@@ -305,15 +305,15 @@ struct BackwardBlock {
       if (w.ticket && thread_index() == 0) {
         wait_for_semaphore(semaphore(now, frame), schedule.semaphore_before(now.tile, key_tile()));
       }
-      sync_threads();  // dO is free, and the tiles of keys whose turn is before ours have added
+      sync_threads();  // dO is free, and the tiles of keys that add before ours have added
       if (visit.view != TileView::nothing) copy_grad_out(visit);
-      add_to_grad_q(now, frame);
       multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
           grad_k, shared.score_grads, half() * half_rows, shared.q[stage], right() * half_columns);
       if (visit.view != TileView::nothing && w.stages == 1) {
         sync_threads();  // this Q is free
         copy_queries(visit, frame, stage);
       }
+      add_to_grad_q(now, frame);  // while the copies are under way
       stage = w.stages - 1 - stage;
       wait_copies<0>();
       sync_threads();  // the next Q and dO are there; P, dS, this Q and, at the end, K are free

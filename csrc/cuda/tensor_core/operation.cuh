@@ -52,11 +52,25 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
   return arena.bytes();
 }
 
+// How many blocks of the backward run on a multiprocessor. The registers do not hold a third one, but for D = 32.
+template <typename T, int D>
+int blocks_of_multiprocessor(int stages) {
+  constexpr int reserved = 1024;  // bytes of each block, from sm_80 on (CUDA's occupancy rules)
+  return std::min(2, device_limits().shared_bytes / (BackwardShared<T, D>::bytes(stages) + reserved));
+}
+
+// Two stages of Q hide the latency of memory, but a second block on the multiprocessor does so better.
+template <typename T, int D>
+int stages_of_queries() {
+  return blocks_of_multiprocessor<T, D>(1) > blocks_of_multiprocessor<T, D>(2) ? 1 : 2;
+}
+
 // How many query heads of a group a block of the backward takes: all, unless blocks that take fewer end sooner because
 // more of them run at a time. The gradients of k and v of the parts must be added, so there are as few as possible.
-template <int D>
-int heads_of_block(const Problem& p) {
-  const int64_t group = p.query_heads / p.kv_heads, at_a_time = 2 * device_limits().multiprocessors;
+template <typename T, int D>
+int heads_of_block(const Problem& p, int stages) {
+  const int64_t group = p.query_heads / p.kv_heads;
+  const int64_t at_a_time = blocks_of_multiprocessor<T, D>(stages) * device_limits().multiprocessors;
   const int64_t blocks = p.batch * p.kv_heads * divide_up(p.length, BackwardTiles<D>::keys);
   const auto waves = [&](int64_t parts) { return divide_up(blocks * parts, at_a_time); };
   int64_t best = 1;
@@ -66,17 +80,6 @@ int heads_of_block(const Problem& p) {
   return int(group / best);
 }
 
-// Two stages of Q hide the latency of memory, but a second block on the multiprocessor does so better. The registers
-// do not hold a third one.
-template <typename T, int D>
-int stages_of_queries() {
-  constexpr int reserved = 1024;  // bytes of each block
-  const auto blocks = [](int stages) {
-    return std::min(2, device_limits().shared_bytes / (BackwardShared<T, D>::bytes(stages) + reserved));
-  };
-  return blocks(1) > blocks(2) ? 1 : 2;
-}
-
 template <typename T>
 int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stream stream) {
   Arena arena(workspace);
@@ -84,7 +87,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     constexpr int D = width;
     using Order = AccumulatorOrder<D>;
     const int64_t q_heads = p.batch * p.query_heads, k_heads = p.batch * p.kv_heads;
-    const int heads = heads_of_block<D>(p);
+    const int stages = stages_of_queries<T, D>(), heads = heads_of_block<T, D>(p, stages);
     const int64_t parts = p.query_heads / p.kv_heads / heads;
     const int64_t q_count = Order::head(q_heads, p.length), k_count = Order::head(parts * k_heads, p.length);
     // First what begins as 0.
@@ -126,7 +129,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            overflowing,
                            extents,
                            heads,
-                           stages_of_queries<T, D>(),
+                           stages,
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);
     launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, Order(), stream);

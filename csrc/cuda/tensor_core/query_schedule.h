@@ -58,8 +58,7 @@ struct QuerySchedule {
 
   BICO_DEVICE QueryVisit first() const { return after({0, Lookahead::before(range()), 0, TileView::nothing, false}); }
 
-  // Of the same head or the next one: the queries of all heads see the same keys. All lanes of a warp
-  // call.
+  // Of the same head or the next one: the queries of all heads see the same keys. All lanes of a warp call.
   BICO_DEVICE QueryVisit after(QueryVisit visit) const {
     while (visit.ahead.left == 0) {
       if (visit.ahead.is_last(range())) {
@@ -87,8 +86,8 @@ struct QuerySchedule {
     const int last_query = (begin + queries < length ? begin + queries : length) - 1;
     const int last_key = frame == Frame::plus ? last_query : reach_of(problem, last_query).end - 1;
     for (int tile = key_tile + 1; tile <= last_key / keys; ++tile) {
-      const BlockTile before = bico::cuda::block_tile(problem, spans(), tile * keys, keys);
-      if (view_of(query_tile, before) != TileView::nothing) return tile + 1;
+      const BlockTile later = bico::cuda::block_tile(problem, spans(), tile * keys, keys);
+      if (view_of(query_tile, later) != TileView::nothing) return tile + 1;
     }
     return 0;
   }
