@@ -3,8 +3,9 @@
 python python_tests/csrc/count_tile_instructions.py --head-dims 64 128
 
 A tile's path is the shortest one through the main loop that passes every product on tensor cores and every addition to
-dQ, so a little less than what a tile costs; that of a denoising tile also passes the selects that hide keys. Loops of
-products count as often as the products need, other loops once.
+dQ, so a little less than what a tile costs; that of a tile that hides some of its keys also passes the selects for it.
+Such are denoising tiles in the forward, but hardly ever in the backward. Loops of products count as often as the
+products need, other loops once.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--architecture", type=int, default=90, help="default: %(default)s")
     parser.add_argument("--sources", type=Path, default=CUDA, help="csrc/cuda of another tree")
     options = parser.parse_args()
-    print("kernel, head dim: instructions of a full tile, of a denoising tile, products among them")
+    print("kernel, head dim: instructions of a full tile, of one that hides keys by selects, products among them")
     for head_dim in options.head_dims:
         keys = 64 if head_dim <= 128 else 32  # of a tile of the forward
         for name, products, selects in (

@@ -7,7 +7,7 @@ from problems import Case, assert_as_good_as_torch, make_problem
 pytest.importorskip("bico_ext._emulator", reason="needs a build with BICO_EMULATOR", exc_type=ImportError)
 emulated = pytest.importorskip("emulated")
 _emulator = emulated._emulator
-count_bank_conflicts = pytest.importorskip("count_bank_conflicts")
+import count_bank_conflicts  # noqa: E402 (imports the emulator)
 
 LONG = Case("long", S=400, Hq=2, Hkv=1, D=32, B=1, spans="infill")
 
@@ -65,20 +65,30 @@ def test_a_group_is_split_until_its_blocks_fill_the_device(multiprocessors, part
     assert all(torch.equal(got[name], again[name]) for name in got)
 
 
-@pytest.mark.parametrize(("head_dim", "kib"), [(64, 50), (128, 82), (256, 70)])
-def test_one_stage_of_queries_where_two_do_not_fit(head_dim, kib, set_device, monkeypatch):
-    """The emulator refuses a launch that does not fit the device, as hardware does. The forward needs more."""
+H100, A100, RTX = 228, 164, 100  # KiB of shared memory on a multiprocessor
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "kib", "stages"),
+    [(64, H100, 2), (128, H100, 2), (64, A100, 2), (128, A100, 1), (256, A100, 1), (64, RTX, 1), (128, RTX, 2)],
+)
+def test_one_stage_of_queries_where_a_second_block_fits_so(head_dim, kib, stages, set_device, monkeypatch):
     problem = make_problem(Case("stages", S=200, Hq=2, Hkv=1, D=head_dim, B=1, spans="infill"), torch.bfloat16)
-    two = run(problem)
-    _backward = _emulator.backward
+    taken = []
 
     def backward(arguments, **how):
-        set_device(shared_bytes=kib * 1024)
+        set_device(shared_bytes=(kib if len(taken) else 228) * 1024)
         _backward(arguments, **how)
+        taken.append(_emulator.largest_launch())
 
+    _backward = _emulator.backward
     monkeypatch.setattr(_emulator, "backward", backward)
-    one = run(problem)
-    assert all(torch.equal(one[name], two[name]) for name in two)
+    two, got = run(problem), run(problem)
+    stage = 2 * head_dim * (64 if head_dim <= 128 else 32)  # bytes
+    assert taken[0] - taken[1] == (2 - stages) * stage
+    at_a_time = min(2, kib * 1024 // (taken[1] + 1024))
+    assert at_a_time == (1 if (head_dim, kib) == (128, RTX) else 2)
+    assert all(torch.equal(got[name], two[name]) for name in two)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -137,8 +137,8 @@ PYBIND11_MODULE(_emulator, m) {
   m.def("backward", &backward, py::arg("arguments"), py::kw_only(), py::arg("deterministic"), py::arg("schedule"),
         py::arg("copies"), py::arg("seed"), py::arg("banks") = nullptr);
   m.def(
-      "set_device",
-      [](int multiprocessors, int shared_bytes) { emulator::device = {multiprocessors, shared_bytes}; },
+      "set_device", [](int multiprocessors, int shared_bytes) { emulator::device = {multiprocessors, shared_bytes}; },
       py::arg("multiprocessors") = emulator::Device().multiprocessors,
       py::arg("shared_bytes") = emulator::Device().shared_bytes);
+  m.def("largest_launch", [] { return emulator::device.largest_launch; }, "In bytes of shared memory of a block.");
 }

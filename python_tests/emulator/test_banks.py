@@ -89,20 +89,20 @@ def test_lanes_that_take_no_part_cost_nothing():
 
 
 # Where both halves take part in the same request, these are two wavefronts of one.
-@pytest.mark.parametrize("name", ["load_in_branches", "load_in_turns", "load_between_barriers"])
+@pytest.mark.parametrize("name", ["load_in_branches", "load_in_iterations", "load_between_barriers"])
 def test_lanes_apart_make_requests_of_their_own(name):
     assert counts(name, 8 * LANE, SECOND_HALF, access="load") == [2, 2, 2]
     assert counts(name, 8 * LANE, 0 * LANE, access="load") == [1, 2, 1]
 
 
-def test_a_loop_makes_a_request_for_each_turn():
+def test_a_loop_makes_a_request_for_each_iteration():
     assert counts("load_in_loop", 8 * LANE, 1 + SECOND_HALF, access="load") == [2, 3, 2]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_counts_depend_on_no_schedule_and_lose_nothing_between_blocks(seed):
     how = {"schedule": _planted.Schedule.random, "copies": _planted.Copies.at_wait, "seed": seed, "blocks": 50}
-    assert counts("load_in_turns", 8 * LANE, SECOND_HALF, access="load", **how) == [2, 2, 2]
+    assert counts("load_in_iterations", 8 * LANE, SECOND_HALF, access="load", **how) == [2, 2, 2]
     assert counts("load_matrices_at", TILE, access="ldmatrix", **how) == [1, 32, 4]
 
 

@@ -222,13 +222,17 @@ def test_scores_that_rise_and_fall_from_tile_to_tile(attention, rise, dtype):
     assert_as_good_as_torch(attention, problem, dtype)
 
 
-@pytest.mark.parametrize(("dtype", "score"), [(torch.bfloat16, -200.0), (torch.float16, -14.0), (torch.float16, -60.0)])
-def test_placeholders_beside_scores_far_below_zero(attention, score, dtype):
-    """A score of 0 would have a weight of exp(-score) there, more than dtype holds."""
+@pytest.mark.parametrize(
+    ("dtype", "score", "size"),
+    [(torch.bfloat16, -200.0, 1), (torch.float16, -14.0, 1), (torch.float16, -60.0, 1), (torch.float16, -12.0, 200)],
+)
+def test_placeholders_beside_scores_far_below_zero(attention, score, size, dtype):
+    """A score of 0 would have a weight of exp(-score) there, and a gradient, that dtype may not hold."""
     case = Case("low", S=150, Hq=1, Hkv=1, D=16, R=0, scale=1.0, spans="placeholders")
     problem = make_problem(case, dtype)
-    problem.q[:] /= 4
+    problem.q[:] /= 4  # so that the other elements change a score by about 1
     problem.q[..., 0], problem.k[..., 0] = 4, score / 4
+    problem.grad_out[:] *= size
     assert_as_good_as_torch(attention, problem, dtype)
 
 

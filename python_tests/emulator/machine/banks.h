@@ -1,11 +1,12 @@
 // How long the banks of shared memory take for what a kernel reads and writes, counted when asked for.
 //
-// The model is that of NVIDIA's GPUs of compute capability 5.0 and newer. There are 32 banks, which hold the words of 4
-// bytes in turn, and in a cycle (a "wavefront") a bank serves one word, to all lanes that want it: CUDA C++ Programming
-// Guide, "Shared Memory" of these capabilities. Where a lane accesses 8 bytes, the 16 lanes of a half-warp are served
-// together, where it accesses 16, the 8 of a quarter-warp: slides of the GTC talk S9593 (2019), quoted in issue 738 of
-// Dao-AILab/flash-attention. The rows of a matrix of ldmatrix are such a quarter. Hardware can serve two halves or
-// quarters together when few addresses are wanted, which is not modelled: it would lower the fewest wavefronts, too.
+// The model is that of NVIDIA's GPUs of compute capability 5.0 and newer. Successive words of 4 bytes lie in successive
+// banks, of which there are 32, and in a cycle (a "wavefront") a bank serves one word, to all lanes that want it: CUDA
+// C++ Programming Guide, "Shared Memory" of these capabilities. Where a lane accesses 8 bytes, the 16 lanes of a
+// half-warp are served together, where it accesses 16, the 8 of a quarter-warp: slides of the GTC talk S9593 (2019),
+// quoted in issue 738 of Dao-AILab/flash-attention. The rows of a matrix of ldmatrix are such a quarter. Hardware can
+// serve two halves or quarters together when few addresses are wanted, which is not modelled: it would lower the fewest
+// wavefronts, too.
 #pragma once
 
 #include <array>
@@ -47,8 +48,8 @@ class BankCounts {
 
 // Finds the requests of a block's warps in what its threads do one after the other. Lanes make a request together where
 // they come to the same instruction for the same time since the warp was last together. So lanes that are in another
-// branch, or in more turns of a loop, make requests of their own, as they do in hardware. But of a lane that leaves out
-// a turn and comes back, the later turns are taken for earlier ones.
+// branch, or in more iterations of a loop, make requests of their own, as they do in hardware. But of a lane that skips
+// an iteration, the later ones are taken for earlier ones.
 class Banks {
  public:
   explicit Banks(int threads);

@@ -22,6 +22,7 @@ struct Options {
 struct Device {
   int multiprocessors = 2;
   int shared_bytes = 228 * 1024;  // of each multiprocessor
+  int largest_launch = 0;         // bytes of shared memory that a block of it has taken
 };
 inline Device device;
 

@@ -63,10 +63,10 @@ inline void load_in_branches(const uint32_t* in, uint32_t* out) {
 }
 
 // Before or after the lanes of the warp come together.
-inline void load_in_turns(const uint32_t* in, uint32_t*) {
+inline void load_in_iterations(const uint32_t* in, uint32_t*) {
   fill_shared();
-  for (uint32_t turn = 0; turn < 2; ++turn) {
-    if (turn == in[1]) load_shared(at<uint32_t>(in[0]));
+  for (uint32_t i = 0; i < 2; ++i) {
+    if (i == in[1]) load_shared(at<uint32_t>(in[0]));
     sync_warp();
   }
 }
@@ -74,8 +74,8 @@ inline void load_in_turns(const uint32_t* in, uint32_t*) {
 // The same with a barrier of the block.
 inline void load_between_barriers(const uint32_t* in, uint32_t*) {
   fill_shared();
-  for (uint32_t turn = 0; turn < 2; ++turn) {
-    if (turn == in[1]) load_shared(at<uint32_t>(in[0]));
+  for (uint32_t i = 0; i < 2; ++i) {
+    if (i == in[1]) load_shared(at<uint32_t>(in[0]));
     sync_threads();
   }
 }

@@ -92,7 +92,7 @@ inline const Wrapper wrappers[] = {
     {"load_matrices_at", 1, 0, load_matrices_at},
     {"load_in_loop", 2, 0, load_in_loop},
     {"load_in_branches", 2, 1, load_in_branches},
-    {"load_in_turns", 2, 0, load_in_turns},
+    {"load_in_iterations", 2, 0, load_in_iterations},
     {"load_between_barriers", 2, 0, load_between_barriers},
 };
 
