@@ -20,6 +20,9 @@ every round. [a, b] are quartiles. Ratios are computed round by round. Extra mem
 beyond inputs and outputs. "off ours" is the relative difference from ours of a call that computes the same function:
 the largest of out and the gradients.
 
+With --deterministic, ours and the peers run under torch.use_deterministic_algorithms, except that new tensors are not
+filled with NaN, which that mode does to help debugging.
+
 Targets are printed as met or missed; the exit status does not depend on them. It is 2 if there is nothing to time on.
 """
 
@@ -194,7 +197,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--deterministic", action="store_true",
-        help="time the deterministic backward, under torch.use_deterministic_algorithms",
+        help="time the deterministic backward of ours and of the peers",
     )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="only run ours once, forward and backward, for a profiler")
     options = parser.parse_args(arguments)
@@ -226,19 +229,30 @@ def main(arguments: list[str] | None = None) -> int:
     if lacking := lacks():
         print(f"benchmarks/gpu.py needs {lacking}", file=sys.stderr)
         return 2
+    # A peer that has no deterministic backward warns and runs as it does without.
     torch.use_deterministic_algorithms(options.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
     if options.once:
         once(CASES)
         return 0
     from bico_ext import environment  # imports transformers, which takes seconds
 
     gpu = torch.cuda.get_device_name()
-    facts: dict[str, Any] = {"cuda_runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **gpu_facts()}
-    base = options.output or default_base(gpu)
+    facts: dict[str, Any] = {
+        "cuda_runtime": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "deterministic": options.deterministic,
+    }
+    base = options.output or default_base(gpu) + "-deterministic" * options.deterministic
     cases = [case for case in CASES if options.lengths is None or case.S in options.lengths]
-    facts["deterministic"] = options.deterministic
     record = run(
-        cases, CudaMeter(), environment.describe() | facts, base, options.repetitions, options.budget, options.backends
+        cases,
+        CudaMeter(),
+        environment.describe() | facts | gpu_facts(),
+        base,
+        options.repetitions,
+        options.budget,
+        options.backends,
     )
     print(f"{conclusion(record)}\n{base}: .json and .md")
     return 0

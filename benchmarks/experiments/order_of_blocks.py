@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, default=264, help="blocks at the same time: 132 x 2 (default: H100)")
     options = parser.parse_args()
-    print("length, heads, mask: time of the free order, in the order first to last, last to first")
+    print("S, heads, mask: time in the order of the tiles of keys, and in the reverse order, without an order being 1")
     for heads, tiles in ((64, 8), (64, 32), (64, 64), (16, 256)):
         for causal in (False, True):
             first_to_last, last_to_first = range(tiles), range(tiles - 1, -1, -1)
@@ -42,7 +42,7 @@ def main() -> None:
                 for order in (first_to_last, last_to_first)
             ]
             mask = "causal" if causal else "full"
-            print(f"{64 * tiles}, {heads}, {mask}: 1, {ratios[0]:.2f}, {ratios[1]:.2f}", flush=True)
+            print(f"{64 * tiles}, {heads}, {mask}: {ratios[0]:.2f}, {ratios[1]:.2f}", flush=True)
 
 
 if __name__ == "__main__":

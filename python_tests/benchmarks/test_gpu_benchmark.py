@@ -294,19 +294,25 @@ def test_after_its_budget_a_run_lists_the_cases_that_it_did_not_run(tmp_path, mo
     assert gpu.run(SMALL, CpuMeter(), {}, str(tmp_path / "base"), 1, 0)["cases"] == []
 
 
+@needs_compiled
 @pytest.mark.parametrize("mode", [(), ("--deterministic",)], ids=["free", "deterministic"])
 def test_the_deterministic_backward_is_timed_on_request(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(gpu, "CASES", SMALL[:1])
     monkeypatch.setattr(gpu, "CudaMeter", CpuMeter)
     monkeypatch.setattr(gpu, "lacks", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "")
-    monkeypatch.setattr(gpu, "judge", spy := Spy(gpu.judge, torch.are_deterministic_algorithms_enabled))
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(gpu, "measure_case", spy := Spy(gpu.measure_case, torch.are_deterministic_algorithms_enabled))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     try:
-        assert gpu.main(["--repetitions", "1", "--output", str(tmp_path / "times"), *mode]) == 0
+        assert gpu.main(["--repetitions", "1", *mode]) == 0
     finally:
         torch.use_deterministic_algorithms(False)
     assert spy.seen == [bool(mode)]
-    assert record_in(tmp_path)["environment"]["deterministic"] is bool(mode)
+    record = record_in(tmp_path)
+    assert OURS in record["cases"][0]["milliseconds"]["backward"]
+    assert record["environment"]["deterministic"] is bool(mode)
+    assert bool(list(tmp_path.glob("*-deterministic.json"))) is bool(mode)
 
 
 @pytest.mark.parametrize(("cuda", "needed"), [(False, "an NVIDIA GPU"), (True, "BICO_CUDA=ON")])
