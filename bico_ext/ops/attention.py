@@ -42,7 +42,8 @@ def split_triangle_attention(
             (placeholder or padding) is never a key. The id 2**31 - 1 (`bico_ext.ops.reference.CAUSAL_CONTEXT`) is
             reserved for context that is read causally: its token is context as a key, but as a query it sees no key
             after itself. All ones is causal attention. Default: all 0, so that everything is visible.
-        cu_seqlens: int32 [sequences + 1], ascending from 0 to S: offsets of sequences packed along S (B = 1).
+        cu_seqlens: int32 [sequences + 1], ascending from 0 to S: offsets of sequences packed along S (B = 1). On a GPU
+            they are not checked: others give wrong results, and the deterministic backward may wait for ever.
         window: A sliding window to both sides, at least 1: key n is visible to query m only if |m - n| < window, where
             m and n are places along S. Default: no limit.
         scale: Factor of the scores. Default: 1 / sqrt(D).
