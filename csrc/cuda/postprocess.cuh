@@ -98,8 +98,8 @@ BICO_DEVICE void write_patch(T* to, int64_t row_stride, const Patch<Compute<T>, 
   }
 }
 
-// Heads that a thread rotates by the same part of the table.
-constexpr int heads_of_rotate_back = 4;
+// Heads that a thread rotates by the same part of the table, and rows that a block takes.
+constexpr int heads_of_rotate_back = 4, rows_of_rotate_back = 16;
 
 // A block takes 16 rows of a few heads, a thread a patch of `columns` and the patch of their partners: two columns, or
 // one where the halves of a head begin at an odd column. Eight neighbouring threads take neighbouring patches of the
@@ -114,12 +114,12 @@ void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<
   const int head_dim = p.head_dim, width = rotates ? p.rotary.width : 0, length = p.length, parts = gradients.parts;
   // In 32 bits, because quotients in 64 bits took longer than the accesses to memory.
   const unsigned heads = gradients.heads, groups = divide_up(heads, heads_of_rotate_back);
-  const unsigned blocks = divide_up(length, 16), block = unsigned(block_index());
+  const unsigned blocks = divide_up(length, rows_of_rotate_back), block = unsigned(block_index());
   const unsigned batch = block / blocks / groups, first_head = block / blocks % groups * heads_of_rotate_back;
   // The partner of column d is d + half, or, interleaved, its neighbour in the patch.
   const int half = p.rotary.interleaved ? 0 : width / 2, patches = divide_up(head_dim, columns) - half / columns;
   for (int i = thread_index(); i / 64 * 8 < patches; i += postprocess_threads) {  // 8 patches of 8 pairs of rows
-    const int patch = i / 64 * 8 + i % 8, position = int(block % blocks) * 16 + i / 8 % 8;
+    const int patch = i / 64 * 8 + i % 8, position = int(block % blocks) * rows_of_rotate_back + i / 8 % 8;
     if (patch >= patches || position >= length) continue;
     const int rows = position + 8 < length ? 2 : 1;
     const int d = patch * columns < half ? patch * columns : patch * columns + half;
@@ -167,7 +167,7 @@ template <typename T, class Order>
 void launch_rotate_back(const Problem& p, const PerFrame<const Compute<T>*>& frames, const Heads& to, int64_t heads,
                         int64_t parts, const Order& order, Stream stream) {
   const FrameGradients<Compute<T>> gradients = {frames, parts, to, heads, aligned_rows(to, sizeof(T))};
-  const int64_t blocks = p.batch * divide_up(heads, heads_of_rotate_back) * divide_up(p.length, 16);
+  const int64_t blocks = p.batch * divide_up(heads, heads_of_rotate_back) * divide_up(p.length, rows_of_rotate_back);
   const bool odd_halves = !p.rotary.interleaved && p.rotary.width / 2 % 2 != 0;
   launch("rotate_back", odd_halves ? rotate_back<T, Order, 1> : rotate_back<T, Order, 2>, blocks, postprocess_threads,
          0, stream, p, gradients, order);

@@ -54,23 +54,23 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
 
 // How many blocks of the backward run on a multiprocessor. The registers do not hold a third one, but for D = 32.
 template <typename T, int D>
-int blocks_of_multiprocessor(int stages) {
+int blocks_of_multiprocessor(const DeviceLimits& limits, int stages) {
   constexpr int reserved = 1024;  // bytes of each block, from sm_80 on (CUDA's occupancy rules)
-  return std::min(2, device_limits().shared_bytes / (BackwardShared<T, D>::bytes(stages) + reserved));
+  return std::min(2, limits.shared_bytes / (BackwardShared<T, D>::bytes(stages) + reserved));
 }
 
 // Two stages of Q hide the latency of memory, but a second block on the multiprocessor does so better.
 template <typename T, int D>
-int stages_of_queries() {
-  return blocks_of_multiprocessor<T, D>(1) > blocks_of_multiprocessor<T, D>(2) ? 1 : 2;
+int stages_of_queries(const DeviceLimits& limits) {
+  return blocks_of_multiprocessor<T, D>(limits, 1) > blocks_of_multiprocessor<T, D>(limits, 2) ? 1 : 2;
 }
 
 // How many query heads of a group a block of the backward takes: all, unless blocks that take fewer end sooner because
 // more of them run at a time. The gradients of k and v of the parts must be added, so there are as few as possible.
 template <typename T, int D>
-int heads_of_block(const Problem& p, int stages) {
+int heads_of_block(const Problem& p, const DeviceLimits& limits, int stages) {
   const int64_t group = p.query_heads / p.kv_heads;
-  const int64_t at_a_time = blocks_of_multiprocessor<T, D>(stages) * device_limits().multiprocessors;
+  const int64_t at_a_time = blocks_of_multiprocessor<T, D>(limits, stages) * limits.multiprocessors;
   const int64_t blocks = p.batch * p.kv_heads * divide_up(p.length, BackwardTiles<D>::keys);
   const auto waves = [&](int64_t parts) { return divide_up(blocks * parts, at_a_time); };
   int64_t best = 1;
@@ -83,11 +83,12 @@ int heads_of_block(const Problem& p, int stages) {
 template <typename T>
 int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stream stream) {
   Arena arena(workspace);
+  const DeviceLimits limits = device_limits();
   with_columns<32, 64, 96, 128, 256>(p.head_dim, [&](auto width) {
     constexpr int D = width;
     using Order = AccumulatorOrder<D>;
     const int64_t q_heads = p.batch * p.query_heads, k_heads = p.batch * p.kv_heads;
-    const int stages = stages_of_queries<T, D>(), heads = heads_of_block<T, D>(p, stages);
+    const int stages = stages_of_queries<T, D>(limits), heads = heads_of_block<T, D>(p, limits, stages);
     const int64_t parts = p.query_heads / p.kv_heads / heads;
     const int64_t q_count = Order::head(q_heads, p.length), k_count = Order::head(parts * k_heads, p.length);
     // First what begins as 0.
