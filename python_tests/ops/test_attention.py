@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from devices import needs_compiled
+from devices import EVERY, needs_compiled
 from hypothesis import given, settings
 from problems import CASES, FLOOR, Case, assert_as_good_as_torch, make_problem
 from random_problems import SMALL, assert_right, emulations, random_problems
@@ -28,6 +28,8 @@ def _fresh_tensors_are_nan():
 @pytest.mark.parametrize("dtype", FLOOR, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_error_is_at_most_twice_that_of_torch(attention, case, dtype):
+    if attention is EVERY["emulated-cuda-random"]:
+        attention = partial(attention, deterministic=False)  # the other schedule adds in order
     assert_as_good_as_torch(attention, make_problem(case, dtype), dtype)
 
 
