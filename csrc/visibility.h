@@ -92,8 +92,8 @@ static constexpr bool sees_later(const RowsOf<Index>& queries, const RowsOf<Inde
 }
 
 // What a tile of queries sees of a tile of keys: nothing, everything, the context keys alone (the same keys for every
-// query), or what the rules say about each pair. Denoising hides placeholders and nothing else, so nearly all of its
-// tiles are `by_key`.
+// query), or what the rules say about each pair. Denoising hides placeholders and nothing else, so on the CPU nearly
+// all of its tiles are `by_key`; the CUDA kernels leave placeholders out of the tiles (csrc/cuda/sequences.h).
 enum class TileView { nothing, everything, by_key, by_pair };
 
 template <typename Index>

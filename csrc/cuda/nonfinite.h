@@ -19,8 +19,8 @@ BICO_DEVICE bool has_nonfinite(const Vector& x) {
   return found & 0x80008000u;
 }
 
-// One bit for each row: [heads, counted over the batch, ceil(S / granule)] words, which begin as 0. Kernels flag rows
-// that are not finite; compute_delta also flags others.
+// One bit for each row, or slot of keys and values: [heads, counted over the batch, ceil(S / granule)] words, which
+// begin as 0. Kernels flag rows that are not finite.
 struct RowFlags {
   uint32_t* words;
 
@@ -35,8 +35,11 @@ struct RowFlags {
   // Of a tile of a head that begins at row `begin`.
   template <int rows>
   BICO_DEVICE uint64_t of_tile(int64_t head, int64_t length, int begin) const {
-    const uint32_t* first = words + index(head, length, 0);
-    return row_bits<rows>(begin, int(length), [&](int i) { return first[i]; });
+    static_assert(rows == 32 || rows == 64, "one or two words");
+    const uint32_t* word = words + index(head, length, begin);
+    uint64_t bits = word[0];
+    if (rows == 64 && begin + granule < length) bits |= uint64_t(word[1]) << 32;
+    return bits;
   }
 };
 

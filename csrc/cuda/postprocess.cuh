@@ -2,10 +2,9 @@
 // added.
 #pragma once
 
-#include "../visibility.h"
-#include "device/instructions.h"
 #include "device/launch.h"
 #include "memory.h"
+#include "sequences.h"
 
 namespace bico::cuda {
 
@@ -14,10 +13,12 @@ constexpr int postprocess_threads = 128;
 // The gradient of q or k from those of its two frames, R(m)^T plus + R(-m)^T minus, times the scale. Each is the sum of
 // a few parts. Order says where the frames keep an element: head(index, length) where a part of a head begins,
 // element(position, d) within it, and from there row_step() to the element 8 rows below and column_step() to the next
-// one of a pair of columns. The gradient of v is the sum of its parts in plus; minus is null.
+// one of a pair of columns. The gradient of v is the sum of its parts in plus; minus is null. Positions are slots, if
+// there are any.
 template <typename C>
 struct FrameGradients {
   PerFrame<const C*> frames;
+  Slots slots;
   int64_t parts;
   Heads to;
   int64_t heads;
@@ -78,13 +79,14 @@ struct FramePatch {
   }
 };
 
+// The second row is `second` elements after the first.
 template <typename T, int columns>
-BICO_DEVICE void write_patch(T* to, int64_t row_stride, const Patch<Compute<T>, columns>& patch, int rows, int left,
+BICO_DEVICE void write_patch(T* to, int64_t second, const Patch<Compute<T>, columns>& patch, int rows, int left,
                              bool pairs) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     if (r >= rows) break;
-    T* row = to + r * 8 * row_stride;
+    T* row = to + r * second;
     if constexpr (sizeof(T) == 2 && columns == 2) {
       if (pairs && left >= 2) {
         *reinterpret_cast<uint32_t*>(row) = pack<T>(patch.x[r][0], patch.x[r][1]);
@@ -115,6 +117,7 @@ void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<
   // In 32 bits, because quotients in 64 bits took longer than the accesses to memory.
   const unsigned heads = gradients.heads, groups = divide_up(heads, heads_of_rotate_back);
   const unsigned blocks = divide_up(length, rows_of_rotate_back), block = unsigned(block_index());
+  const Spans spans = spans_of(p, gradients.slots, block / blocks / groups);
   const unsigned batch = block / blocks / groups, first_head = block / blocks % groups * heads_of_rotate_back;
   // The partner of column d is d + half, or, interleaved, its neighbour in the patch.
   const int half = p.rotary.interleaved ? 0 : width / 2, patches = divide_up(head_dim, columns) - half / columns;
@@ -122,15 +125,16 @@ void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<
     const int patch = i / 64 * 8 + i % 8, position = int(block % blocks) * rows_of_rotate_back + i / 8 % 8;
     if (patch >= patches || position >= length) continue;
     const int rows = position + 8 < length ? 2 : 1;
+    const int row = spans.row_of(position), apart = rows == 2 ? spans.row_of(position + 8) - row : 0;
     const int d = patch * columns < half ? patch * columns : patch * columns + half;
     const bool has_partners = d < half;
     // Beyond the rotated part cos is 1 and sin 0. The table holds equal values for the two elements of a pair.
     const auto rotation = [&](const C* table, int64_t row_stride, C beyond) {
       return P::of(
-          [&](int r, int e) { return r < rows && d + e < width ? table[r * 8 * row_stride + d + e] : beyond; });
+          [&](int r, int e) { return r < rows && d + e < width ? table[r * apart * row_stride + d + e] : beyond; });
     };
-    const P cos = rotation(p.rotary.cos_row<C>(batch, position), p.rotary.cos_row_stride, 1);
-    const P sin = rotation(p.rotary.sin_row<C>(batch, position), p.rotary.sin_row_stride, 0);
+    const P cos = rotation(p.rotary.cos_row<C>(batch, row), p.rotary.cos_row_stride, 1);
+    const P sin = rotation(p.rotary.sin_row<C>(batch, row), p.rotary.sin_row_stride, 0);
     const int64_t own = order.element(position, d), partners = order.element(position, has_partners ? d + half : d);
     const C scale = rotates ? p.scale : 1.0;
 #pragma unroll 1
@@ -152,21 +156,22 @@ void rotate_back(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(FrameGradients<Compute<
         const C partner = has_partners ? y.difference(r, e, p.mirror) : e == 0 ? neighbour : -neighbour;
         return scale * (cos.x[r][e] * x.sum(r, e) + sin.x[r][e] * partner);
       });
-      T* to = gradients.to.template row<T>(batch, head, position);
-      write_patch(to + d, gradients.to.row_stride, grad_x, rows, head_dim - d, gradients.pairs);
+      T* to = gradients.to.template row<T>(batch, head, row);
+      const int64_t second = apart * gradients.to.row_stride;
+      write_patch(to + d, second, grad_x, rows, head_dim - d, gradients.pairs);
       if (!has_partners) continue;
       const P grad_y = P::of([&](int r, int e) {
         return scale * (cos.x[r][e] * y.sum(r, e) - sin.x[r][e] * x.difference(r, e, p.mirror));
       });
-      write_patch(to + d + half, gradients.to.row_stride, grad_y, rows, head_dim - d - half, gradients.pairs);
+      write_patch(to + d + half, second, grad_y, rows, head_dim - d - half, gradients.pairs);
     }
   }
 }
 
 template <typename T, class Order>
 void launch_rotate_back(const Problem& p, const PerFrame<const Compute<T>*>& frames, const Heads& to, int64_t heads,
-                        int64_t parts, const Order& order, Stream stream) {
-  const FrameGradients<Compute<T>> gradients = {frames, parts, to, heads, aligned_rows(to, sizeof(T))};
+                        int64_t parts, const Order& order, Stream stream, const Slots& slots = {}) {
+  const FrameGradients<Compute<T>> gradients = {frames, slots, parts, to, heads, aligned_rows(to, sizeof(T))};
   const int64_t blocks = p.batch * divide_up(heads, heads_of_rotate_back) * divide_up(p.length, rows_of_rotate_back);
   const bool odd_halves = !p.rotary.interleaved && p.rotary.width / 2 % 2 != 0;
   launch("rotate_back", odd_halves ? rotate_back<T, Order, 1> : rotate_back<T, Order, 2>, blocks, postprocess_threads,

@@ -1,5 +1,5 @@
-// What runs before the attention kernels: summaries of span ids, heads rotated into both frames, copies of heads whose
-// rows are not aligned, and delta for the backward.
+// What runs before the attention kernels: the slots of keys, heads rotated into both frames, copies of heads in slots
+// or whose rows are not aligned, and delta for the backward.
 #pragma once
 
 #include "device/launch.h"
@@ -10,22 +10,57 @@ namespace bico::cuda {
 
 constexpr int preprocess_threads = 128;
 
-// extents [B, ceil(S / granule)]. One warp reads one granule.
-BICO_KERNEL(preprocess_threads) void summarise_spans(BICO_ARGUMENT(Problem) p, Extent* extents) {
-  const int64_t granules = divide_up(p.length, granule);
-  const int64_t i = block_index() * (preprocess_threads / 32) + thread_index() / 32;
-  if (i >= p.batch * granules) return;
-  const int64_t row = i % granules * granule + thread_index() % 32;
-  const int32_t* ids = p.spans(i / granules);
-  const uint32_t context = ballot(row < p.length && is_context(ids[row]));
-  // Rows beyond the end count as the last one.
-  int32_t low = ids[row < p.length ? row : p.length - 1], high = low;
+// The smallest and largest of a warp's span ids.
+BICO_DEVICE SpanRange range_of_warp(int32_t span) {
+  SpanRange range = {span, span};
   for (int mask = 1; mask < 32; mask *= 2) {
-    const int32_t other_low = shuffle_xor(low, mask), other_high = shuffle_xor(high, mask);
-    if (other_low < low) low = other_low;
-    if (other_high > high) high = other_high;
+    const int32_t low = shuffle_xor(range.min, mask), high = shuffle_xor(range.max, mask);
+    if (low < range.min) range.min = low;
+    if (high > range.max) range.max = high;
   }
-  if (thread_index() % 32 == 0) extents[i] = {low, high, context};
+  return range;
+}
+
+constexpr int number_threads = 1024;
+
+// Writes the slots. A block takes a batch entry, in pieces of 1024 rows.
+BICO_KERNEL(number_threads) void number_keys(BICO_ARGUMENT(Problem) p, Slots slots) {
+  constexpr int warps = number_threads / 32;
+  const int length = p.length, batch = block_index(), warp = thread_index() / 32, lane = thread_index() % 32;
+  const Slots own = slots.of(batch, length);
+  const int32_t* ids = p.spans(batch);
+  int32_t* kept_of_warps = reinterpret_cast<int32_t*>(shared_memory());
+  int kept = 0;  // before the piece
+  for (int begin = 0; begin < length; begin += number_threads) {
+    const int row = begin + thread_index();
+    const int32_t span = ids[row < length ? row : length - 1];  // rows beyond the end count as the last one
+    const uint32_t bits = ballot(row < length && span >= 0);
+    sync_threads();  // the counts of the piece before were read
+    if (lane == 0) store_shared(kept_of_warps + warp, count_bits(bits));
+    sync_threads();
+    int before = 0, in_piece = 0;
+    for (int i = 0; i < warps; ++i) {
+      if (i == warp) before = kept + in_piece;
+      in_piece += load_shared(kept_of_warps + i);
+    }
+    kept += in_piece;
+    const SpanRange range = range_of_warp(span);
+    if (row >= length) continue;
+    if (lane == 0) {
+      own.of_rows[row / granule] = range;
+      own.kept[row / granule] = {bits, before};
+    }
+    const int slot = before + count_bits(bits & ((1u << lane) - 1));
+    own.rows[span >= 0 ? slot : length - 1 - (row - slot)] = row;
+  }
+  if (thread_index() == 0) own.kept[divide_up(length, granule)] = {0, kept};
+  sync_threads();
+  for (int begin = warp * granule; begin < kept; begin += number_threads) {
+    const int slot = begin + lane < kept ? begin + lane : kept - 1, row = own.rows[slot];
+    const SpanRange range = range_of_warp(ids[row]);
+    const int last_row = shuffle(row, 31);
+    if (lane == 0) own.of_slots[begin / granule] = {row, last_row, range.min, range.max};
+  }
 }
 
 // Eight neighbouring elements of a head.
@@ -135,7 +170,7 @@ BICO_DEVICE void write_chunk(T* to, const Chunk<Compute<T>>& chunk) {
 }
 
 // Where rotate_heads puts one frame of the heads, [B, H, S, columns], and flags their rows that are not finite there;
-// either may be null.
+// either may be null. Rows are slots, if the heads lie in slots.
 template <typename T>
 struct FrameOfHeads {
   T* heads = nullptr;
@@ -171,15 +206,18 @@ struct RowPiece {
   }
 };
 
-// The heads in each frame, 0 from D on. Without `rotate` they go to to.plus as they are.
+// The heads in each frame, 0 from D on, in slots if there are any. Without `rotate` they go to to.plus as they are.
 template <typename T, bool rotate>
 BICO_KERNEL(preprocess_threads)
-void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFrame<FrameOfHeads<T>> to, int columns) {
+void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, BICO_ARGUMENT(Slots) slots,
+                  PerFrame<FrameOfHeads<T>> to, int columns) {
   using C = Compute<T>;
   const int count = source.count, head_dim = p.head_dim;
   const RowPiece at = RowPiece::here(divide_up(count, heads_of_thread), p.length, columns / vector_elements);
   if (!at.exists) return;
-  const int begin = at.piece * vector_elements, position = at.position;
+  const int begin = at.piece * vector_elements, slot = at.position;
+  const Spans spans = spans_of(p, slots, at.batch);
+  const int position = spans.row_of(slot);
   Turn<C> turn;
   if constexpr (rotate) turn = read_turn<C>(p.rotary, source.aligned, source.negated, at.batch, position, begin);
 #pragma unroll 1
@@ -190,7 +228,7 @@ void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFra
     const T* from = source.heads.template row<T>(at.batch, head, position);
     const Chunk<C> own = read_chunk(from, begin, head_dim, source.aligned);
     if constexpr (!rotate) {
-      to.plus.take(own, index, p.length, position, columns, begin);
+      to.plus.take(own, index, p.length, slot, columns, begin);
     } else {
       const Chunk<C> partners = read_partners(p.rotary, from, source.aligned, begin, own);
       Chunk<C> plus, minus;
@@ -200,8 +238,8 @@ void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, PerFra
         plus.x[e] = x + y;
         minus.x[e] = x - y;
       }
-      to.plus.take(plus, index, p.length, position, columns, begin);
-      if (p.mirror) to.minus.take(minus, index, p.length, position, columns, begin);
+      to.plus.take(plus, index, p.length, slot, columns, begin);
+      if (p.mirror) to.minus.take(minus, index, p.length, slot, columns, begin);
     }
   }
 }
@@ -214,12 +252,11 @@ BICO_DEVICE T warp_sum(T x, int lanes = 32) {
 }
 
 // delta [B, Hq, S] = rowsum(out * grad_out) - grad_lse: what the gradient of every weight of the row loses. `lanes`, a
-// power of 2, sum one row. In 16 bits rows of grad_out that are not finite are flagged in both frames, and in
-// `overflowing` queries for which a score of 0 would have a weight, or a gradient, that might not be finite in T.
+// power of 2, sum one row. In 16 bits rows of grad_out that are not finite are flagged in both frames.
 template <typename T>
 BICO_KERNEL(preprocess_threads)
-void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T>* delta, PerFrame<RowFlags> nonfinite,
-                   RowFlags overflowing) {
+void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T>* delta,
+                   PerFrame<RowFlags> nonfinite) {
   using C = Compute<T>;
   const int head_dim = p.head_dim;
   const RowPiece at = RowPiece::here(p.query_heads, p.length, lanes);
@@ -242,31 +279,27 @@ void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T
   if (!at.exists || at.piece != 0) return;
   if (p.grad_lse.data) sum -= *p.grad_lse.row<C>(at.batch, at.group, m);
   delta[index * p.length + m] = sum;
-  if constexpr (sizeof(T) == 2) {
-    const float weight = exp2_approximate(-*p.lse.row<float>(at.batch, at.group, m) * log2_e);
-    constexpr float limit = T::largest / 2;
-    const bool is_safe = weight < limit && weight * fabsf(sum) < limit;  // false for NaN
-    if (!is_safe) overflowing.set(index, p.length, m);
-  }
 }
 
-inline Extent* take_extents(Arena& arena, const Problem& p) {
-  return p.span_ids ? arena.take<Extent>(p.batch * divide_up(p.length, granule)) : nullptr;
+inline Slots take_slots(Arena& arena, const Problem& p) {
+  if (!p.span_ids) return {};
+  const int64_t granules = divide_up(p.length, granule);
+  return {arena.take<SpanRange>(p.batch * granules), arena.take<SlotRange>(p.batch * granules),
+          arena.take<KeptRows>(p.batch * (granules + 1)), arena.take<int32_t>(p.batch * p.length)};
 }
 
-inline void launch_summarise_spans(Extent* extents, const Problem& p, Stream stream) {
-  if (!extents) return;
-  const int64_t warps = p.batch * divide_up(p.length, granule);
-  launch("summarise_spans", summarise_spans, divide_up(warps, preprocess_threads / 32), preprocess_threads, 0, stream,
-         p, extents);
+inline void launch_number_keys(const Slots& slots, const Problem& p, Stream stream) {
+  if (!slots.rows) return;
+  launch("number_keys", number_keys, p.batch, number_threads, number_threads / 32 * int(sizeof(int32_t)), stream, p,
+         slots);
 }
 
 template <typename T, bool rotate>
-void launch_rotate_heads(const char* name, const Problem& p, const Source& source, int64_t columns,
+void launch_rotate_heads(const char* name, const Problem& p, const Source& source, const Slots& slots, int64_t columns,
                          const PerFrame<FrameOfHeads<T>>& to, Stream stream) {
   const int64_t groups = divide_up(source.count, heads_of_thread);
   launch(name, rotate_heads<T, rotate>, RowPiece::blocks(groups, p.batch, p.length, columns / vector_elements),
-         preprocess_threads, 0, stream, p, source, to, int(columns));
+         preprocess_threads, 0, stream, p, source, slots, to, int(columns));
 }
 
 // Heads rotated into both frames; one copy serves as both where the problem does not mirror.
@@ -281,31 +314,34 @@ struct RotatedHeads {
   }
 
   void launch_rotate(const Problem& p, const Heads& heads, int64_t count, int64_t columns, Stream stream,
-                     const PerFrame<RowFlags>& nonfinite = {}, bool negated = false) const {
+                     const Slots& slots = {}, const PerFrame<RowFlags>& nonfinite = {}, bool negated = false) const {
     const bool aligned = aligned_rows(heads, sizeof(T)) && aligned_rotation(p.rotary, sizeof(Compute<T>));
     const Source source = {heads, count, aligned, negated};
-    launch_rotate_heads<T, true>("rotate_heads", p, source, columns,
+    launch_rotate_heads<T, true>("rotate_heads", p, source, slots, columns,
                                  {{frames.plus, nonfinite.plus}, {frames.minus, nonfinite.minus}}, stream);
   }
 };
 
-// The heads, or a copy of them whose rows can be copied by 16 bytes.
+// The heads, or a copy of them that lies in slots or whose rows can be copied by 16 bytes.
 template <typename T>
 struct CopyableHeads {
   Heads heads;
   T* copy = nullptr;
 
-  CopyableHeads(Arena& arena, const Problem& p, const Heads& given, int64_t count, int64_t columns) : heads(given) {
-    if (aligned_rows(given, sizeof(T))) return;
+  CopyableHeads(Arena& arena, const Problem& p, const Heads& given, int64_t count, int64_t columns,
+                bool in_slots = false)
+      : heads(given) {
+    if (!in_slots && aligned_rows(given, sizeof(T))) return;
     copy = arena.take<T>(p.batch * count * p.length * columns);
     heads = {copy, count * p.length * columns, p.length * columns, columns};
   }
 
   // Copies, if need be, and flags rows that are not finite, if asked to.
   void launch_copy(const Problem& p, const Heads& given, int64_t count, int64_t columns, Stream stream,
-                   const RowFlags& nonfinite = {}) const {
+                   const Slots& slots = {}, const RowFlags& nonfinite = {}) const {
     if (!copy && !nonfinite.words) return;
-    launch_rotate_heads<T, false>("copy_heads", p, {given, count, !copy}, columns, {{copy, nonfinite}, {}}, stream);
+    const Source source = {given, count, aligned_rows(given, sizeof(T))};
+    launch_rotate_heads<T, false>("copy_heads", p, source, slots, columns, {{copy, nonfinite}, {}}, stream);
   }
 };
 
@@ -321,13 +357,13 @@ inline PerFrame<RowFlags> take_flags_of_frames(Arena& arena, const Problem& p, i
 }
 
 template <typename T>
-void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream, const PerFrame<RowFlags>& nonfinite = {},
-                          const RowFlags& overflowing = {}) {
+void launch_compute_delta(const Backward& p, Compute<T>* delta, Stream stream,
+                          const PerFrame<RowFlags>& nonfinite = {}) {
   int lanes = 1;
   while (lanes * vector_elements < p.head_dim) lanes *= 2;
   const bool aligned = aligned_rows(p.out, sizeof(T)) && aligned_rows(p.grad_out, sizeof(T));
   launch("compute_delta", compute_delta<T>, RowPiece::blocks(p.query_heads, p.batch, p.length, lanes),
-         preprocess_threads, 0, stream, p, aligned, lanes, delta, nonfinite, overflowing);
+         preprocess_threads, 0, stream, p, aligned, lanes, delta, nonfinite);
 }
 
 }  // namespace bico::cuda

@@ -1,4 +1,4 @@
-// What the kernels know of a row before they look at pairs: its span id, and the rows that it reaches.
+// What the kernels know of a row before they look at pairs: its span id, its slot, and the rows that it reaches.
 #pragma once
 
 #include "../attention.h"
@@ -10,27 +10,51 @@ namespace bico::cuda {
 
 using TileRows = RowsOf<int32_t>;
 
-// Smallest and largest span id of `granule` rows that begin at a multiple of it, and one bit for each row that exists
-// and is context. summarise_spans writes them once a call.
-struct alignas(16) Extent {
-  int32_t min, max;
-  uint32_t context;
-};
+// Span ids are summarised, and flags of rows kept, by so many rows.
 constexpr int granule = 32;
 
-// Bits of the rows of a tile, `rows` from `begin` on, a multiple of granule, where `word_of(granule)` holds 32 of them.
-template <int rows, class WordOf>
-BICO_DEVICE uint64_t row_bits(int begin, int length, const WordOf& word_of) {
-  static_assert(rows == 32 || rows == 64, "one or two words");
-  uint64_t bits = word_of(begin / granule);
-  if (rows == 64 && begin + granule < length) bits |= uint64_t(word_of(begin / granule + 1)) << 32;
-  return bits;
-}
+// Smallest and largest span id of a granule.
+struct SpanRange {
+  int32_t min, max;
+};
 
-// The span ids of one batch entry; null without span ids, when everything is context.
+// Of a granule of slots: their rows from the first to the last, and the smallest and largest span id.
+struct alignas(16) SlotRange {
+  int32_t first_row, last_row, min, max;
+};
+
+// Of a granule of rows, one bit for each that is no placeholder, and how many such rows come before the granule.
+struct alignas(8) KeptRows {
+  uint32_t bits;
+  int32_t before;
+};
+
+// The slots of keys. No query sees a placeholder, so rotated k, v and their gradients lie in slots: first the other
+// rows, in their order, then the placeholders, from the last one to the first. number_keys writes this once a call;
+// without span ids it is null and a row's slot is the row.
+struct Slots {
+  SpanRange* of_rows;   // [B, ceil(S / granule)]
+  SlotRange* of_slots;  // the same, without placeholders
+  KeptRows* kept;       // [B, ceil(S / granule) + 1]
+  int32_t* rows;        // [B, S], of the slots
+
+  BICO_DEVICE Slots of(int64_t batch, int64_t length) const {
+    const int64_t granules = divide_up(length, granule);
+    return {of_rows + batch * granules, of_slots + batch * granules, kept + batch * (granules + 1),
+            rows + batch * length};
+  }
+};
+
+// A tile of `count` slots. `rows` reaches from the row of the first to that of the last.
+struct KeyTile {
+  TileRows rows;
+  int count;
+};
+
+// The span ids and slots of one batch entry; null without span ids, when everything is context.
 struct Spans {
   const int32_t* ids;
-  const Extent* extents;
+  Slots slots;
   int length;
 
   BICO_DEVICE int32_t at(int row) const { return ids ? ids[row] : 0; }
@@ -40,28 +64,44 @@ struct Spans {
     TileRows rows = {begin, count, 0, 0};
     if (!ids || count <= 0) return rows;
     const int first = begin / granule, last = (begin + count - 1) / granule;
-    rows.min_span = extents[first].min;
-    rows.max_span = extents[first].max;
+    rows.min_span = slots.of_rows[first].min;
+    rows.max_span = slots.of_rows[first].max;
     for (int i = first + 1; i <= last; ++i) {
-      if (extents[i].min < rows.min_span) rows.min_span = extents[i].min;
-      if (extents[i].max > rows.max_span) rows.max_span = extents[i].max;
+      if (slots.of_rows[i].min < rows.min_span) rows.min_span = slots.of_rows[i].min;
+      if (slots.of_rows[i].max > rows.max_span) rows.max_span = slots.of_rows[i].max;
     }
     return rows;
   }
 
-  // Bit i: row begin + i exists and is context.
-  template <int rows>
-  BICO_DEVICE uint64_t context(int begin) const {
-    return row_bits<rows>(begin, length, [&](int i) {
-      const int left = length - i * granule;
-      return ids ? extents[i].context : left < granule ? (1u << left) - 1 : ~0u;
-    });
+  // Slots of rows before `row` (<= S), without placeholders.
+  BICO_DEVICE int slots_before(int row) const {
+    if (!ids) return row;
+    const KeptRows kept = slots.kept[row / granule];
+    return kept.before + count_bits(kept.bits & ((1u << row % granule) - 1));
+  }
+
+  BICO_DEVICE int row_of(int slot) const { return ids ? slots.rows[slot] : slot; }
+
+  // Slots [begin, begin + size), as far as there are any before `end`; begin and size are multiples of granule. A tile
+  // without any has the span id of a placeholder.
+  BICO_DEVICE KeyTile keys(int begin, int size, int end) const {
+    if (begin >= end) return {{0, 0, -1, -1}, 0};
+    const int count = end - begin < size ? end - begin : size;
+    if (!ids) return {{begin, count, 0, 0}, count};
+    SlotRange range = slots.of_slots[begin / granule];
+    for (int i = begin / granule + 1; i * granule < begin + count; ++i) {
+      const SlotRange more = slots.of_slots[i];
+      range.last_row = more.last_row;
+      if (more.min < range.min) range.min = more.min;
+      if (more.max > range.max) range.max = more.max;
+    }
+    return {{range.first_row, range.last_row + 1 - range.first_row, range.min, range.max}, count};
   }
 };
 
-BICO_DEVICE Spans spans_of(const Problem& p, const Extent* extents, int64_t batch) {
-  if (!p.span_ids) return {nullptr, nullptr, int(p.length)};
-  return {p.spans(batch), extents + batch * divide_up(p.length, granule), int(p.length)};
+BICO_DEVICE Spans spans_of(const Problem& p, const Slots& slots, int64_t batch) {
+  if (!slots.rows) return {nullptr, {}, int(p.length)};
+  return {p.spans(batch), slots.of(batch, p.length), int(p.length)};
 }
 
 // The rows [begin, end) that a row sees, or that see it, as far as packed sequences and the window say. Both ends

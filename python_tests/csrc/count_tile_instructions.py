@@ -3,9 +3,8 @@
 python python_tests/csrc/count_tile_instructions.py --head-dims 64 128
 
 A tile's path is the shortest one through the main loop that passes every product on tensor cores and every addition to
-dQ, so a little less than what a tile costs; that of a tile that hides some of its keys also passes the selects for it.
-Such are denoising tiles in the forward, but hardly ever in the backward. Loops of products count as often as the
-products need, other loops once.
+dQ: that of a tile of which every pair is seen, or a little less. Loops of products count as often as the products need,
+other loops once.
 """
 
 import argparse
@@ -73,25 +72,19 @@ class Flow:
         return best
 
 
-def tile_costs(flow: Flow, products: int, selects: int) -> tuple[int, int]:
-    """Instructions of a full tile and of one that hides some of its keys."""
+def tile_cost(flow: Flow, products: int) -> int:
+    """Instructions of a full tile."""
     reach = [flow.distances(block) for block in range(len(flow.names))]
     in_loop = [block for block, distances in enumerate(reach) if block in distances]
     stops = [block for block in in_loop if WAYPOINTS & set(flow.names[block])]
     loops = [block for block in stops if block in flow.after[block]]
-
-    def cycle(through: list[int]) -> int:
-        return sum(reach[a].get(b, 1 << 20) for a, b in zip(through, [*through[1:], through[0]], strict=True))
-
     counted = sum(flow.names[block].count("HMMA") for block in stops)
     in_loops = sum(flow.names[block].count("HMMA") for block in loops)
     if counted > products or (counted < products and not loops):
         sys.exit(f"{counted} products on the path, {in_loops} of them in loops, do not make the {products} of a tile")
     again = (products - counted) / in_loops if loops else 0
     repeated = round(again * sum(len(flow.names[block]) for block in loops))
-    hiding = [block for block in in_loop if flow.names[block].count("FSEL") >= selects]
-    denoising = min(cycle(sorted({*stops, block})) for block in hiding)
-    return cycle(stops) + repeated, denoising + repeated
+    return repeated + sum(reach[a].get(b, 1 << 20) for a, b in zip(stops, [*stops[1:], stops[0]], strict=True))
 
 
 def main() -> None:
@@ -100,16 +93,15 @@ def main() -> None:
     parser.add_argument("--architecture", type=int, default=90, help="default: %(default)s")
     parser.add_argument("--sources", type=Path, default=CUDA, help="csrc/cuda of another tree")
     options = parser.parse_args()
-    print("kernel, head dim: instructions of a full tile, of one that hides keys by selects, products among them")
+    print("kernel, head dim: instructions of a full tile, products among them")
     for head_dim in options.head_dims:
         keys = 64 if head_dim <= 128 else 32  # of a tile of the forward
-        for name, products, selects in (
-            ("forward", 2 * 32 * keys * head_dim // 2048, keys),
-            ("backward", 5 * 32 * 32 * head_dim // 2048, 64),
+        for name, products in (
+            ("forward", 2 * 32 * keys * head_dim // 2048),
+            ("backward", 5 * 32 * 32 * head_dim // 2048),
         ):
             flow = Flow(machine_code(name, head_dim, options.architecture, options.sources))
-            full, denoising = tile_costs(flow, products, selects)
-            print(f"{name} {head_dim}: {full}, {denoising} ({denoising / full - 1:+.0%}), {products}", flush=True)
+            print(f"{name} {head_dim}: {tile_cost(flow, products)}, {products}", flush=True)
 
 
 if __name__ == "__main__":

@@ -119,21 +119,55 @@ def test_lse_does_not_drift_with_the_number_of_tiles():
     q, k, v = (torch.zeros(1, 1, length, 128, dtype=torch.bfloat16) for _ in range(3))
     q[0, 0, ::512, 0] = 8.8125
     k[..., 0] = 8.8125
-    ids = torch.full((1, length), -1, dtype=torch.int32)
-    ids[:, ::16] = 0
     cos = torch.ones(1, length, 0)
     attention = emulated.attention("round-robin", "at-issue")
-    _, lse = attention(q, k, v, cos, cos, span_ids=ids, scale=0.73, return_lse=True)
-    want = torch.full_like(lse, length // 16).log().double()
+    _, lse = attention(q, k, v, cos, cos, scale=0.73, return_lse=True)
+    want = torch.full_like(lse, length).log().double()
     want[..., ::512] += 8.8125**2 * 0.73
     torch.testing.assert_close(lse.double(), want, rtol=3e-7, atol=0)
+
+
+def test_slots_of_more_rows_than_threads_that_number_them():
+    """Two batch entries of 1100 rows: many placeholders, and at first nothing else; none at all."""
+    ids = torch.zeros(2, 1100, dtype=torch.int32)
+    ids[0, torch.rand(1100, generator=torch.Generator().manual_seed(0)) < 0.6] = -1
+    ids[0, :150] = -1
+    ids[0, 500:600] = 1
+    problem = make_problem(Case("slots", S=1100, Hq=1, Hkv=1, D=32), torch.bfloat16, ids=ids)
+    assert_as_good_as_torch(emulated.attention("random", "at-wait", seed=1), problem, torch.bfloat16)
+
+
+@pytest.mark.parametrize("offsets", [[0, 100], [0, 60], [0, 130]])
+def test_ordered_sums_end_where_the_last_offset_is_too_small(offsets):
+    """A tile of slots may begin at any row: here at the last query of a tile, which is in no sequence."""
+    ids = torch.zeros(1, 130, dtype=torch.int32)
+    ids[:, 1:64] = -1
+    problem = make_problem(Case("short", S=130, Hq=1, Hkv=1, D=32, B=1), torch.bfloat16, ids=ids)
+    problem.options["cu_seqlens"] = torch.tensor(offsets, dtype=torch.int32)
+    results = run(problem, deterministic=True)
+    assert not any(results[name][:, :, offsets[-1] :].any() for name in ("out", "grad_q", "grad_k", "grad_v"))
+    assert results["grad_q"][:, :, : offsets[-1]].any()
+
+
+def test_placeholders_take_no_place_in_tiles_of_keys():
+    """With every other key hidden, both kernels read half as much from shared memory, but for the diagonal."""
+    reads = []
+    for step in (1, 2):
+        ids = torch.full((1, 1024), -1, dtype=torch.int32)
+        ids[:, ::step] = 0
+        banks = _emulator.BankCounts()
+        run(make_problem(Case("slots", S=1024, Hq=1, Hkv=1, D=32, B=1), torch.bfloat16, ids=ids), banks=banks)
+        table = banks.table()
+        reads.append([table[kernel]["ldmatrix"][0] for kernel in ("forward", "backward")])
+    for every, half in zip(*reads, strict=True):
+        assert 0.5 < half / every < 0.6
 
 
 @pytest.mark.parametrize("head_dim", count_bank_conflicts.HEAD_DIMS)
 def test_tiles_in_shared_memory_have_no_bank_conflicts(head_dim):
     """The swizzle serves the products, the copies and the accumulators that are stored."""
     costs = count_bank_conflicts.costs(head_dim)
-    assert {kernel for kernel, _ in costs} == {"forward", "backward"}
+    assert {kernel for kernel, _ in costs} == {"number_keys", "forward", "backward"}
     for kernel in "forward", "backward":
         for access in "ldmatrix", "cp.async", "store":
             cost = costs[kernel, access]

@@ -232,6 +232,13 @@ def test_lowest_bit():
     np.testing.assert_array_equal(_planted.instruction("lowest_bit", given[:, None])[:, 0], places)
 
 
+def test_count_bits():
+    given = np.random.default_rng(0).integers(0, 2**32, 64, dtype=np.uint32)
+    given[:2] = 0, 2**32 - 1
+    counts = [bin(x).count("1") for x in given]
+    np.testing.assert_array_equal(_planted.instruction("count_bits", given[:, None])[:, 0], counts)
+
+
 def test_sync_threads_or():
     said = np.concatenate([np.eye(64), np.zeros((1, 64)), np.ones((1, 64))])  # a block each
     got = _planted.instruction("sync_threads_or", said.astype(np.uint32).reshape(-1, 1)).reshape(said.shape)

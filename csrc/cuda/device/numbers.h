@@ -8,13 +8,11 @@ namespace bico::cuda {
 struct BFloat16 {
   uint16_t bits;
   static constexpr uint16_t exponent = 0x7f80;
-  static constexpr float largest = 3.3895314e38f;
 };
 
 struct Float16 {
   uint16_t bits;
   static constexpr uint16_t exponent = 0x7c00;
-  static constexpr float largest = 65504;
 };
 
 constexpr float log2_e = 1.44269504f;

@@ -75,6 +75,10 @@ BICO_DEVICE int lowest_bit(uint32_t bits) {
   return __ffs(bits) - 1;
 }
 
+BICO_DEVICE int count_bits(uint32_t bits) {
+  return __popc(bits);
+}
+
 template <typename T>
 BICO_DEVICE T load_shared(const T* from) {
   return *from;

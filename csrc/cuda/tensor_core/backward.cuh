@@ -14,17 +14,16 @@ namespace bico::cuda {
 
 struct BackwardWork {
   Backward problem;
-  PerFrame<const void*> q, k;  // [B, H, S, columns], rotated
-  Heads v, grad_out;           // of the problem, or copies whose rows can be copied by 16 bytes
+  PerFrame<const void*> q, k;  // [B, H, S, columns], rotated; k in slots
+  Heads v, grad_out;           // v in slots; grad_out of the problem, or a copy whose rows can be copied by 16 bytes
   const float* delta;          // [B, Hq, S]
   PerFrame<float*> grad_q;     // begin as 0; in AccumulatorOrder, as are grad_k and grad_v
-  PerFrame<float*> grad_k;     // of each part of a group
+  PerFrame<float*> grad_k;     // of each part of a group, in slots
   float* grad_v;               // the same; null if blocks take whole groups: then they write the problem's
   int32_t* ticket;             // null, or 0: add to grad_q in one order
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
   PerFrame<RowFlags> bad_queries, bad_keys;  // of q or grad_out, and of k
-  RowFlags overflowing;                      // of queries: see compute_delta
-  const Extent* extents;
+  Slots slots;
   int heads;   // query heads that a block takes: a whole group, or a part of one
   int stages;  // of Q in shared memory, 1 or 2
   bool grad_v_aligned;
@@ -38,23 +37,13 @@ struct BackwardShared {
   SharedTile<T, Tiles::queries, D> grad_out;
   SharedTile<T, Tiles::queries, Tiles::keys> weights, score_grads;
   Token tokens[Tiles::keys];
-  uint64_t context, unseen;  // a bit for each key; unseen: see unseen_keys
+  uint64_t bad_keys;  // a bit for each key that is not finite in the frame
   int32_t ticket;
   Place place;
   SharedTile<T, Tiles::queries, D> q[2];  // at the end: with one stage the second is not there
 
   static constexpr int bytes(int stages) { return int(sizeof(BackwardShared)) - (2 - stages) * int(sizeof(q[0])); }
 };
-
-// Keys of a tile that no query sees: a bit for each, or none if some key of the tile belongs to a causal span.
-//
-// Instead of hiding them in each tile of queries, the block clears their rows of K and V, once, and those of dK and dV
-// at the end. In between they have a score of 0 and a weight for it, but dQ = dS K takes nothing from them, as long as
-// the weight and its gradient are finite; tiles with a query for which they may not be (`overflowing`) hide the keys.
-template <int size>
-BICO_DEVICE uint64_t unseen_keys(const TileRows& keys, uint64_t context) {
-  return keys.max_span > 0 ? 0 : ~context << (64 - size) >> (64 - size);
-}
 
 // One tile of keys. A warp's accumulators are `half` of the product in the first dimension, `right` in the second.
 template <typename T, int D>
@@ -71,19 +60,20 @@ struct BackwardBlock {
 
   BICO_DEVICE int batch() const { return load_shared(&shared.place.batch); }
   BICO_DEVICE int kv_head() const { return load_shared(&shared.place.kv_head); }
-  BICO_DEVICE int key_tile() const { return load_shared(&shared.place.tile.rows.begin) / Tiles::keys; }
+  BICO_DEVICE int key_tile() const { return load_shared(&shared.place.key_tile); }
   BICO_DEVICE int half() const { return thread_index_here() / 32 % 2; }
   BICO_DEVICE int right() const { return thread_index_here() / 64; }
-  // Of the visited queries, in their batch entry, and counted over the batch.
-  BICO_DEVICE int head(const QueryVisit& visit) const { return load_shared(&shared.place.head) + visit.head; }
-  BICO_DEVICE int64_t head_in_all(const QueryVisit& visit) const {
-    return int64_t(batch()) * int(w.problem.query_heads) + head(visit);
+  // Of one of the block's heads: its number in the batch entry, and counted over the batch.
+  BICO_DEVICE int head(int in_block) const { return load_shared(&shared.place.head) + in_block; }
+  BICO_DEVICE int64_t head_in_all(int in_block) const {
+    return int64_t(batch()) * int(w.problem.query_heads) + head(in_block);
   }
 
+  BICO_DEVICE int keys() const { return load_shared(&shared.place.keys); }
   BICO_DEVICE int64_t key_head() const { return int64_t(batch()) * int(w.problem.kv_heads) + kv_head(); }
 
   // Loaded anew at each use, rather than kept in registers.
-  BICO_DEVICE Spans spans() const { return spans_of(w.problem, w.extents, batch()); }
+  BICO_DEVICE Spans spans() const { return spans_of(w.problem, w.slots, batch()); }
 
   BICO_DEVICE void copy_keys(Frame frame) const {
     const int64_t length = w.problem.length, first = int64_t(key_tile()) * Tiles::keys;
@@ -92,17 +82,17 @@ struct BackwardBlock {
     commit_copies();
   }
 
-  BICO_DEVICE void copy_queries(const QueryVisit& visit, Frame frame, int stage) const {
-    const int64_t length = w.problem.length, first = int64_t(visit.tile) * Tiles::queries;
-    const T* from = static_cast<const T*>(w.q[frame]) + (head_in_all(visit) * length + first) * D;
+  BICO_DEVICE void copy_queries(const QueryCursor& at, Frame frame, int stage) const {
+    const int64_t length = w.problem.length, first = int64_t(at.ahead.tile()) * Tiles::queries;
+    const T* from = static_cast<const T*>(w.q[frame]) + (head_in_all(at.head) * length + first) * D;
     copy_rows<Tiles::threads>(shared.q[stage], from, D, int(length - first), D);
     commit_copies();
   }
 
-  BICO_DEVICE void copy_grad_out(const QueryVisit& visit) const {
+  BICO_DEVICE void copy_grad_out(const QueryCursor& at) const {
     const Problem& p = w.problem;
-    const int64_t first = int64_t(visit.tile) * Tiles::queries;
-    const T* from = w.grad_out.row<T>(batch(), head(visit), first);
+    const int64_t first = int64_t(at.ahead.tile()) * Tiles::queries;
+    const T* from = w.grad_out.row<T>(batch(), head(at.head), first);
     copy_rows<Tiles::threads>(shared.grad_out, from, w.grad_out.row_stride, int(p.length - first), int(p.head_dim));
     commit_copies();
   }
@@ -117,8 +107,8 @@ struct BackwardBlock {
     const Problem& p = w.problem;
     const unsigned lane = lane_index();
     const int first_query = visit.tile * Tiles::queries + half() * half_rows;
-    const float* lse = w.problem.lse.row<float>(0, 0, 0) + head_in_all(visit) * p.length;
-    const float* delta = w.delta + head_in_all(visit) * p.length;
+    const float* lse = w.problem.lse.row<float>(0, 0, 0) + head_in_all(visit.head) * p.length;
+    const float* delta = w.delta + head_in_all(visit.head) * p.length;
     RowTerms terms;
 #pragma unroll
     for (int i = 0; i < Pairs::M; ++i) {
@@ -165,31 +155,31 @@ struct BackwardBlock {
 
   // Hidden pairs count for nothing; visible ones of which a row is not finite are NaN.
   BICO_DEVICE void hide(Pairs& weights, Pairs& grads, const QueryVisit& visit, const Schedule& schedule,
-                        uint64_t bad_queries, uint64_t bad_keys) const {
+                        uint64_t bad_queries) const {
     const auto is_seen = [&](int query, int key) {
       const Token token = load_shared(shared.tokens + key);
-      const int m = visit.tile * Tiles::queries + query, n = key_tile() * Tiles::keys + key;
-      const int32_t span = m < w.problem.length ? spans().at(m) : -1;
-      return sees(schedule.frame, m, span, n, token.span, token.reach.holds(m));
+      const Spans spans = this->spans();
+      const int m = visit.tile * Tiles::queries + query, slot = key_tile() * Tiles::keys + key;
+      if (m >= spans.length || slot >= spans.length) return false;
+      return sees(schedule.frame, m, spans.at(m), spans.row_of(slot), token.span, token.reach.holds(m));
     };
-    const auto hide_others = [&](uint64_t keys) {
-      const uint64_t hidden = ~keys >> right() * half_rows;
-      set_columns(weights, hidden, 0);
-      set_columns(grads, hidden, 0);
-    };
-    if (visit.view == TileView::by_key) {
-      hide_others(load_shared(&shared.context));
-    } else if (visit.view == TileView::by_pair) {
-      if (const SplitBySide split = schedule.split(visit.tile); split.all) {
-        hide_others(split.keys);
-        const int row = half() * half_rows, column = right() * half_rows;
-        const int diagonal = visit.tile * Tiles::queries + row - (key_tile() * Tiles::keys + column);
-        set_side(weights, diagonal, schedule.frame == Frame::plus, 0);
-        set_side(grads, diagonal, schedule.frame == Frame::plus, 0);
+    if (visit.view != TileView::everything) {
+      Bits<Pairs::M, Pairs::N> hidden;
+      const int row = half() * half_rows, column = right() * half_rows;
+      if (visit.view == TileView::by_key) {
+        hidden.fill_outside([&](int) { return Range{0, keys() - column}; });
+      } else if (schedule.splits_by_side(visit.tile)) {
+        const Spans spans = this->spans();
+        const int begin = visit.tile * Tiles::queries + row, first = key_tile() * Tiles::keys, end = first + keys();
+        hidden.fill_outside(
+            [&](int query) { return side_of(schedule.frame, spans, begin + query, first + column, end); });
       } else {
-        set(weights, grads, 0, [&](int query, int key) { return !is_seen(query, key); });
+        hidden.fill_pairs([&](int query, int key) { return !is_seen(row + query, column + key); });
       }
+      set_where(weights, hidden, 0);
+      set_where(grads, hidden, 0);
     }
+    const uint64_t bad_keys = load_shared(&shared.bad_keys);
     if ((bad_queries | bad_keys) == 0) return;
     set(weights, grads, NAN,
         [&](int query, int key) { return ((bad_queries >> query | bad_keys >> key) & 1) && is_seen(query, key); });
@@ -197,7 +187,7 @@ struct BackwardBlock {
 
   // Of the tile of queries, counted over heads and batch.
   BICO_DEVICE int64_t query_tile(const QueryVisit& visit) const {
-    return head_in_all(visit) * divide_up(w.problem.length, Tiles::queries) + visit.tile;
+    return head_in_all(visit.head) * divide_up(w.problem.length, Tiles::queries) + visit.tile;
   }
 
   // The semaphore of a tile's grad_q.
@@ -234,7 +224,7 @@ struct BackwardBlock {
 
   // The gradient of the block's keys or values, in AccumulatorOrder.
   BICO_DEVICE void store_gradient(float* gradients, const Gradient& gradient) const {
-    const int64_t first_head = int64_t(batch()) * int(w.problem.query_heads) + load_shared(&shared.place.head);
+    const int64_t first_head = head_in_all(0);
     const int64_t tile = first_head / w.heads * divide_up(w.problem.length, Tiles::keys) + key_tile();
     float* to = gradients + tile * Tiles::keys * D + Order::offset(0, 0, 0, thread_index());
 #pragma unroll
@@ -247,39 +237,30 @@ struct BackwardBlock {
     }
   }
 
-  // The gradients of unseen keys; see unseen_keys.
-  BICO_DEVICE void clear_unseen(Gradient& gradient) const {
-    const uint64_t unseen = load_shared(&shared.unseen);
-    if (unseen != 0) set_rows(gradient, unseen >> half() * half_rows, 0);
-  }
-
   // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
   BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
     const Problem& p = w.problem;
-    const Schedule schedule = {p, w.extents, shared.place, frame, w.bad_queries[frame], w.overflowing, w.heads};
+    const Schedule schedule = {p, w.slots, shared.place, frame, w.bad_queries[frame], w.bad_keys[frame], w.heads};
     Gradient grad_k;
     grad_k.clear();
 
-    QueryVisit visit = schedule.first();
+    QueryCursor cursor = schedule.first();
     int stage = 0;
-    const uint64_t bad_keys = w.bad_keys[frame].of_tile<Tiles::keys>(key_head(), p.length, key_tile() * Tiles::keys) &
-                              ~load_shared(&shared.unseen);
-    if (visit.view != TileView::nothing) {
+    if (!cursor.at_end()) {
+      if (thread_index() == 0) store_shared(&shared.bad_keys, schedule.bad_keys());
       copy_keys(frame);
-      copy_queries(visit, frame, stage);
-      copy_grad_out(visit);
+      copy_queries(cursor, frame, stage);
+      copy_grad_out(cursor);
       wait_copies<0>();
       sync_threads();
-      if (const uint64_t unseen = load_shared(&shared.unseen); (bad_keys | unseen) != 0) {
-        clear_rows<Tiles::threads>(shared.k, bad_keys | unseen);
-        clear_rows<Tiles::threads>(shared.v, unseen);
+      if (const uint64_t bad_keys = load_shared(&shared.bad_keys); bad_keys != 0) {
+        clear_rows<Tiles::threads>(shared.k, bad_keys);
         sync_threads();
       }
     }
-    while (visit.view != TileView::nothing) {
-      const QueryVisit now = visit;
-      const bool cleared = now.view == TileView::by_key && !now.flagged && load_shared(&shared.unseen) != 0;
-      const bool masked = (now.view != TileView::everything && !cleared) || bad_keys != 0;
+    while (!cursor.at_end()) {
+      const QueryVisit now = cursor.visit();
+      const bool masked = now.view != TileView::everything || load_shared(&shared.bad_keys) != 0;
       const uint64_t bad_queries = masked && now.flagged ? schedule.bad_queries(now.head, now.tile) : 0;
       if (bad_queries != 0) {
         clear_rows<Tiles::threads>(shared.q[stage], bad_queries);
@@ -294,24 +275,24 @@ struct BackwardBlock {
       multiply<D, Tiles::steps, Stored::k_major, Stored::k_major>(grads, shared.grad_out, half() * half_rows, shared.v,
                                                                   right() * half_rows);
       differentiate(scores, grads, row_terms(now));
-      if (masked) hide(scores, grads, now, schedule, bad_queries, bad_keys);
+      if (masked) hide(scores, grads, now, schedule, bad_queries);
       store_accumulators(shared.weights, scores, half() * half_rows, right() * half_rows);
       store_accumulators(shared.score_grads, grads, half() * half_rows, right() * half_rows);
       sync_threads();  // P and dS are there
-      visit = schedule.after(visit);
-      if (visit.view != TileView::nothing && w.stages == 2) copy_queries(visit, frame, 1 - stage);
+      cursor = schedule.after(cursor);
+      if (!cursor.at_end() && w.stages == 2) copy_queries(cursor, frame, 1 - stage);
       multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
           grad_v, shared.weights, half() * half_rows, shared.grad_out, right() * half_columns);
       if (w.ticket && thread_index() == 0) {
         wait_for_semaphore(semaphore(now, frame), schedule.semaphore_before(now.tile, key_tile()));
       }
       sync_threads();  // dO is free, and the tiles of keys that add before ours have added
-      if (visit.view != TileView::nothing) copy_grad_out(visit);
+      if (!cursor.at_end()) copy_grad_out(cursor);
       multiply<Tiles::queries, Tiles::steps, Stored::mn_major, Stored::mn_major>(
           grad_k, shared.score_grads, half() * half_rows, shared.q[stage], right() * half_columns);
-      if (visit.view != TileView::nothing && w.stages == 1) {
+      if (!cursor.at_end() && w.stages == 1) {
         sync_threads();  // this Q is free
-        copy_queries(visit, frame, stage);
+        copy_queries(cursor, frame, stage);
       }
       add_to_grad_q(now, frame);  // while the copies are under way
       stage = w.stages - 1 - stage;
@@ -320,7 +301,6 @@ struct BackwardBlock {
       if (w.ticket && thread_index() == 0) set_semaphore(semaphore(now, frame), key_tile() + 1);
     }
 
-    clear_unseen(grad_k);
     store_gradient(w.grad_k[frame], grad_k);
   }
 };
@@ -350,19 +330,22 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   const int64_t parts = p.query_heads / w.heads;  // of the query heads, over all groups
   const int head = index / tiles % parts * w.heads, batch = index / tiles / parts;
   const int kv_head = head / int(p.query_heads / p.kv_heads);
-  const Spans spans = spans_of(p, w.extents, batch);
+  const Spans spans = spans_of(p, w.slots, batch);
+  const int slots = spans.slots_before(spans.length);
   if (thread_index() == 0) {
-    const BlockTile tile = block_tile(p, spans, begin, Tiles::keys);
-    const uint64_t context = spans.context<Tiles::keys>(begin);
-    store_shared(&shared.place, Place{tile, batch, head, kv_head});
-    store_shared(&shared.context, context);
-    store_shared(&shared.unseen, unseen_keys<Tiles::keys>(tile.rows, context));
+    const KeyTile keys = spans.keys(begin, Tiles::keys, slots);
+    const BlockTile tile = block_tile(p, keys.rows);
+    const PerFrame<Range> visited = {tiles_of(tile.rows.begin, tile.last.end, Tiles::queries),
+                                     tiles_of(tile.first.begin, tile.rows.last() + 1, Tiles::queries)};
+    constexpr Range none = {0, 0};
+    store_shared(&shared.place, Place{tile, keys.count > 0 ? visited : PerFrame<Range>{none, none}, slots, batch, head,
+                                      kv_head, key_tile, keys.count});
   }
   const Block block = {w, shared};
 
   for (int row = thread_index(); row < Tiles::keys; row += Tiles::threads) {
-    const int n = begin + row;
-    store_shared(shared.tokens + row, Token{reach_of(p, n), n < p.length ? spans.at(n) : -1});
+    const int slot = begin + row;
+    store_shared(shared.tokens + row, token_of(p, spans, slot < slots ? spans.row_of(slot) : spans.length));
   }
   copy_rows<Tiles::threads>(shared.v, w.v.row<T>(batch, kv_head, begin), w.v.row_stride, int(p.length - begin),
                             int(p.head_dim));
@@ -373,14 +356,13 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_v);  // one sweep's code for both
 
-  block.clear_unseen(grad_v);
   wait_copies<0>();
   if (w.grad_v) return block.store_gradient(w.grad_v, grad_v);
   sync_threads();
   store_accumulators(shared.v, grad_v, block.half() * Block::half_rows, block.right() * Block::half_columns);
   sync_threads();
-  write_rows<Tiles::threads>(shared.v, p.grad_v.row<T>(batch, kv_head, begin), p.grad_v.row_stride,
-                             int(p.length - begin), int(p.head_dim), w.grad_v_aligned);
+  write_rows<Tiles::threads>(shared.v, p.grad_v.row<T>(batch, kv_head, 0), p.grad_v.row_stride, int(p.length - begin),
+                             int(p.head_dim), w.grad_v_aligned, [&](int row) { return spans.row_of(begin + row); });
 }
 
 template <typename T, int D>

@@ -69,6 +69,26 @@ struct Bits {
       }
     }
   }
+
+  // By row: all columns but those of inside(row), from its begin up to its end.
+  template <class Inside>
+  BICO_DEVICE void fill_outside(const Inside& inside) {
+    static_assert(2 * N < 32, "shifts must be shorter than a word");
+    const unsigned lane = lane_index();
+    const auto before = [lane](int column) {
+      int x = column - Accumulators<M, N>::column(0, 0, lane);
+      x = x < 0 ? 0 : x > 8 * N ? 8 * N : x;
+      return (1u << (x / 8 * 2 + (x % 8 < 2 ? x % 8 : 2))) - 1;
+    };
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const auto columns = inside(Accumulators<M, N>::row(i, 2 * h, lane));
+        row[i][h] = ~before(columns.end) | before(columns.begin);
+      }
+    }
+  }
 };
 
 // Accumulators become `value` where `test` of their indices i, j and r holds.
@@ -84,43 +104,6 @@ BICO_DEVICE void set_where(Accumulators<M, N>& c, const Test& test, float value)
       }
     }
   }
-}
-
-// Accumulators become `value` in the columns whose bit is set.
-template <int M, int N>
-BICO_DEVICE void set_columns(Accumulators<M, N>& c, uint64_t columns, float value) {
-  const uint64_t mine = columns >> Accumulators<M, N>::column(0, 0, lane_index());
-#pragma unroll
-  for (int j = 0; j < N; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const bool set = mine >> (8 * j + e) & 1;
-#pragma unroll
-      for (int i = 0; i < 2 * M; ++i) {
-        float& x = c.x[i / 2][j][i % 2 * 2 + e];
-        x = set ? value : x;
-      }
-    }
-  }
-}
-
-// Accumulators become `value` in the rows whose bit is set.
-template <int M, int N>
-BICO_DEVICE void set_rows(Accumulators<M, N>& c, uint64_t rows, float value) {
-  const uint64_t mine = rows >> Accumulators<M, N>::row(0, 0, lane_index());
-  set_where(c, [&](int i, int, int r) { return mine >> (16 * i + 8 * (r / 2)) & 1; }, value);
-}
-
-// Accumulators become `value` where column - row is greater than `diagonal`, or elsewhere unless `above`.
-template <int M, int N>
-BICO_DEVICE void set_side(Accumulators<M, N>& c, int diagonal, bool above, float value) {
-  const unsigned lane = lane_index();
-  const int first = Accumulators<M, N>::column(0, 0, lane) - Accumulators<M, N>::row(0, 0, lane) - diagonal;
-  const auto on_side = [&](int i, int j, int r) {
-    const bool greater = first > 16 * i + 8 * (r / 2) - 8 * j - r % 2;
-    return greater == above;
-  };
-  set_where(c, on_side, value);
 }
 
 // How an operand lies in shared memory. K-major: the elements to sum over lie beside each other, in each row of the

@@ -29,22 +29,22 @@ int64_t forward_in(const Forward& p, void* workspace, Stream stream) {
     const RowFlags bad_values = take_flags(arena, p, p.kv_heads);
     const int64_t zeros = arena.bytes();
     const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
-    const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D);
-    Extent* extents = take_extents(arena, p);
+    const Slots slots = take_slots(arena, p);
+    const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D, p.span_ids != nullptr);
     if (arena.counts_only()) return;
 
     fill_with_zeros(workspace, zeros, stream);
-    launch_summarise_spans(extents, p, stream);
-    q.launch_rotate(p, p.q, p.query_heads, D, stream, {}, p.scale < 0);
-    k.launch_rotate(p, p.k, p.kv_heads, D, stream);
-    v.launch_copy(p, p.v, p.kv_heads, D, stream, bad_values);
+    launch_number_keys(slots, p, stream);
+    q.launch_rotate(p, p.q, p.query_heads, D, stream, {}, {}, p.scale < 0);
+    k.launch_rotate(p, p.k, p.kv_heads, D, stream, slots);
+    v.launch_copy(p, p.v, p.kv_heads, D, stream, slots, bad_values);
     const float factor = std::max(std::abs(float(p.scale)) * log2_e, 1e-30f);  // a scale of 0 must not meet infinity
     launch_forward<T, D>({p,
                           {q.frames.plus, q.frames.minus},
                           {k.frames.plus, k.frames.minus},
                           v.heads,
                           bad_values,
-                          extents,
+                          slots,
                           aligned_rows(p.out, sizeof(T)),
                           factor},
                          stream);
@@ -97,23 +97,23 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     int32_t* ticket = arena.take<int32_t>(1);
     const PerFrame<RowFlags> bad_queries = take_flags_of_frames(arena, p, p.query_heads);
     const PerFrame<RowFlags> bad_keys = take_flags_of_frames(arena, p, p.kv_heads);
-    const RowFlags overflowing = take_flags(arena, p, p.query_heads);
     const int64_t zeros = arena.bytes();
     const PerFrame<float*> grad_k = {arena.take<float>(k_count), arena.take<float>(k_count)};
     float* grad_v = parts > 1 ? arena.take<float>(k_count) : nullptr;
     const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
-    const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D), grad_out(arena, p, p.grad_out, p.query_heads, D);
+    const Slots slots = take_slots(arena, p);
+    const CopyableHeads<T> v(arena, p, p.v, p.kv_heads, D, p.span_ids != nullptr),
+        grad_out(arena, p, p.grad_out, p.query_heads, D);
     float* delta = arena.take<float>(q_heads * p.length);
-    Extent* extents = take_extents(arena, p);
     if (arena.counts_only()) return;
 
     fill_with_zeros(workspace, zeros, stream);
-    launch_summarise_spans(extents, p, stream);
-    q.launch_rotate(p, p.q, p.query_heads, D, stream, bad_queries);
-    k.launch_rotate(p, p.k, p.kv_heads, D, stream, bad_keys);
-    v.launch_copy(p, p.v, p.kv_heads, D, stream);
+    launch_number_keys(slots, p, stream);
+    q.launch_rotate(p, p.q, p.query_heads, D, stream, {}, bad_queries);
+    k.launch_rotate(p, p.k, p.kv_heads, D, stream, slots, bad_keys);
+    v.launch_copy(p, p.v, p.kv_heads, D, stream, slots);
     grad_out.launch_copy(p, p.grad_out, p.query_heads, D, stream);
-    launch_compute_delta<T>(p, delta, stream, bad_queries, overflowing);
+    launch_compute_delta<T>(p, delta, stream, bad_queries);
     launch_backward<T, D>({p,
                            {q.frames.plus, q.frames.minus},
                            {k.frames.plus, k.frames.minus},
@@ -127,15 +127,14 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            semaphores,
                            bad_queries,
                            bad_keys,
-                           overflowing,
-                           extents,
+                           slots,
                            heads,
                            stages,
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);
     launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, Order(), stream);
-    launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, parts, Order(), stream);
-    if (grad_v) launch_rotate_back<T>(p, {grad_v, nullptr}, p.grad_v, p.kv_heads, parts, Order(), stream);
+    launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, parts, Order(), stream, slots);
+    if (grad_v) launch_rotate_back<T>(p, {grad_v, nullptr}, p.grad_v, p.kv_heads, parts, Order(), stream, slots);
   });
   return arena.bytes();
 }

@@ -65,16 +65,17 @@ BICO_DEVICE void copy_rows(SharedTile<T, rows, columns>& tile, const T* from, in
   }
 }
 
-// Writes `valid_rows` rows of `valid_columns` elements. `aligned`: rows begin at multiples of 16 bytes.
-template <int threads, typename T, int rows, int columns>
+// Writes `valid_rows` rows of `valid_columns` elements, each to place_of(row). `aligned`: rows begin at multiples of 16
+// bytes.
+template <int threads, typename T, int rows, int columns, class PlaceOf>
 BICO_DEVICE void write_rows(SharedTile<T, rows, columns>& tile, T* to, int64_t row_stride, int valid_rows,
-                            int valid_columns, bool aligned) {
+                            int valid_columns, bool aligned, const PlaceOf& place_of) {
   using Tile = SharedTile<T, rows, columns>;
 #pragma unroll 1
   for (int i = thread_index(); i < rows * Tile::chunks; i += threads) {
     const int row = i / Tile::chunks, column = i % Tile::chunks * vector_elements;
     if (row >= valid_rows || column >= valid_columns) continue;
-    T* target = to + row * row_stride + column;
+    T* target = to + place_of(row) * row_stride + column;
     const T* source = tile.chunk(row, i % Tile::chunks);
     if (aligned && column + vector_elements <= valid_columns) {
       *reinterpret_cast<Vector*>(target) = load_shared(reinterpret_cast<const Vector*>(source));

@@ -82,18 +82,16 @@ struct Softmax {
     }
   }
 
-  // Divides by the row sums; 0 for rows that saw nothing, NaN for those whose bit is set in any of the row's lanes.
+  // Divides by the row sums; rows that saw nothing become 0.
   template <int C>
-  BICO_DEVICE void normalise(Accumulators<M, C>& out, uint32_t poisoned) {
-    poisoned |= shuffle_xor(poisoned, 1);
-    poisoned |= shuffle_xor(poisoned, 2);
+  BICO_DEVICE void normalise(Accumulators<M, C>& out) {
 #pragma unroll
     for (int i = 0; i < M; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         row_sum[i][h] += shuffle_xor(row_sum[i][h], 1);
         row_sum[i][h] += shuffle_xor(row_sum[i][h], 2);
-        const float inverse = poisoned >> (2 * i + h) & 1 ? NAN : row_sum[i][h] == 0 ? 0.0f : 1 / row_sum[i][h];
+        const float inverse = row_sum[i][h] == 0 ? 0.0f : 1 / row_sum[i][h];
 #pragma unroll
         for (int j = 0; j < C; ++j) {
           out.x[i][j][2 * h] *= inverse;

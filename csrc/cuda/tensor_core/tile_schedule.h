@@ -4,6 +4,8 @@
 // attention is: one over the keys up to the query in the plus frame, then one over the later keys in the minus frame.
 // Both sweeps visit the tiles on the diagonal. A forward block stays at a tile of queries and visits tiles of keys, a
 // backward block stays at a tile of keys and visits tiles of queries.
+//
+// Tiles of keys are tiles of slots (Slots). What is said of their rows holds for the rows of the keys in them.
 #pragma once
 
 #include "../sequences.h"
@@ -16,6 +18,11 @@ struct Token {
   int32_t span;
 };
 
+// Of a row that may be beyond the end.
+BICO_DEVICE Token token_of(const Problem& p, const Spans& spans, int row) {
+  return {reach_of(p, row), row < p.length ? spans.at(row) : -1};
+}
+
 // Whether query m sees key n in this frame.
 BICO_DEVICE bool sees(Frame frame, int m, int32_t span_m, int n, int32_t span_n, bool in_reach) {
   return in_reach && frame_of(m, n) == frame && visible(span_m, span_n, m, n);
@@ -27,9 +34,8 @@ struct BlockTile {
   Reach first, last;  // of its first and last row
 };
 
-BICO_DEVICE BlockTile block_tile(const Problem& p, const Spans& spans, int begin, int size) {
-  const int left = int(p.length) - begin, count = left < size ? left : size;
-  return {spans.rows(begin, count), reach_of(p, begin), reach_of(p, begin + count - 1)};
+BICO_DEVICE BlockTile block_tile(const Problem& p, const TileRows& rows) {
+  return {rows, reach_of(p, rows.begin), reach_of(p, rows.last())};
 }
 
 // Every row of the block's tile reaches every row of a visited tile.
@@ -43,42 +49,46 @@ BICO_DEVICE TileView within_reach(TileView view, const BlockTile& tile, const Ti
   return all_in_reach(tile, visited) || view == TileView::nothing ? view : TileView::by_pair;
 }
 
-// Where `all`, every pair of a tile is seen that belongs to the frame and whose key has its bit set, and no other. That
-// holds on nearly every diagonal: with placeholders, with causal span ids, and without span ids.
-struct SplitBySide {
-  bool all;
-  uint64_t keys;
+// Every pair of a tile is seen that belongs to the frame, and no other. That holds on nearly every diagonal: without
+// span ids, with causal ones, and in denoising. The keys are in reach of all queries.
+BICO_DEVICE bool split_by_side(Frame frame, const TileRows& queries, const TileRows& keys) {
+  return tile_view(queries, keys, frame == Frame::plus ? Side::below : Side::above) == TileView::everything;
+}
+
+// From begin up to, but without, end.
+struct Range {
+  int begin, end;
 };
 
-// `keys`: rows of a tile of `size`, all in reach of all queries.
-template <int size>
-BICO_DEVICE SplitBySide split_by_side(Frame frame, const Spans& spans, const TileRows& queries, const TileRows& keys) {
-  const TileView view = tile_view(queries, keys, frame == Frame::plus ? Side::below : Side::above);
-  if (view == TileView::by_key) return {true, spans.context<size>(keys.begin)};
-  return {view == TileView::everything, keys.count < 64 ? (uint64_t(1) << keys.count) - 1 : ~uint64_t(0)};
+// The tiles that hold rows or slots [begin, end).
+BICO_DEVICE Range tiles_of(int begin, int end, int size) {
+  return {begin / size, (end + size - 1) / size};
+}
+
+// The slots of a split tile that query `row` sees in the frame, counted from slot `first`; there are none from `end`
+// on.
+BICO_DEVICE Range side_of(Frame frame, const Spans& spans, int row, int first, int end) {
+  const int after = spans.slots_before(row < spans.length ? row + 1 : spans.length);
+  return frame == Frame::plus ? Range{0, (after < end ? after : end) - first} : Range{after - first, end - first};
 }
 
 // Where a block works. It lies in shared memory: every thread knows it, but has no registers for it between two uses.
 struct Place {
   BlockTile tile;
-  int batch, head, kv_head;  // backward: head is the first query head of the block
+  PerFrame<Range> visited;     // the tiles that hold what the block's tile reaches: up to it, and from it on
+  int slots;                   // of the batch entry, without placeholders
+  int batch, head, kv_head;    // backward: head is the first query head of the block
+  int key_tile = 0, keys = 0;  // backward: the block's tile, and how many keys it has
 };
 
-// Tiles [begin, end) of `size` rows that hold what the block tile reaches, up to the block tile or from it on.
-struct Range {
-  int begin, end;
-};
-
-BICO_DEVICE Range earlier(const BlockTile& tile, int size) {
-  return {tile.first.begin / size, tile.rows.last() / size + 1};
+// The tiles to visit in a frame. A choice of two values: a choice of their address cost 17 instructions in each tile of
+// the forward at D = 64.
+BICO_DEVICE Range visited_in(const Place& place, Frame frame) {
+  return frame == Frame::plus ? load_shared(&place.visited.plus) : load_shared(&place.visited.minus);
 }
 
-BICO_DEVICE Range later(const BlockTile& tile, int size) {
-  return {tile.rows.begin / size, (tile.last.end - 1) / size + 1};
-}
-
-BICO_DEVICE TileRows tile_rows(const Spans& spans, int length, int tile, int size) {
-  const int left = length - tile * size;
+BICO_DEVICE TileRows tile_rows(const Spans& spans, int tile, int size) {
+  const int left = spans.length - tile * size;
   return spans.rows(tile * size, left < size ? left : size);
 }
 
@@ -121,12 +131,10 @@ struct Lookahead {
 
   BICO_DEVICE bool is_flagged(int tile) const { return flagged >> (tile - begin) & 1; }
 
-  // The next tile to visit; there must be one.
-  BICO_DEVICE int take() {
-    const int tile = begin + lowest_bit(left);
-    left &= left - 1;
-    return tile;
-  }
+  // The next tile to visit; some must be left.
+  BICO_DEVICE int tile() const { return begin + lowest_bit(left); }
+  // To the tile after it, if any are left.
+  BICO_DEVICE void advance() { left &= left - 1; }
 };
 
 }  // namespace bico::cuda

@@ -114,6 +114,10 @@ inline int lowest_bit(uint32_t bits) {
   return std::countr_zero(bits);
 }
 
+inline int count_bits(uint32_t bits) {
+  return std::popcount(bits);
+}
+
 // Shared memory is read and written through these alone. Always inlined, as is copy_async: where they call from says
 // which instruction of a kernel they are.
 template <typename T>

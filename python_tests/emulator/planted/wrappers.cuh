@@ -75,6 +75,7 @@ inline const Wrapper wrappers[] = {
     {"shuffle_xor", 2, 1, [](const uint32_t* in, uint32_t* out) { out[0] = shuffle_xor(in[0], int(in[1])); }},
     {"ballot", 1, 1, [](const uint32_t* in, uint32_t* out) { out[0] = ballot(in[0] != 0); }},
     {"lowest_bit", 1, 1, [](const uint32_t* in, uint32_t* out) { out[0] = lowest_bit(in[0]); }},
+    {"count_bits", 1, 1, [](const uint32_t* in, uint32_t* out) { out[0] = count_bits(in[0]); }},
     {"sync_threads_or", 1, 1, [](const uint32_t* in, uint32_t* out) { out[0] = sync_threads_or(in[0] != 0); }},
     {"exp2_approximate", 1, 1,
      [](const uint32_t* in, uint32_t* out) {
