@@ -48,6 +48,8 @@ CASES = [
     SmallCase("bf16-256", torch.bfloat16, 150, 256, 1, 1, spans=(0, 1)),
     SmallCase("bf16-64-window", torch.bfloat16, 200, 64, 2, 1, spans=(0, 0, 0, -1), window=90),
     SmallCase("bf16-blind", torch.bfloat16, 65, 64, 1, 1, spans=(-1,)),
+    # More rows than number_keys takes at once.
+    SmallCase("bf16-32-slots", torch.bfloat16, 1100, 32, 1, 1, spans=(0, -1)),
     # As many tiles of keys as an H100 or H200 runs blocks of the backward, so none takes less than a group.
     SmallCase("bf16-whole-groups", torch.bfloat16, 70, 32, 6, 3, B=44, spans=(0, 0, 0, -1)),
     SmallCase("fp16-40-packed", torch.float16, 131, 40, 3, 1, spans=(0, 0, -1), packed=(1, 0, 63, 67)),
