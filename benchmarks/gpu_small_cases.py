@@ -44,9 +44,9 @@ class SmallCase:
 CASES = [
     SmallCase("bf16-spans-gqa", torch.bfloat16, 130, 64, 4, 2, B=2, spans=(-1, 0, 1, 2)),
     SmallCase("bf16-128-causal", torch.bfloat16, 67, 128, 2, 1, spans=(1,)),
-    SmallCase("bf16-96-spans", torch.bfloat16, 200, 96, 2, 1, spans=(0, 0, 0, -1)),
-    SmallCase("bf16-256", torch.bfloat16, 150, 256, 1, 1, spans=(0, 1)),
-    SmallCase("bf16-64-window", torch.bfloat16, 200, 64, 2, 1, spans=(0, 0, 0, -1), window=90),
+    SmallCase("bf16-96-spans", torch.bfloat16, 200, 96, 2, 1, R=72, spans=(0, 0, 0, -1)),
+    SmallCase("bf16-256-interleaved", torch.bfloat16, 150, 256, 1, 1, spans=(0, 1), interleaved=True),
+    SmallCase("bf16-64-window", torch.bfloat16, 200, 64, 2, 1, R=36, spans=(0, 0, 0, -1), window=90),
     SmallCase("bf16-blind", torch.bfloat16, 65, 64, 1, 1, spans=(-1,)),
     # More rows than number_keys takes at once.
     SmallCase("bf16-32-slots", torch.bfloat16, 1100, 32, 1, 1, spans=(0, -1)),

@@ -27,12 +27,13 @@ inline bool aligned_rows(const Heads& x, int64_t element_bytes) {
   return true;
 }
 
-// Chunks of 8 elements of the rotary table, and the partners of 8 elements of a head, begin at multiples of 16 bytes.
+// Runs of 8 elements of the rotary table, or of 4 where pairs are apart, begin at multiples of 16 bytes; and so they do
+// in heads with aligned rows, or, of 4 elements in 16 bits, at multiples of 8 bytes.
 inline bool aligned_rotation(const RotaryTable& table, int64_t element_bytes) {
   return aligned_to_vectors(table.cos, table.cos_batch_stride * element_bytes) &&
          aligned_to_vectors(table.sin, table.sin_batch_stride * element_bytes) &&
          table.cos_row_stride * element_bytes % 16 == 0 && table.sin_row_stride * element_bytes % 16 == 0 &&
-         (table.interleaved || table.width % 16 == 0);
+         (table.interleaved || table.width % 8 == 0);
 }
 
 }  // namespace bico::cuda

@@ -5,6 +5,7 @@
 #include "device/launch.h"
 #include "memory.h"
 #include "nonfinite.h"
+#include "pairs.h"
 
 namespace bico::cuda {
 
@@ -69,86 +70,85 @@ struct Chunk {
   C x[vector_elements];
 };
 
-// Elements [begin, begin + 8) of a row of `count`; 0 beyond. `aligned`: the chunk begins at a multiple of 16 bytes.
+// Neighbouring elements that begin at a multiple of 16 bytes, or of their size if it is smaller.
+template <int count, typename T>
+BICO_DEVICE void read_run(Compute<T> (&to)[count], const T* from) {
+  constexpr int bytes = count * sizeof(T), size = bytes < 16 ? bytes : 16, each = size / sizeof(T);
+  struct alignas(size) Words {
+    uint32_t word[size / 4];
+  };
+  struct Elements {
+    T e[each];
+  };
+#pragma unroll
+  for (int i = 0; i < count / each; ++i) {
+    const Words loaded = reinterpret_cast<const Words*>(from)[i];
+    const Elements elements = __builtin_bit_cast(Elements, loaded);
+#pragma unroll
+    for (int e = 0; e < each; ++e) to[i * each + e] = widen(elements.e[e]);
+  }
+}
+
+// Columns [begin, begin + 8) of a row of `count` elements; 0 beyond. `aligned`: its runs may be read at once.
 template <typename T>
-BICO_DEVICE Chunk<Compute<T>> read_chunk(const T* row, int begin, int count, bool aligned) {
+BICO_DEVICE Chunk<Compute<T>> read_chunk(const T* row, const PairedColumns& columns, int begin, int count,
+                                         bool aligned) {
+  constexpr int pairs = vector_elements / 2;
   Chunk<Compute<T>> chunk;
-  if (aligned && begin + vector_elements <= count) {
-    constexpr int vectors = vector_elements * sizeof(T) / sizeof(Vector), each = sizeof(Vector) / sizeof(T);
-    struct Elements {
-      T e[each];
-    };
-#pragma unroll
-    for (int i = 0; i < vectors; ++i) {
-      const Vector loaded = reinterpret_cast<const Vector*>(row + begin)[i];
-      const Elements elements = __builtin_bit_cast(Elements, loaded);
-#pragma unroll
-      for (int e = 0; e < each; ++e) chunk.x[i * each + e] = widen(elements.e[e]);
-    }
-  } else {
+  if (!aligned || begin + vector_elements > count) {
 #pragma unroll
     for (int e = 0; e < vector_elements; ++e) {
-      chunk.x[e] = begin + e < count ? widen(row[begin + e]) : Compute<T>(0);
+      const int i = columns.in_head(begin + e);
+      chunk.x[e] = i < count ? widen(row[i]) : Compute<T>(0);
     }
+  } else if (begin < 2 * columns.half) {
+    Compute<T> first[pairs], second[pairs];
+    read_run(first, row + begin / 2);
+    read_run(second, row + begin / 2 + columns.half);
+#pragma unroll
+    for (int e = 0; e < pairs; ++e) {
+      chunk.x[2 * e] = first[e];
+      chunk.x[2 * e + 1] = second[e];
+    }
+  } else {
+    read_run(chunk.x, row + begin);
   }
   return chunk;
 }
 
-// Where a kernel takes heads from, and whether whole chunks may be read: rows, and the halves of their rotated part,
-// begin at multiples of 16 bytes.
+// Where a kernel takes heads from.
 struct Source {
   Heads heads;
-  int64_t count;  // of heads
-  bool aligned;
+  int64_t count;         // of heads
+  bool aligned;          // as read_chunk needs it
   bool negated = false;  // the heads are multiplied by -1
 };
 
-// How a chunk turns: an element x with the partner y becomes x cos + y sin in the plus frame, x cos - y sin in the
-// minus frame. The signs of sin are those of the places in a pair; beyond the rotated part, cos is 1 and sin 0.
-// All are turned around for heads that are `negated`.
+// How the pairs of a chunk turn: (x, y) becomes (x cos - y sin, y cos + x sin) in the plus frame, and with -sin in the
+// minus frame. Beyond the rotated part cos is 1, and nothing else is added, not even 0 times the neighbour: it may be
+// infinite.
 template <typename C>
 struct Turn {
-  Chunk<C> cos, sin;
+  static constexpr int pairs = vector_elements / 2;
+  C cos[pairs], sin[pairs];
+  int rotated;  // pairs
 };
 
 template <typename C>
-BICO_DEVICE Turn<C> read_turn(const RotaryTable& rotary, bool aligned, bool negated, int batch, int position,
-                              int begin) {
+BICO_DEVICE Turn<C> read_turn(const RotaryTable& rotary, const Source& source, int batch, int position, int begin) {
   const int width = rotary.width;
-  Turn<C> turn = {read_chunk(rotary.cos_row<C>(batch, position), begin, width, aligned),
-                  read_chunk(rotary.sin_row<C>(batch, position), begin, width, aligned)};
+  const PairedColumns columns = PairedColumns::of(rotary);
+  const C sign = source.negated ? -1 : 1;
+  const auto cos = read_chunk(rotary.cos_row<C>(batch, position), columns, begin, width, source.aligned);
+  const auto sin = read_chunk(rotary.sin_row<C>(batch, position), columns, begin, width, source.aligned);
+  Turn<C> turn;
+  turn.rotated = (width - begin) / 2;
 #pragma unroll
-  for (int e = 0; e < vector_elements; ++e) {
-    const int i = begin + e;
-    const bool first = rotary.interleaved ? e % 2 == 0 : i < width / 2;
-    if (i >= width) turn.cos.x[e] = 1;
-    if (negated) turn.cos.x[e] = -turn.cos.x[e];
-    if (first != negated) turn.sin.x[e] = -turn.sin.x[e];
+  for (int pair = 0; pair < turn.pairs; ++pair) {  // the table holds equal values for both elements
+    turn.cos[pair] = sign * (pair < turn.rotated ? cos.x[2 * pair] : C(1));
+    turn.sin[pair] = sign * sin.x[2 * pair];
   }
   return turn;
-}
-
-// The partners of a chunk's elements; 0 beyond the rotated part.
-template <typename T>
-BICO_DEVICE Chunk<Compute<T>> read_partners(const RotaryTable& rotary, const T* row, bool aligned, int begin,
-                                            const Chunk<Compute<T>>& own) {
-  const int width = rotary.width, half = width / 2;
-  if (begin < width && aligned && !rotary.interleaved) {
-    return read_chunk(row, begin < half ? begin + half : begin - half, width, true);
-  }
-  Chunk<Compute<T>> partners;
-#pragma unroll
-  for (int e = 0; e < vector_elements; ++e) {
-    const int i = begin + e;
-    if (i >= width) {
-      partners.x[e] = 0;
-    } else if (rotary.interleaved) {
-      partners.x[e] = own.x[e ^ 1];  // is here, as a chunk begins at an even element
-    } else {
-      partners.x[e] = widen(row[i < half ? i + half : i - half]);
-    }
-  }
-  return partners;
 }
 
 template <typename T>
@@ -185,7 +185,8 @@ struct FrameOfHeads {
   }
 };
 
-// Heads that a thread rotates by the same part of the table, which takes four times the bytes of a head in 16 bits.
+// Heads that a thread rotates by the same part of the table, of which it reads at least twice the bytes of a head in 16
+// bits.
 constexpr int heads_of_thread = 4;
 
 // The piece of a row that a thread takes: a block takes neighbouring rows of a head, or of a group of heads.
@@ -206,7 +207,8 @@ struct RowPiece {
   }
 };
 
-// The heads in each frame, 0 from D on, in slots if there are any. Without `rotate` they go to to.plus as they are.
+// The heads in each frame, with PairedColumns, 0 from D on, in slots if there are any. Without `rotate` they go to
+// to.plus as they are.
 template <typename T, bool rotate>
 BICO_KERNEL(preprocess_threads)
 void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, BICO_ARGUMENT(Slots) slots,
@@ -218,25 +220,28 @@ void rotate_heads(BICO_ARGUMENT(Problem) p, BICO_ARGUMENT(Source) source, BICO_A
   const int begin = at.piece * vector_elements, slot = at.position;
   const Spans spans = spans_of(p, slots, at.batch);
   const int position = spans.row_of(slot);
+  const PairedColumns pairs = rotate ? PairedColumns::of(p.rotary) : PairedColumns();
   Turn<C> turn;
-  if constexpr (rotate) turn = read_turn<C>(p.rotary, source.aligned, source.negated, at.batch, position, begin);
+  if constexpr (rotate) turn = read_turn<C>(p.rotary, source, at.batch, position, begin);
 #pragma unroll 1
   for (int i = 0; i < heads_of_thread; ++i) {
     const int head = at.group * heads_of_thread + i;
     if (head >= count) break;
     const int64_t index = int64_t(at.batch) * count + head;
     const T* from = source.heads.template row<T>(at.batch, head, position);
-    const Chunk<C> own = read_chunk(from, begin, head_dim, source.aligned);
+    const Chunk<C> own = read_chunk(from, pairs, begin, head_dim, source.aligned);
     if constexpr (!rotate) {
       to.plus.take(own, index, p.length, slot, columns, begin);
     } else {
-      const Chunk<C> partners = read_partners(p.rotary, from, source.aligned, begin, own);
       Chunk<C> plus, minus;
 #pragma unroll
-      for (int e = 0; e < vector_elements; ++e) {
-        const C x = own.x[e] * turn.cos.x[e], y = partners.x[e] * turn.sin.x[e];
-        plus.x[e] = x + y;
-        minus.x[e] = x - y;
+      for (int pair = 0; pair < turn.pairs; ++pair) {
+        const C x = own.x[2 * pair], y = own.x[2 * pair + 1], cos = turn.cos[pair], sin = turn.sin[pair];
+        const C of_y = pair < turn.rotated ? y * sin : C(0), of_x = pair < turn.rotated ? x * sin : C(0);
+        plus.x[2 * pair] = x * cos - of_y;
+        plus.x[2 * pair + 1] = y * cos + of_x;
+        minus.x[2 * pair] = x * cos + of_y;
+        minus.x[2 * pair + 1] = y * cos - of_x;
       }
       to.plus.take(plus, index, p.length, slot, columns, begin);
       if (p.mirror) to.minus.take(minus, index, p.length, slot, columns, begin);
@@ -264,8 +269,8 @@ void compute_delta(BICO_ARGUMENT(Backward) p, bool aligned, int lanes, Compute<T
   const int begin = at.piece * vector_elements, m = at.position;
   C sum = 0;
   if (at.exists) {
-    const Chunk<C> out = read_chunk(p.out.row<T>(at.batch, at.group, m), begin, head_dim, aligned);
-    const Chunk<C> grad = read_chunk(p.grad_out.row<T>(at.batch, at.group, m), begin, head_dim, aligned);
+    const Chunk<C> out = read_chunk(p.out.row<T>(at.batch, at.group, m), {}, begin, head_dim, aligned);
+    const Chunk<C> grad = read_chunk(p.grad_out.row<T>(at.batch, at.group, m), {}, begin, head_dim, aligned);
 #pragma unroll
     for (int e = 0; e < vector_elements; ++e) sum += out.x[e] * grad.x[e];
     if constexpr (sizeof(T) == 2) {
@@ -302,7 +307,7 @@ void launch_rotate_heads(const char* name, const Problem& p, const Source& sourc
          preprocess_threads, 0, stream, p, source, slots, to, int(columns));
 }
 
-// Heads rotated into both frames; one copy serves as both where the problem does not mirror.
+// Heads rotated into both frames, with PairedColumns; one copy serves as both where the problem does not mirror.
 template <typename T>
 struct RotatedHeads {
   PerFrame<T*> frames;

@@ -29,9 +29,9 @@ struct alignas(8) KeptRows {
   int32_t before;
 };
 
-// The slots of keys. No query sees a placeholder, so rotated k, v and their gradients lie in slots: first the other
-// rows, in their order, then the placeholders, from the last one to the first. number_keys writes this once a call;
-// without span ids it is null and a row's slot is the row.
+// The slots of keys. No query sees a placeholder, so rotated k, v and the gradients of the parts of a group lie in
+// slots: first the other rows, in their order, then the placeholders, from the last one to the first. number_keys
+// writes this once a call; without span ids it is null and a row's slot is the row.
 struct Slots {
   SpanRange* of_rows;   // [B, ceil(S / granule)]
   SlotRange* of_slots;  // the same, without placeholders

@@ -296,6 +296,19 @@ def test_narrow_pack_and_widen(dtype):
     np.testing.assert_array_equal(np.signbit(got), np.signbit(wide))
 
 
+def test_reciprocal_approximate():
+    x = np.concatenate([sign * np.geomspace(2.0**-126, 2.0**126, 3200) for sign in (-1, 1)]).astype(np.float32)
+    got = _planted.instruction("reciprocal_approximate", words(x[:, None]))[:, 0].view(np.float32)
+    exact = 1 / x.astype(np.float64)
+    ulp = np.exp2(np.floor(np.log2(np.abs(exact))) - 23)
+    assert (np.abs(got - exact) <= ulp).all()
+
+    flushed = np.full(64, 2.0**127, np.float32)
+    flushed[1], flushed[2:] = -(2.0**-127), np.inf
+    got = _planted.instruction("reciprocal_approximate", words(flushed[:, None]))[:, 0].view(np.float32)
+    np.testing.assert_array_equal(got[:3], [0, -np.inf, 0])
+
+
 def test_exp2_approximate():
     x = np.append(np.linspace(-160, 135, 6395), [-np.inf, np.inf, np.nan, 1e-45, -126]).astype(np.float32)
     got = _planted.instruction("exp2_approximate", words(x[:, None]))[:, 0].view(np.float32)

@@ -200,6 +200,29 @@ def test_a_frame_that_nobody_uses_may_overflow(attention):
     assert not q.grad.any(), "all values are equal, so the weights do not matter"
 
 
+def test_infinite_gradients_stay_in_their_columns(attention):
+    """Beyond the rotated part, where 0 times the neighbour would be NaN."""
+    q, k, v = (torch.zeros(1, 1, 64, 16, dtype=torch.float16) for _ in range(3))
+    q[..., 8::2], q[..., 9::2], v[..., 0, :], v[..., 1, :] = 1, -1, 100, -100
+    cos = torch.ones(1, 64, 8)
+    k.requires_grad_()
+    attention(q, k, v, cos, torch.zeros_like(cos)).backward(torch.full_like(q, 10000))
+    assert k.grad[0, 0, 0].isinf().any()
+    assert not k.grad[0, 0, 0, 8:].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("R", [16, 10, 8])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotations_may_scale(attention, interleaved, R, dtype):
+    """Some models scale q and k through the table. A scale of 0 makes rotated keys 0, and their gradients."""
+    case = Case("scaled", S=150, Hq=2, Hkv=1, R=R, spans="infill", interleaved=interleaved)
+    problem = make_problem(case)
+    scale = torch.tensor([1.3, 0.5, 0.0, 2.0]).repeat(38)[:150, None]
+    problem.cos, problem.sin = problem.cos * scale, problem.sin * scale
+    assert_as_good_as_torch(attention, problem, dtype)
+
+
 @pytest.mark.parametrize(("dtype", "score"), [(torch.float64, 2000.0), (torch.float32, 200.0), (torch.bfloat16, 200.0)])
 def test_nan_stays_where_later_keys_outweigh_it(attention, dtype, score):
     """The running softmax scales what it has by a factor that becomes 0, and 0 * NaN is NaN."""

@@ -27,6 +27,13 @@ BICO_DEVICE uint32_t opaque(uint32_t x) {
   return x;
 }
 
+template <typename T>
+BICO_DEVICE T* opaque(T* in_global_memory) {
+  size_t address = __cvta_generic_to_global(in_global_memory);
+  asm volatile("" : "+l"(address));
+  return static_cast<T*>(__cvta_global_to_generic(address));
+}
+
 BICO_DEVICE unsigned thread_index_here() {
   return opaque(threadIdx.x);
 }
@@ -185,6 +192,12 @@ BICO_DEVICE void set_semaphore(int32_t* semaphore, int32_t value) {
 BICO_DEVICE float exp2_approximate(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+BICO_DEVICE float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

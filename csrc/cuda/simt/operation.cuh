@@ -51,8 +51,8 @@ int64_t backward_in(const Backward& p, bool, void* workspace, Stream stream) {
   launch("simt_backward_queries", simt_backward_queries<T>, divide_up(q_rows, simt_warps), simt_threads, 0, stream,
          work);
   launch("simt_backward_keys", simt_backward_keys<T>, divide_up(k_rows, simt_warps), simt_threads, 0, stream, work);
-  launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, RowOrder{columns}, stream);
-  launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, 1, RowOrder{columns}, stream);
+  launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, RowOrder{columns}, stream);
+  launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, RowOrder{columns}, stream);
   return arena.bytes();
 }
 

@@ -1,14 +1,15 @@
 // Backward on tensor cores. A block takes one tile of keys of one kv head through the queries that see them, of every
 // query head of the group or of a part of them, in two sweeps (tile_schedule.h). With P the weights and
-// dS = P (dO V^T - delta), the accumulators of dV = P^T dO and dK = dS^T Q stay in registers; dQ = dS K is added to
-// global memory. The gradients of rotated q and k are written in float32, separately for each frame; postprocess.cuh
-// rotates them back.
+// dS = P (dO V^T - delta), the accumulators of dV = P^T dO and dK = dS^T Q stay in registers, where dK is turned from
+// frame to frame (turn.h); dQ = dS K is added to global memory in float32, separately for each frame, and
+// postprocess.cuh rotates it back.
 #pragma once
 
 #include "../device/launch.h"
 #include "backward_tiles.h"
 #include "mma.h"
 #include "query_schedule.h"
+#include "turn.h"
 
 namespace bico::cuda {
 
@@ -18,15 +19,14 @@ struct BackwardWork {
   Heads v, grad_out;           // v in slots; grad_out of the problem, or a copy whose rows can be copied by 16 bytes
   const float* delta;          // [B, Hq, S]
   PerFrame<float*> grad_q;     // begin as 0; in AccumulatorOrder, as are grad_k and grad_v
-  PerFrame<float*> grad_k;     // of each part of a group, in slots
-  float* grad_v;               // the same; null if blocks take whole groups: then they write the problem's
+  float *grad_k, *grad_v;      // of each part of a group, in slots; null if blocks take whole groups
   int32_t* ticket;             // null, or 0: add to grad_q in one order
   int32_t* semaphores;  // [2 frames, B, Hq, tiles of queries], all 0: 1 + the tile of keys that added last to grad_q
   PerFrame<RowFlags> bad_queries, bad_keys;  // of q or grad_out, and of k
   Slots slots;
   int heads;   // query heads that a block takes: a whole group, or a part of one
   int stages;  // of Q in shared memory, 1 or 2
-  bool grad_v_aligned;
+  bool grad_k_aligned, grad_v_aligned;
 };
 
 template <typename T, int D>
@@ -222,6 +222,13 @@ struct BackwardBlock {
     }
   }
 
+  // Multiplies dK, pair by pair, by factor(z) (turn.h).
+  template <class Factor>
+  BICO_DEVICE void turn_grad_k(Gradient& grad_k, const Factor& factor) const {
+    turn(grad_k, key_tile() * Tiles::keys + half() * half_rows, right() * half_columns, spans(), w.problem.rotary,
+         batch(), factor);
+  }
+
   // The gradient of the block's keys or values, in AccumulatorOrder.
   BICO_DEVICE void store_gradient(float* gradients, const Gradient& gradient) const {
     const int64_t first_head = head_in_all(0);
@@ -237,13 +244,19 @@ struct BackwardBlock {
     }
   }
 
-  // Visits all queries that see the keys in one frame. grad_v accumulates over both sweeps.
-  BICO_DEVICE void sweep(Frame frame, Gradient& grad_v) const {
-    const Problem& p = w.problem;
-    const Schedule schedule = {p, w.slots, shared.place, frame, w.bad_queries[frame], w.bad_keys[frame], w.heads};
-    Gradient grad_k;
-    grad_k.clear();
+  // Writes a tile of the block's keys or values.
+  template <class Tile>
+  BICO_DEVICE void write_keys(const Heads& to, Tile& tile, bool aligned) const {
+    const Spans spans = this->spans();
+    const int first = key_tile() * Tiles::keys;
+    write_rows<Tiles::threads>(tile, to.row<T>(batch(), kv_head(), 0), to.row_stride, spans.length - first,
+                               int(w.problem.head_dim), aligned, [&](int row) { return spans.row_of(first + row); });
+  }
 
+  // Visits all queries that see the keys in one frame.
+  BICO_DEVICE void sweep(Frame frame, Gradient& grad_k, Gradient& grad_v) const {
+    const Schedule schedule = {w.problem,         w.slots, shared.place, frame, w.bad_queries[frame],
+                               w.bad_keys[frame], w.heads};
     QueryCursor cursor = schedule.first();
     int stage = 0;
     if (!cursor.at_end()) {
@@ -300,8 +313,6 @@ struct BackwardBlock {
       sync_threads();  // the next Q and dO are there; P, dS, this Q and, at the end, K are free
       if (w.ticket && thread_index() == 0) set_semaphore(semaphore(now, frame), key_tile() + 1);
     }
-
-    store_gradient(w.grad_k[frame], grad_k);
   }
 };
 
@@ -350,19 +361,30 @@ void backward_kernel(BICO_ARGUMENT(BackwardWork) w) {
   copy_rows<Tiles::threads>(shared.v, w.v.row<T>(batch, kv_head, begin), w.v.row_stride, int(p.length - begin),
                             int(p.head_dim));
   commit_copies();
-  typename Block::Gradient grad_v;
+  typename Block::Gradient grad_k, grad_v;
+  grad_k.clear();
   grad_v.clear();
   sync_threads();
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_v);  // one sweep's code for both
+  for (int i = 0; i < 2; ++i) {  // one sweep's code for both
+    if (i == 1 && p.mirror) block.turn_grad_k(grad_k, turn_to_minus);
+    block.sweep(i == 0 ? Frame::plus : Frame::minus, grad_k, grad_v);
+  }
+  const float scale = p.scale, of_im = p.mirror ? scale : -scale;
+  block.turn_grad_k(grad_k, [&](const Complex& z) { return Complex{z.re * scale, z.im * of_im}; });
 
   wait_copies<0>();
-  if (w.grad_v) return block.store_gradient(w.grad_v, grad_v);
+  if (w.grad_k) {
+    block.store_gradient(w.grad_k, grad_k);
+    return block.store_gradient(w.grad_v, grad_v);
+  }
   sync_threads();
-  store_accumulators(shared.v, grad_v, block.half() * Block::half_rows, block.right() * Block::half_columns);
+  const int row = block.half() * Block::half_rows, column = block.right() * Block::half_columns;
+  store_pairs(shared.k, grad_k, row, column, PairedColumns::of(p.rotary));
+  store_accumulators(shared.v, grad_v, row, column);
   sync_threads();
-  write_rows<Tiles::threads>(shared.v, p.grad_v.row<T>(batch, kv_head, 0), p.grad_v.row_stride, int(p.length - begin),
-                             int(p.head_dim), w.grad_v_aligned, [&](int row) { return spans.row_of(begin + row); });
+  block.write_keys(p.grad_k, shared.k, w.grad_k_aligned);
+  block.write_keys(p.grad_v, shared.v, w.grad_v_aligned);
 }
 
 template <typename T, int D>

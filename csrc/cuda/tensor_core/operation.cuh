@@ -89,7 +89,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     using Order = AccumulatorOrder<D>;
     const int64_t q_heads = p.batch * p.query_heads, k_heads = p.batch * p.kv_heads;
     const int stages = stages_of_queries<T, D>(limits), heads = heads_of_block<T, D>(p, limits, stages);
-    const int64_t parts = p.query_heads / p.kv_heads / heads;
+    const int parts = int(p.query_heads / p.kv_heads) / heads;
     const int64_t q_count = Order::head(q_heads, p.length), k_count = Order::head(parts * k_heads, p.length);
     // First what begins as 0.
     const PerFrame<float*> grad_q = {arena.take<float>(q_count), arena.take<float>(q_count)};
@@ -98,7 +98,7 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
     const PerFrame<RowFlags> bad_queries = take_flags_of_frames(arena, p, p.query_heads);
     const PerFrame<RowFlags> bad_keys = take_flags_of_frames(arena, p, p.kv_heads);
     const int64_t zeros = arena.bytes();
-    const PerFrame<float*> grad_k = {arena.take<float>(k_count), arena.take<float>(k_count)};
+    float* grad_k = parts > 1 ? arena.take<float>(k_count) : nullptr;
     float* grad_v = parts > 1 ? arena.take<float>(k_count) : nullptr;
     const RotatedHeads<T> q(arena, p, p.query_heads, D), k(arena, p, p.kv_heads, D);
     const Slots slots = take_slots(arena, p);
@@ -130,11 +130,13 @@ int64_t backward_in(const Backward& p, bool deterministic, void* workspace, Stre
                            slots,
                            heads,
                            stages,
+                           aligned_rows(p.grad_k, sizeof(T)),
                            aligned_rows(p.grad_v, sizeof(T))},
                           stream);
-    launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, 1, Order(), stream);
-    launch_rotate_back<T>(p, {grad_k.plus, grad_k.minus}, p.grad_k, p.kv_heads, parts, Order(), stream, slots);
-    if (grad_v) launch_rotate_back<T>(p, {grad_v, nullptr}, p.grad_v, p.kv_heads, parts, Order(), stream, slots);
+    launch_rotate_back<T>(p, {grad_q.plus, grad_q.minus}, p.grad_q, p.query_heads, Order(), stream);
+    if (parts == 1) return;
+    launch_add_parts<T>(p, grad_k, parts, PairedColumns::of(p.rotary), slots, p.grad_k, Order(), stream);
+    launch_add_parts<T>(p, grad_v, parts, {}, slots, p.grad_v, Order(), stream);
   });
   return arena.bytes();
 }

@@ -316,4 +316,10 @@ inline float exp2_approximate(float x) {
   return std::fabs(y) < std::numeric_limits<float>::min() ? 0.0f : y;
 }
 
+// 1 / x within one unit of the last place; 0 for results below the normal numbers, infinite for x below them.
+inline float reciprocal_approximate(float x) {
+  const float y = 1 / (std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x);
+  return std::fabs(y) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : y;
+}
+
 }  // namespace bico::cuda

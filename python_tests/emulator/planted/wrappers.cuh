@@ -81,6 +81,10 @@ inline const Wrapper wrappers[] = {
      [](const uint32_t* in, uint32_t* out) {
        out[0] = std::bit_cast<uint32_t>(exp2_approximate(std::bit_cast<float>(in[0])));
      }},
+    {"reciprocal_approximate", 1, 1,
+     [](const uint32_t* in, uint32_t* out) {
+       out[0] = std::bit_cast<uint32_t>(reciprocal_approximate(std::bit_cast<float>(in[0])));
+     }},
     {"load_4", 1, 0, load_at<uint32_t>},
     {"load_8", 1, 0, load_at<HalfVector>},
     {"load_16", 1, 0, load_at<Vector>},
