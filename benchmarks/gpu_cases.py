@@ -40,43 +40,52 @@ PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # the forward has 2 products, th
 
 @dataclass(frozen=True)
 class GpuCase:
-    """B sequences of S tokens with H heads of D; the mask is full, causal (span ids 1) or placeholders (some -1)."""
+    """B sequences of S tokens with H heads of D; the mask is full, causal (span ids 1) or placeholders (some -1).
+
+    Attributes:
+        kv_heads: the number of key and value heads, if it is not H.
+    """
 
     mask: str
     B: int
     H: int
     S: int
     D: int
+    kv_heads: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.mask}-{self.S}x{self.D}"
+        return f"{self.mask}-{self.S}x{self.D}" + ("-gqa" if self.kv_heads else "")
 
 
 def gpu_case(mask: str, length: int, head_dim: int) -> GpuCase:
     return GpuCase(mask, max(1, TOKENS // length), WIDTH // head_dim, length, head_dim)
 
 
+def both_head_dims(mask: str, *lengths: int) -> list[GpuCase]:
+    return [gpu_case(mask, length, head_dim) for length in lengths for head_dim in (128, 64)]
+
+
 # The most important cases come first, because the time of a run is limited and its last cases may be left out.
 CASES = [
-    gpu_case(mask, length, head_dim)
-    for mask, lengths in (
-        ("full", (4096,)),
-        ("placeholders", (4096,)),
-        ("causal", (4096,)),
-        ("full", (2048, 8192)),
-        ("causal", (2048, 8192)),
-        ("placeholders", (2048, 8192)),
-        ("full", (16_384, 32_768, 1024, 512)),
-    )
-    for length in lengths
-    for head_dim in (128, 64)
+    *both_head_dims("full", 4096),
+    *both_head_dims("placeholders", 4096),
+    *both_head_dims("causal", 4096),
+    *both_head_dims("full", 2048, 8192),
+    # One sequence of Yi-6B (128) and TinyLlama (64). On an H100 or H200 the backward splits their groups.
+    *(GpuCase(mask, 1, 32, 2048, head_dim, 4) for mask in ("full", "placeholders") for head_dim in (128, 64)),
+    *both_head_dims("causal", 2048, 8192),
+    *both_head_dims("placeholders", 2048, 8192),
+    *both_head_dims("full", 16_384, 32_768, 1024, 512),
 ]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The ratio of ours to the peer is at most the ceiling, in each pass of full attention on least to most tokens."""
+    """The ratio of ours to the peer is at most the ceiling, in each pass of full attention on least to most tokens.
+
+    Cases with fewer key and value heads than query heads have no targets.
+    """
 
     peer: str
     ceiling: float
@@ -90,9 +99,10 @@ TARGETS = [Target(FLASH, 1.1, 2048, 32_768), Target(TWO_CALLS, 0.8, 2048, 32_768
 def inputs(case: GpuCase, device: str) -> tuple[list[Tensor], Tensor]:
     """Return q, k, v [B, H, S, D] with [B, S, H, D] memory, as projections give them, and the gradient of out."""
     generator = torch.Generator(device).manual_seed(SEED)
+    kv_heads = case.kv_heads or case.H
     *operands, grad_out = (
-        torch.randn(case.B, case.S, case.H, case.D, generator=generator, device=device).to(DTYPE).transpose(1, 2)
-        for _ in range(4)
+        torch.randn(case.B, case.S, heads, case.D, generator=generator, device=device).to(DTYPE).transpose(1, 2)
+        for heads in (case.H, kv_heads, kv_heads, case.H)
     )
     return [x.requires_grad_() for x in operands], grad_out
 
@@ -111,6 +121,7 @@ def span_ids(case: GpuCase, device: str) -> Tensor | None:
 def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
     """Return the way as a function of q, k, v."""
     ids = span_ids(case, device)
+    grouped = case.kv_heads is not None
     cos, sin = (table.to(device) for table in rotary_tables(torch.arange(case.S), case.D))
     if way in (OURS, *OTHER_BACKENDS):
         backend = "compiled" if way == OURS else way
@@ -128,18 +139,21 @@ def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
         return torch.compile(flex_attention, fullgraph=True, dynamic=False)
     if way == MASKED:
         assert ids is not None
-        return partial(scaled_dot_product_attention, attn_mask=(ids == 0)[:, None, None])  # [B, 1, 1, S]
-    return partial(sdpa_by, _BACKENDS[way], is_causal=case.mask == "causal")
+        seen = (ids == 0)[:, None, None]  # [B, 1, 1, S]
+        return partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=grouped)
+    return partial(sdpa_by, _BACKENDS[way], is_causal=case.mask == "causal", enable_gqa=grouped)
 
 
-def sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+def sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, is_causal: bool, enable_gqa: bool) -> Tensor:
     """Call SDPA with the given backend; RuntimeError if the backend does not support the case."""
     with sdpa_kernel(backend):
-        return scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        return scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
 
 
 def left_out(case: GpuCase, way: str, free_bytes: Callable[[], int]) -> str | None:
     """Return why a way is not tried on the case; None if it is tried."""
+    if case.kv_heads and way in (TWO_CALLS, FLEX, EAGER):
+        return "written for as many key and value heads as query heads"
     if way == FLEX and case.S not in FLEX_LENGTHS:
         return f"it compiles for each shape, so only S = {', '.join(map(str, FLEX_LENGTHS))} are timed"
     needed = case.B * case.H * case.S**2 * SCORE_BYTES["bfloat16"]

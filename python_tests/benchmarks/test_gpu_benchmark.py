@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -57,7 +57,7 @@ def _small_product(monkeypatch):
 def test_a_case_records_every_way_that_runs_and_why_others_do_not():
     """On the CPU there is no cuDNN: a peer that truly fails."""
     result = gpu_measure.measure_case(FULL, CpuMeter(), 2, math.inf, ("flex", "portable"))
-    assert result["case"] == {"name": "full-64x16", "mask": "full", "B": 2, "H": 2, "S": 64, "D": 16}
+    assert result["case"] == {"name": "full-64x16", "mask": "full", "B": 2, "H": 2, "S": 64, "D": 16, "kv_heads": None}
     assert len(result["matrix_product_ms"]) == 2
     assert result["milliseconds"].keys() == {"forward", "backward"}
     for samples in result["milliseconds"].values():
@@ -159,12 +159,12 @@ def test_the_cuda_meter_measures_a_case(case):
 # Judging and reporting
 
 
-def made_up(mask="full", length=2048, **milliseconds: list[float]) -> dict:
-    case = GpuCase(mask, 8, 16, length, 128)
+def made_up(mask="full", length=2048, kv_heads=None, **milliseconds: list[float]) -> dict:
+    case = GpuCase(mask, 8, 16, length, 128, kv_heads)
     names = {"ours": OURS, "flash": FLASH, "two": TWO_CALLS, "eager": EAGER}
     samples = {names[way]: ms for way, ms in milliseconds.items()}
     return {
-        "case": {"name": case.name, "mask": mask, "B": 8, "H": 16, "S": length, "D": 128},
+        "case": {"name": case.name, **asdict(case)},
         "milliseconds": {"forward": samples, "backward": samples},
         "matrix_product_ms": [1.0, 1.0, 1.0],
         "forward_flops": 1e9,
@@ -196,11 +196,13 @@ def test_a_target_is_met_by_the_median_of_the_ratios():
 def test_a_target_speaks_of_long_full_attention_and_of_what_was_timed():
     assert verdicts(made_up(length=1024, ours=[1.0], flash=[1.0])) == {}
     assert verdicts(made_up(mask="causal", ours=[1.0], flash=[1.0])) == {}
+    assert verdicts(made_up(kv_heads=4, ours=[1.0], flash=[1.0])) == {}
     assert verdicts(made_up(ours=[1.0], flash=[1.0])) == {FLASH: True, TWO_CALLS: None}
     assert verdicts(made_up(flash=[1.0], two=[1.0])) == {FLASH: None, TWO_CALLS: None}
 
 
 def test_the_page_shows_rates_ratios_verdicts_and_what_is_missing():
+    assert gpu.measured_rows(made_up(kv_heads=4, ours=[1.0]))[1][:4] == ("full-2048x128-gqa", "8", "16 / 4", "forward")
     result = made_up(length=4096, ours=[2.0], flash=[1.0], two=[4.0], eager=[40.0])
     result["left_out"] = {FLEX: "InductorError: no compiler"}
     record = {"environment": {"gpu": "NVIDIA H200"}, "budget_seconds": 9.0, "cases": [result], "not_run": ["full-1x2"]}
@@ -282,7 +284,7 @@ def test_after_its_budget_a_run_lists_the_cases_that_it_did_not_run(tmp_path, mo
 
     def slow(case, *_):
         now[0] += 50
-        return made_up() | {"case": {"name": case.name, "mask": case.mask, "B": 1, "H": 1, "S": 1, "D": 1}}
+        return made_up() | {"case": {"name": case.name, **asdict(case)}}
 
     monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(gpu, "measure_case", slow)

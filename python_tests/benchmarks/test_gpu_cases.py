@@ -8,17 +8,31 @@ import gpu_measure
 import pytest
 import torch
 from devices import needs_compiled
-from gpu_cases import EAGER, FLASH, FLEX, MASKED, OTHER_BACKENDS, OURS, SAME_FUNCTION, UNMASKED, WAYS, GpuCase
+from gpu_cases import (
+    EAGER,
+    FLASH,
+    FLEX,
+    MASKED,
+    OTHER_BACKENDS,
+    OURS,
+    SAME_FUNCTION,
+    TWO_CALLS,
+    UNMASKED,
+    WAYS,
+    GpuCase,
+)
 from peers import two_flash_calls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bico_ext.ops import reference
 
-FULL, CAUSAL, PLACEHOLDERS = SMALL = [
+FULL, CAUSAL, PLACEHOLDERS, GROUPED, HIDDEN_GROUPED = SMALL = [
     GpuCase("full", 2, 2, 64, 16),
     GpuCase("causal", 1, 2, 128, 16),
     GpuCase("placeholders", 2, 2, 64, 16),
+    GpuCase("full", 2, 4, 64, 16, 2),
+    GpuCase("placeholders", 2, 4, 64, 16, 2),
 ]
 
 
@@ -30,6 +44,7 @@ def results_of(case: GpuCase, way: str) -> list[Tensor]:
 def dense(case: GpuCase, seen: Tensor) -> Tensor:
     """Plain attention, not rotated, over the visible pairs [B, 1, m, n]."""
     q, k, v = (x.detach().double() for x in gpu_cases.inputs(case, "cpu")[0])
+    k, v = (x.repeat_interleave(case.H // x.shape[1], 1) for x in (k, v))
     scores = (q @ k.mT / math.sqrt(case.D)).masked_fill(~seen, -math.inf)
     return scores.softmax(-1) @ v
 
@@ -42,7 +57,7 @@ def test_a_peer_of_the_same_function_gives_the_results_of_ours(way, length):
     assert gpu_measure.difference(results_of(case, way), results_of(case, OURS)) < 0.02  # bfloat16 against bfloat16
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.mask)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_the_backends_of_ours_are_forced_and_given_the_same(case):
     """On the CPU the backend `flex` refuses, so its call is only looked at."""
     ways = (OURS, *OTHER_BACKENDS)
@@ -58,7 +73,7 @@ def test_the_backends_of_ours_are_forced_and_given_the_same(case):
 
 
 @needs_compiled
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.mask)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_ours_is_given_the_mask_of_the_case(case):
     q, k, v = (x.double() for x in gpu_cases.inputs(case, "cpu")[0])
     cos, sin = gpu_cases.rotary_tables(torch.arange(case.S), case.D)
@@ -66,7 +81,7 @@ def test_ours_is_given_the_mask_of_the_case(case):
     expected = reference.split_triangle_attention(q, k, v, cos, sin, span_ids=ids)
     assert gpu_measure.difference(results_of(case, OURS)[:1], [expected]) < 0.01
     assert case is not CAUSAL or ids.unique().tolist() == [1]
-    if case is PLACEHOLDERS:
+    if case.mask == "placeholders":
         assert ids.unique().tolist() == [-1, 0]
         assert 0.05 < (ids == -1).float().mean() < 0.25
 
@@ -78,8 +93,10 @@ def test_ours_is_given_the_mask_of_the_case(case):
         (CAUSAL, FLASH, torch.ones(128, 128, dtype=torch.bool).tril()),
         (PLACEHOLDERS, UNMASKED, torch.ones(64, 64, dtype=torch.bool)),
         (PLACEHOLDERS, MASKED, (gpu_cases.span_ids(PLACEHOLDERS, "cpu") != -1)[:, None, None]),
+        (GROUPED, FLASH, torch.ones(64, 64, dtype=torch.bool)),
+        (HIDDEN_GROUPED, MASKED, (gpu_cases.span_ids(HIDDEN_GROUPED, "cpu") != -1)[:, None, None]),
     ],
-    ids=["full", "causal", "no mask", "with mask"],
+    ids=["full", "causal", "no mask", "with mask", "groups", "groups with mask"],
 )
 def test_sdpa_computes_the_pairs_of_the_case(case, way, seen):
     assert gpu_measure.difference(results_of(case, way)[:1], [dense(case, seen)]) < 0.01
@@ -123,10 +140,14 @@ def test_flops_count_causal_attention_by_half():
 
 
 def test_the_cases_hold_the_tokens_and_every_target_speaks_of_some():
+    grouped = [case for case in gpu_cases.CASES if case.kv_heads]
+    assert {(case.mask, case.D) for case in grouped} == {(m, D) for m in ("full", "placeholders") for D in (64, 128)}
     full = {(case.S, case.D) for case in gpu_cases.CASES if case.mask == "full"}
     assert full == {(2**power, head_dim) for power in range(9, 16) for head_dim in (64, 128)}
     assert len({case.name for case in gpu_cases.CASES}) == len(gpu_cases.CASES)
     for case in gpu_cases.CASES:
+        if case in grouped:
+            continue
         assert case.H * case.D == 2048
         assert case.S > 16_384 or case.B * case.S == 16_384
     for target in gpu_cases.TARGETS:
@@ -141,3 +162,4 @@ def test_what_needs_too_much_memory_or_compiling_is_left_out():
     assert "only S = 2048" in gpu_cases.left_out(case, FLEX, lambda: 0)
     assert gpu_cases.left_out(replace(case, S=2048), FLEX, lambda: 0) is None
     assert gpu_cases.left_out(case, OURS, lambda: 0) is None
+    assert [way for way in WAYS["full"] if gpu_cases.left_out(GROUPED, way, lambda: 2**40)] == [TWO_CALLS, FLEX, EAGER]
