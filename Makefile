@@ -21,11 +21,13 @@ CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) python_tests/csrc/races.cp
 
 setup: $(VENV)/installed
 
-# A suitable torch of $(PYTHON) is used as it is (with CUDA, say); otherwise $(TORCH) goes into the environment.
+# A suitable torch of the environment, if there is one, or else of $(PYTHON) is used as it is (with CUDA, say); otherwise
+# $(TORCH) goes into the environment.
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "bico-ext needs Python 3.10 or newer; set PYTHON=..." >&2; exit 1; }
-	@if $(PYTHON) csrc/torch/locate.py >/dev/null 2>&1; then \
+	@if $(BIN)/python csrc/torch/locate.py >/dev/null 2>&1; then :; \
+	elif $(PYTHON) csrc/torch/locate.py >/dev/null 2>&1; then \
 	  $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --progress-bar off --quiet '$(TORCH)'; \
