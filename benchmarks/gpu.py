@@ -3,23 +3,23 @@
     python benchmarks/gpu.py
 
 All calls use bfloat16, head dim 64 or 128 and S = 512 to 32768, with 16384 tokens of 2048 features per call, so that
-the inputs outgrow the L2 cache; but cases named gqa are one sequence of 2048 tokens with 32 query heads and 4 key and
-value heads (H: 32 / 4). The calls are interleaved in one run. "ours" is the backend `compiled` of the op. With
---backends, "flex" and "portable" are its other backends: two calls of FlexAttention, whose block masks are built before
-the timed calls, and plain torch. SDPA's FlashAttention and cuDNN backends and a single call of FlexAttention compute
-plain full attention, without rotation and split triangle: one call cannot express a rotation that differs between the
-plus and the minus frame. Two causal flash calls merged by log-sum-exp, and the paper's two dense score matrices,
-compute the same function as ours. Causal attention (span ids 1) is compared with causal SDPA, and 15 % placeholders
-with SDPA without and with a mask.
+the inputs outgrow the L2 cache. Cases named gqa are one sequence of 2048 tokens with 32 query heads and 4 key and value
+heads (H: 32 / 4), which fits the cache. The calls are interleaved in one run. "ours" is the backend `compiled` of the
+op. With --backends, "flex" and "portable" are its other backends: two calls of FlexAttention, whose block masks are
+built before the timed calls, and plain torch. SDPA's FlashAttention and cuDNN backends and a single call of
+FlexAttention compute plain full attention, without rotation and split triangle: one call cannot express a rotation that
+differs between the plus and the minus frame. Two causal flash calls merged by log-sum-exp, and the paper's two dense
+score matrices, compute the same function as ours. Causal attention (span ids 1) is compared with causal SDPA, and 15 %
+placeholders with SDPA without and with a mask.
 
 Each call runs forward and then backward, both recorded for autograd as in training. CUDA events before, between and
 after them give the two times. The GPU waits while a call is queued, so that launch times do not count.
 
-TFLOP/s count 4 B H S^2 D operations for a forward, 2.5 times that for a backward, half of it for causal attention, and
-nothing for the rotation. "of matmul" compares this rate with torch.matmul on 8192 x 8192 bfloat16 matrices, timed in
-every round. [a, b] are quartiles. Ratios are computed round by round. Extra memory is the peak of forward and backward
-beyond inputs and outputs. "off ours" is the relative difference from ours of a call that computes the same function:
-the largest of out and the gradients.
+TFLOP/s count 4 B H S^2 D operations for a forward, with H query heads, 2.5 times that for a backward, half of it for
+causal attention, and nothing for the rotation. "of matmul" compares this rate with torch.matmul on 8192 x 8192 bfloat16
+matrices, timed in every round. [a, b] are quartiles. Ratios are computed round by round. Extra memory is the peak of
+forward and backward beyond inputs and outputs. "off ours" is the relative difference from ours of a call that computes
+the same function: the largest of out and the gradients.
 
 With --deterministic, ours and the peers run under torch.use_deterministic_algorithms, except that new tensors are not
 filled with NaN, which that mode does to help debugging.

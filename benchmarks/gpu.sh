@@ -23,7 +23,7 @@ cmake, ninja, pytest, pytest-timeout, pytest-xdist, hypothesis and transformers;
   speed     4096 tokens, head dims 64 and 128: full, causal and denoising, beside the peers
   sanitize  the small cases under compute-sanitizer's memcheck and racecheck, side by side
   tests     the op's tests on the GPU, each file in a process of its own
-  table     512 to 32768 tokens, FlexAttention last
+  table     512 to 32768 tokens
   counters  ncu's counters of a forward and a backward
 
 Each step has a time limit. Nothing runs after a failed build, and nothing is timed after a failed small case. DIR

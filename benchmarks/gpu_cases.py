@@ -33,7 +33,13 @@ WAYS = {
     "placeholders": (OURS, *OTHER_BACKENDS, UNMASKED, CUDNN, MASKED),
 }
 SAME_FUNCTION = (*OTHER_BACKENDS, TWO_CALLS, EAGER)  # as ours, so their results are compared
-_BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, UNMASKED: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
+_FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+_BACKENDS = {
+    FLASH: [SDPBackend.FLASH_ATTENTION],
+    CUDNN: [SDPBackend.CUDNN_ATTENTION],
+    UNMASKED: [SDPBackend.FLASH_ATTENTION],
+    MASKED: _FUSED,  # torch chooses
+}
 
 PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # the forward has 2 products, the backward 5
 
@@ -71,9 +77,9 @@ CASES = [
     *both_head_dims("full", 4096),
     *both_head_dims("placeholders", 4096),
     *both_head_dims("causal", 4096),
-    *both_head_dims("full", 2048, 8192),
-    # One sequence of Yi-6B (128) and TinyLlama (64). On an H100 or H200 the backward splits their groups.
+    # One sequence of Yi-6B (128) and TinyLlama (64). With 132 multiprocessors, the backward splits their groups.
     *(GpuCase(mask, 1, 32, 2048, head_dim, 4) for mask in ("full", "placeholders") for head_dim in (128, 64)),
+    *both_head_dims("full", 2048, 8192),
     *both_head_dims("causal", 2048, 8192),
     *both_head_dims("placeholders", 2048, 8192),
     *both_head_dims("full", 16_384, 32_768, 1024, 512),
@@ -121,7 +127,6 @@ def span_ids(case: GpuCase, device: str) -> Tensor | None:
 def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
     """Return the way as a function of q, k, v."""
     ids = span_ids(case, device)
-    grouped = case.kv_heads is not None
     cos, sin = (table.to(device) for table in rotary_tables(torch.arange(case.S), case.D))
     if way in (OURS, *OTHER_BACKENDS):
         backend = "compiled" if way == OURS else way
@@ -137,23 +142,28 @@ def attention(case: GpuCase, way: str, device: str) -> Callable[..., Any]:
     if way == FLEX:
         torch.compiler.reset()  # otherwise the shapes would reach the limit of recompilations
         return torch.compile(flex_attention, fullgraph=True, dynamic=False)
+    seen = None
     if way == MASKED:
         assert ids is not None
         seen = (ids == 0)[:, None, None]  # [B, 1, 1, S]
-        return partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=grouped)
-    return partial(sdpa_by, _BACKENDS[way], is_causal=case.mask == "causal", enable_gqa=grouped)
+    options: dict[str, Any] = {
+        "attn_mask": seen,
+        "is_causal": case.mask == "causal",
+        "enable_gqa": case.kv_heads is not None,
+    }
+    return partial(sdpa_by, _BACKENDS[way], **options)
 
 
-def sdpa_by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, is_causal: bool, enable_gqa: bool) -> Tensor:
-    """Call SDPA with the given backend; RuntimeError if the backend does not support the case."""
-    with sdpa_kernel(backend):
-        return scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+def sdpa_by(backends: list[SDPBackend], q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """Call SDPA with one of the backends; RuntimeError if none of them supports the case."""
+    with sdpa_kernel(backends):
+        return scaled_dot_product_attention(q, k, v, **options)
 
 
 def left_out(case: GpuCase, way: str, free_bytes: Callable[[], int]) -> str | None:
     """Return why a way is not tried on the case; None if it is tried."""
     if case.kv_heads and way in (TWO_CALLS, FLEX, EAGER):
-        return "written for as many key and value heads as query heads"
+        return "not timed with fewer key and value heads than query heads"
     if way == FLEX and case.S not in FLEX_LENGTHS:
         return f"it compiles for each shape, so only S = {', '.join(map(str, FLEX_LENGTHS))} are timed"
     needed = case.B * case.H * case.S**2 * SCORE_BYTES["bfloat16"]
