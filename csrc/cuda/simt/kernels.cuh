@@ -205,8 +205,8 @@ void simt_backward_queries(BICO_ARGUMENT(SimtWork) w) {
     }
   }
   const int64_t to = (q_head * p.length + m) * w.columns;
-  grad_q.plus.store(static_cast<T*>(w.grad_q.plus) + to, p.head_dim);
-  grad_q.minus.store(static_cast<T*>(w.grad_q.minus) + to, p.head_dim);
+  grad_q.plus.store(static_cast<T*>(w.grad_q.plus) + to, w.columns);  // 0 beyond the head dim
+  grad_q.minus.store(static_cast<T*>(w.grad_q.minus) + to, w.columns);
 }
 
 // Gradients of one row of v, and of rotated k separately for each frame, over all query heads of the group.
@@ -251,8 +251,8 @@ void simt_backward_keys(BICO_ARGUMENT(SimtWork) w) {
     }
   }
   const int64_t to = (k_head * p.length + n) * w.columns;
-  grad_k.plus.store(static_cast<T*>(w.grad_k.plus) + to, p.head_dim);
-  grad_k.minus.store(static_cast<T*>(w.grad_k.minus) + to, p.head_dim);
+  grad_k.plus.store(static_cast<T*>(w.grad_k.plus) + to, w.columns);
+  grad_k.minus.store(static_cast<T*>(w.grad_k.minus) + to, w.columns);
   grad_v.store(p.grad_v.row<T>(row.batch, row.head, n), p.head_dim);
 }
 
