@@ -38,6 +38,12 @@ def perplexities(runs: Sequence[Run]) -> list[float | None]:
     return [run.fluency.perplexity for run in runs if run.fluency]
 
 
+def all_finite(values: Sequence[float | None]) -> list[float] | None:
+    """Return the values, or None if a run diverged: then its system has no mean."""
+    finite = [value for value in values if value is not None]
+    return finite if len(finite) == len(values) else None
+
+
 def losses(run: Run, kind: str) -> list[tuple[int, float | None]]:
     """Return a run's training losses of one kind as pairs of step and loss.
 

@@ -10,7 +10,7 @@ from typing import Any
 from bico_ext.facts.types import ANSWERS
 from bico_ext.files import atomic_write
 from bico_ext.reports.gap import gaps
-from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, perplexities, scores, task_names
+from bico_ext.reports.lookups import LOSSES, all_finite, by_label, ceiling, losses, perplexities, scores, task_names
 from bico_ext.reports.records import Results, Run
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, with a grey in place of their black.
@@ -106,11 +106,12 @@ def draw_accuracy(results: Results, path: str | os.PathLike[str]) -> bool:
 def _draw_perplexities(axes: Any, groups: Mapping[str, Sequence[Run]], look: Mapping[str, Style]) -> None:
     """Draw a dot per run and a diamond for the mean, which a system with a diverged run does not have."""
     for row, (name, members) in enumerate(groups.items()):
-        finite = [value for value in perplexities(members) if value is not None]
+        measured = perplexities(members)
+        finite = [value for value in measured if value is not None]
         axes.plot(finite, [row] * len(finite), "k.", markersize=3, zorder=3)
-        if finite and len(finite) == len(perplexities(members)):
-            axes.plot([mean(finite)], [row], "D", color=look[name].colour, markersize=5)
-            text, beside = f"{mean(finite):.0f}", (max(finite), row)
+        if values := all_finite(measured):
+            axes.plot([mean(values)], [row], "D", color=look[name].colour, markersize=5)
+            text, beside = f"{mean(values):.0f}", (max(values), row)
             axes.annotate(text, beside, (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_title(f"{PERPLEXITY}\n(log scale; diamond: mean)", fontsize=9)
     axes.set_xscale("log")

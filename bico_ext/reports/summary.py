@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from bico_ext.reports.gap import gaps
-from bico_ext.reports.lookups import by_label, perplexities, scores, seeds, task_names
+from bico_ext.reports.lookups import all_finite, by_label, perplexities, scores, seeds, task_names
 from bico_ext.reports.records import Results, Run
 from bico_ext.reports.tables import NOTHING, Table, ceilings, spread
 
@@ -53,8 +53,7 @@ def summary_table(results: Results) -> Table:
 
 
 def _mean_perplexity(runs: Sequence[Run]) -> str:
-    values = perplexities(runs)
-    if not values:
-        return NOTHING
-    finite = [value for value in values if value is not None]
-    return f"{mean(finite):.0f}" if len(finite) == len(values) else "NaN"
+    values = all_finite(perplexities(runs))
+    if values is None:
+        return "NaN"
+    return f"{mean(values):.0f}" if values else NOTHING

@@ -7,7 +7,17 @@ from statistics import mean, stdev
 from typing import Any
 
 from bico_ext.reports.gap import gaps
-from bico_ext.reports.lookups import LOSSES, by_label, ceiling, losses, scores, seeds, task_data, task_names
+from bico_ext.reports.lookups import (
+    LOSSES,
+    all_finite,
+    by_label,
+    ceiling,
+    losses,
+    scores,
+    seeds,
+    task_data,
+    task_names,
+)
 from bico_ext.reports.published import PUBLISHED
 from bico_ext.reports.records import METRICS, METRICS_OF_SOME_TASKS, Fluency, Results, Run
 
@@ -288,7 +298,8 @@ def detail_tables(results: Results) -> dict[str, list[Table]]:
 
 def _spread_or_nan(values: Sequence[float | None]) -> str:
     """Return the mean and the standard deviation, or "NaN" if a run diverged."""
-    return "NaN" if None in values else spread([value for value in values if value is not None])
+    finite = all_finite(values)
+    return "NaN" if finite is None else spread(finite)
 
 
 def _with_seeds(results: Results, table: Table) -> Table:
