@@ -39,6 +39,7 @@ BICO_DEVICE void turn(Accumulators<M, N>& c, int slot, int column, const Spans& 
       // The lane's first pair, where the table keeps it, and the way to the next one there.
       const int first = column + Accumulators<M, N>::column(0, 0, lane), left = int(table.width) - first;
       const int in_table = table.interleaved ? first : first / 2, step = table.interleaved ? 8 : 4;
+      // Opaque, or the compiler computes each address from its beginning: 7 instructions for a load instead of 3.
       const float* cos = opaque(table.cos_row<float>(batch, row) + in_table);
       const float* sin = opaque(table.sin_row<float>(batch, row) + in_table);
 #pragma unroll
