@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifndef BICO_KERNEL_NAMESPACE
 #error "define BICO_KERNEL_NAMESPACE, the instruction set's own, before including any kernel header"
@@ -100,17 +101,16 @@ inline double largest_of(Vector<double> x) {
   return largest;
 }
 
-// Transposes `lanes` vectors in place: log2(lanes) rounds, each swapping blocks of `size` across the diagonal.
-template <typename T>
+// Transposes `lanes` vectors in place: log2(lanes) rounds, each swapping blocks of `size` across the diagonal. The
+// indices are constants, because g++ 12 would build them from scalars at run time, once in every block.
+template <typename T, int size = 1>
 [[gnu::always_inline]] inline void transpose_block(Vector<T>* v) {
-#pragma GCC unroll 8
-  for (int size = 1; size < lanes<T>; size *= 2) {
-    Bits<T> upper, lower;  // of the concatenated pair: elements of the second vector count from `lanes` on
-#pragma GCC unroll 16
-    for (int j = 0; j < lanes<T>; ++j) {
-      upper[j] = j & size ? lanes<T> + (j ^ size) : j;
-      lower[j] = j & size ? lanes<T> + j : j | size;
-    }
+  if constexpr (size < lanes<T>) {
+    // Of the concatenated pair: elements of the second vector count from `lanes` on.
+    const auto [upper, lower] = []<int... j>(std::integer_sequence<int, j...>) {
+      return std::pair(Bits<T>{(j & size ? lanes<T> + (j ^ size) : j)...},
+                       Bits<T>{(j & size ? lanes<T> + j : j | size)...});
+    }(std::make_integer_sequence<int, lanes<T>>());
 #pragma GCC unroll 16
     for (int i = 0; i < lanes<T>; ++i) {
       if (i & size) continue;
@@ -118,6 +118,7 @@ template <typename T>
       v[i] = __builtin_shuffle(a, b, upper);
       v[i | size] = __builtin_shuffle(a, b, lower);
     }
+    transpose_block<T, 2 * size>(v);
   }
 }
 
