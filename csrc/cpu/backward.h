@@ -127,7 +127,7 @@ void pack_queries(const Backward& p, const Unit& unit, int64_t at, const Load& l
   for (int64_t r = 0; r < tile.count; ++r) {
     const int64_t m = tile.begin + r;
     prefetch_row(p, p.out, loads.ahead, r);
-    load_row(p.out, p.dtype, batch, query_head, m, p.head_dim, padded, T(1), out);
+    load_row(p.out, p.dtype, batch, query_head, m, p.head_dim, padded, out);
     Vector<T> dot = {};
     for (int64_t d = 0; d < padded; d += lanes<T>) dot += load(out + d) * load_elements(grad_out_rows.row(r) + d);
     const T grad_lse = p.grad_lse.data ? *p.grad_lse.row<const T>(batch, query_head, m) : T(0);
@@ -311,7 +311,7 @@ void store_gradient(const Backward& p, const Unit& unit, int64_t head, const Row
   for (int64_t r = 0; r < tile.count; ++r) {
     const PerFrame<const T*> row = {has.plus ? frames.plus.row(r) : zeros<T>,
                                     has.minus ? frames.minus.row(r) : nullptr};
-    Rotation<T>(p, unit.batch, tile.begin + r).rotate_back(row, p.head_dim, gradient);
+    Rotation<T>(p, unit.batch, tile.begin + r, p.rotary.width).rotate_back(row, p.head_dim, gradient);
     store_row(to, p.dtype, unit.batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
   }
 }

@@ -145,8 +145,7 @@ void add_nonfinite_values(const Forward& p, const Unit& unit, const Block& block
   using T = typename A::Scalar;
   T row[most_head_dim];
   for_each_visible(p, unit.batch, block, [&](int64_t r, int64_t c) {
-    load_row(p.v, p.dtype, unit.batch, unit.kv_head, block.keys.begin + c, p.head_dim, scratch.values.stride, T(1),
-             row);
+    load_row(p.v, p.dtype, unit.batch, unit.kv_head, block.keys.begin + c, p.head_dim, scratch.values.stride, row);
     add_nonfinite(widen(scratch.weights.row(r)[c]), row, p.head_dim, scratch.values.row(block.first_query + r), 1);
   });
 }

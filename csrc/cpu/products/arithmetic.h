@@ -187,31 +187,34 @@ inline void prefetch_row(const Problem& p, const Heads& x, const Place& place, i
   prefetch(static_cast<const char*>(x.data) + at * bytes, p.head_dim * bytes);
 }
 
-// load_elements and store_elements for the row of a tensor, whose elements are of the problem's dtype.
-inline void load_row(const Heads& x, DType, int64_t batch, int64_t head, int64_t position, int64_t count,
-                     int64_t padded, double factor, double* to) {
-  load_elements(x.row<const double>(batch, head, position), count, padded, factor, to);
-}
-inline void load_row(const Heads& x, DType dtype, int64_t batch, int64_t head, int64_t position, int64_t count,
-                     int64_t padded, float factor, float* to) {
-  if (dtype == DType::float32) {
-    load_elements(x.row<const float>(batch, head, position), count, padded, factor, to);
-  } else if (dtype == DType::bfloat16) {
-    load_elements(x.row<const BFloat16>(batch, head, position), count, padded, factor, to);
+// Calls body with an element of the type that the tensors of a dtype hold; T is the type that they are computed in.
+template <typename T, typename Body>
+auto with_element(DType dtype, const Body& body) {
+  if constexpr (sizeof(T) == 8) {
+    return body(double{});
   } else {
-    load_elements(x.row<const Float16>(batch, head, position), count, padded, factor, to);
+    switch (dtype) {
+      case DType::float32: return body(float{});
+      case DType::bfloat16: return body(BFloat16{});
+      default: return body(Float16{});
+    }
   }
 }
 
-inline void store_row(const Heads& x, DType, int64_t batch, int64_t head, int64_t position, int64_t count,
-                      double factor, const double* from) {
-  store_elements(x.row<double>(batch, head, position), count, factor, from);
+// load_elements and store_elements for the row of a tensor.
+template <typename T>
+void load_row(const Heads& x, DType dtype, int64_t batch, int64_t head, int64_t position, int64_t count, int64_t padded,
+              T* to) {
+  with_element<T>(dtype, [&]<typename Element>(Element) {
+    load_elements(x.row<const Element>(batch, head, position), count, padded, T(1), to);
+  });
 }
-inline void store_row(const Heads& x, DType dtype, int64_t batch, int64_t head, int64_t position, int64_t count,
-                      float factor, const float* from) {
-  if (dtype == DType::float32) return store_elements(x.row<float>(batch, head, position), count, factor, from);
-  if (dtype == DType::bfloat16) return store_elements(x.row<BFloat16>(batch, head, position), count, factor, from);
-  store_elements(x.row<Float16>(batch, head, position), count, factor, from);
+template <typename T>
+void store_row(const Heads& x, DType dtype, int64_t batch, int64_t head, int64_t position, int64_t count, T factor,
+               const T* from) {
+  with_element<T>(dtype, [&]<typename Element>(Element) {
+    store_elements(x.row<Element>(batch, head, position), count, factor, from);
+  });
 }
 
 }  // namespace BICO_KERNEL_NAMESPACE

@@ -8,17 +8,17 @@
 namespace bico::cpu {
 inline namespace BICO_KERNEL_NAMESPACE {
 
-// The rotation at one position of one batch entry.
+// The rotation at one position of one batch entry, by the first `width` columns of the table.
 template <typename T>
 struct Rotation {
   const T *cos, *sin;
   int64_t width;
   bool interleaved;
 
-  Rotation(const Problem& p, int64_t batch, int64_t position)
+  Rotation(const Problem& p, int64_t batch, int64_t position, int64_t columns)
       : cos(p.rotary.cos_row<T>(batch, position)),
         sin(p.rotary.sin_row<T>(batch, position)),
-        width(p.rotary.width),
+        width(columns),
         interleaved(p.rotary.interleaved) {}
 
   // Calls body(i, j, E{}) with the places of each pair; E is T, or a vector of T for as many pairs at once.
