@@ -1,11 +1,10 @@
 #include "prepare.h"
 
+#include <algorithm>
+#include <array>
+
 namespace bico {
 namespace {
-
-using torch::stable::contiguous;
-using torch::stable::new_empty;
-using torch::stable::transpose;
 
 DType dtype_of(const Tensor& q) {
   switch (q.scalar_type()) {
@@ -24,26 +23,57 @@ RowStatistics statistics_of(const Tensor& x) {
   return {x.data_ptr(), x.size(1), x.size(2)};
 }
 
+// Torch's function looks its operator up by name, which takes about a microsecond.
+Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+// A tensor on the device of `like`. Not torch::stable::new_empty, which looks its operator up by name.
+template <size_t dims>
+Tensor empty_strided(const Tensor& like, const std::array<int64_t, dims>& sizes,
+                     const std::array<int64_t, dims>& strides, ScalarType dtype) {
+  int32_t device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(dims), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+// Strides count an empty dimension as one row, as torch's own do.
+int64_t at_least_1(int64_t size) {
+  return std::max<int64_t>(size, 1);
+}
+
 // [B, H, S, D] whose memory is [B, S, H, D], so that the caller's transpose back is free.
 Tensor empty_heads(const Tensor& like) {
-  return transpose(new_empty(like, {like.size(0), like.size(2), like.size(1), like.size(3)}), 1, 2);
+  const int64_t B = like.size(0), H = like.size(1), S = like.size(2), D = like.size(3);
+  return empty_strided<4>(like, {B, H, S, D}, {at_least_1(S) * H * D, D, H * D, 1}, like.scalar_type());
+}
+
+// [B, H, S], contiguous.
+Tensor empty_statistics(const Tensor& q) {
+  const int64_t B = q.size(0), H = q.size(1), S = q.size(2);
+  return empty_strided<3>(q, {B, H, S}, {H * at_least_1(S), at_least_1(S), 1}, statistics_dtype(q));
 }
 
 // A gradient may be expanded (stride 0), as that of a sum is.
 Tensor with_unit_stride(const Tensor& x) {
-  return x.stride(3) == 1 ? x : contiguous(x);
+  return x.stride(3) == 1 ? x : as_contiguous(x);
 }
 
 Tensor contiguous_as(const Tensor& x, ScalarType dtype) {
-  return contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
+  return as_contiguous(x.scalar_type() == dtype ? x : torch::stable::to(x, dtype));
 }
 
 }  // namespace
 
 Prepared::Prepared(const Arguments& a)
     : cos(contiguous_as(a.cos, statistics_dtype(a.q))), sin(contiguous_as(a.sin, statistics_dtype(a.q))) {
-  if (a.span_ids) span_ids = contiguous(*a.span_ids);
-  if (a.cu_seqlens) cu_seqlens = contiguous(*a.cu_seqlens);
+  if (a.span_ids) span_ids = as_contiguous(*a.span_ids);
+  if (a.cu_seqlens) cu_seqlens = as_contiguous(*a.cu_seqlens);
 }
 
 void Prepared::fill(const Arguments& a, Problem& p) const {
@@ -71,10 +101,7 @@ void Prepared::fill(const Arguments& a, Problem& p) const {
   p.mirror = a.mirror;
 }
 
-PreparedForward::PreparedForward(const Arguments& a)
-    : Prepared(a),
-      out(empty_heads(a.q)),
-      lse(new_empty(a.q, {a.q.size(0), a.q.size(1), a.q.size(2)}, statistics_dtype(a.q))) {
+PreparedForward::PreparedForward(const Arguments& a) : Prepared(a), out(empty_heads(a.q)), lse(empty_statistics(a.q)) {
   fill(a, problem);
   problem.out = heads_of(out);
   problem.lse = statistics_of(lse);
@@ -84,11 +111,11 @@ PreparedBackward::PreparedBackward(const BackwardArguments& a)
     : Prepared(a),
       out(with_unit_stride(a.out)),
       grad_out(with_unit_stride(a.grad_out)),
-      lse(contiguous(a.lse)),
+      lse(as_contiguous(a.lse)),
       grad_q(empty_heads(a.q)),
       grad_k(empty_heads(a.k)),
       grad_v(empty_heads(a.v)) {
-  if (a.grad_lse) grad_lse = contiguous(*a.grad_lse);
+  if (a.grad_lse) grad_lse = as_contiguous(*a.grad_lse);
   fill(a, problem);
   problem.out = heads_of(out);
   problem.grad_out = heads_of(grad_out);
