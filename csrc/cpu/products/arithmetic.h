@@ -145,6 +145,15 @@ void store_elements(T* to, Vector<T> x) {
   store(to, x);
 }
 
+template <typename Element, typename T>
+void store_elements(Element* to, T x, T next) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<Element, BFloat16>) return BFloat16Pairs::store_row(to, x, next);
+#endif
+  constexpr int64_t count = sizeof(T) / sizeof(x[0]);
+  store_elements(to, x), store_elements(to + count, next);
+}
+
 // to[0, padded) = factor * from[0, count), then zeros. `padded` is a multiple of the vector; nothing is read beyond
 // the row.
 template <typename Element, typename T>
@@ -164,6 +173,9 @@ void load_elements(const Element* from, int64_t count, int64_t padded, T factor,
 template <typename Element, typename T>
 void store_elements(Element* to, int64_t count, T factor, const T* from) {
   int64_t i = 0;
+  for (; i + 2 * lanes<T> <= count; i += 2 * lanes<T>) {
+    store_elements(to + i, load(from + i) * factor, load(from + i + lanes<T>) * factor);
+  }
   for (; i + lanes<T> <= count; i += lanes<T>) store_elements(to + i, load(from + i) * factor);
   if (i < count) {
     Element rest[lanes<T>];
