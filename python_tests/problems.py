@@ -172,6 +172,8 @@ CASES = [
     Case("head-dim-70", S=130, D=70, Hq=2, Hkv=1, spans="infill"),
     Case("head-dim-80-partial", S=130, D=80, R=32, spans="placeholders"),
     Case("head-dim-96-interleaved", S=150, D=96, interleaved=True, spans="prefix"),
+    Case("head-dim-128-partial", S=70, D=128, R=64, spans="infill"),
+    Case("head-dim-128-partial-interleaved", S=70, D=128, R=64, interleaved=True, spans="infill"),
     Case("head-dim-128-gqa", S=200, D=128, Hq=4, Hkv=2, spans="infill"),
     Case("scale-negative", S=130, D=64, scale=-0.2, spans="placeholders"),
     Case("scale-zero", S=70, D=32, scale=0.0, spans="infill"),

@@ -171,7 +171,8 @@ def random_problems(draw, most_tokens: int = 400, most_work: int = 2**23, empty:
     B = draw(st.sampled_from((1, 1, 2, 3, 0) if empty else (1, 1, 2, 3)))
     while B * heads[0] * S * S * D > most_work and (B, heads) != (1, (1, 1)):
         B, heads = (B - 1, heads) if B > 1 else (B, (heads[0] // heads[1], 1) if heads[1] > 1 else (1, 1))
-    R = draw(st.none() | st.integers(0, D // 2).map(lambda pairs: 2 * pairs))
+    widths = [R for R in (0, *HEAD_DIMS) if R % 2 == 0 and R <= D]
+    R = draw(st.none() | st.sampled_from(widths) | st.integers(0, D // 2).map(lambda pairs: 2 * pairs))
     window = st.sampled_from(WINDOWS) | st.integers(1, max(S + 1, 1))
     case = Case(
         "random",

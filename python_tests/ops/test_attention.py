@@ -179,6 +179,24 @@ def test_nan_gradients_reach_the_keys_that_their_query_sees(attention, spans, wi
     assert torch.equal(got["grad_q"][0, 0, others], want["grad_q"][0, 0, others])
 
 
+@pytest.mark.parametrize("where", ["q", "k", "v", "grad_out"])
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_nan_in_a_long_row_stays_where_it_is_seen(attention, where, interleaved, dtype):
+    """Long rows are converted by several vectors at once: a NaN must be found in each of them."""
+    case = Case("one-nan", S=40, B=1, Hq=1, Hkv=1, D=128, R=64, spans="causal", interleaved=interleaved)
+    want = make_problem(case, dtype).run(attention, dtype)
+    for column in (3, 20, 40, 60, 70, 90, 100, 120):
+        broken = make_problem(case, dtype)
+        # The first query sees one key, and the last key is seen by one query.
+        at, unaffected = (0, slice(1, 40)) if where in ("q", "grad_out") else (39, slice(0, 39))
+        getattr(broken, where)[0, 0, at, column] = float("nan")
+        got = broken.run(attention, dtype)
+        for name in ("out", "grad_q") if where in ("k", "v") else ("grad_k", "grad_v"):
+            assert torch.equal(got[name][:, :, unaffected], want[name][:, :, unaffected]), (name, column)
+            assert got[name][0, 0, at].isnan().any(), (name, column)
+
+
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 def test_nan_without_the_mirror(attention, where):
     """There is one frame only: the other has no memory that could be looked at."""

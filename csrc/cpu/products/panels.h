@@ -81,7 +81,7 @@ bool pack_rows(const Problem& p, const Heads& x, const Load& loads, double scale
   std::fill_n(minus_row, padded, T(0));
   Narrow<A> narrow;
   constexpr int64_t step = 2 * lanes<T>;
-  const bool in_steps = p.head_dim == padded && width / 2 % step == 0 && (width == 0 || !p.rotary.interleaved);
+  const bool in_steps = p.head_dim == padded && (p.rotary.interleaved ? width : width / 2) % step == 0;
   for (int64_t r = 0; r < tile.count; ++r) {
     prefetch_row(p, x, loads.ahead, r);
     const auto* from = x.row<const Element>(batch, head, tile.begin + r);
@@ -96,7 +96,13 @@ bool pack_rows(const Problem& p, const Heads& x, const Load& loads, double scale
     }
     // The same without arrays in between: 20 cycles a row instead of 64 (bfloat16 pairs, D = 64, both frames).
     const auto at = [&](int64_t i) { return load_elements(from + i) * T(scale); };
-    for (int64_t i = 0, j = width / 2; j < width; i += step, j += step) {
+    for (int64_t i = 0; p.rotary.interleaved && i < width; i += step) {
+      const auto now = rotation.rotated_interleaved(at(i), i);
+      const auto next = rotation.rotated_interleaved(at(i + lanes<T>), i + lanes<T>);
+      narrow.store(to.plus + i, now.plus_x(), next.plus_x());
+      if (mirror) narrow.store(to.minus + i, now.minus_x(), next.minus_x());
+    }
+    for (int64_t i = 0, j = width / 2; !p.rotary.interleaved && j < width; i += step, j += step) {
       const auto rotated = [&](int64_t d) {
         return rotate_pair<Vector<T>>(at(i + d), at(j + d), load(rotation.cos + i + d), load(rotation.sin + i + d),
                                       load(rotation.cos + j + d), load(rotation.sin + j + d));

@@ -34,6 +34,15 @@ struct Rotation {
     }
   }
 
+  // The vector x of interleaved pairs, the elements from i on, in plus_x() and minus_x(). Each element takes the place
+  // of the first of its pair; where it is the second, its sine is negated.
+  RotatedPair<Vector<T>> rotated_interleaved(Vector<T> x, int64_t i) const {
+    const auto [partner, sine] = [&]<int... j>(std::integer_sequence<int, j...>) {
+      return std::pair(__builtin_shuffle(x, Bits<T>{(j ^ 1)...}), load(sin + i) * Vector<T>{(j % 2 ? T(-1) : T(1))...});
+    }(std::make_integer_sequence<int, lanes<T>>());
+    return rotate_pair<Vector<T>>(x, partner, load(cos + i), sine, Vector<T>{}, Vector<T>{});
+  }
+
   // to.plus = R(t) x and to.minus = R(-t) x, [0, head_dim) each. to.minus may be null.
   void rotate(const T* x, int64_t head_dim, PerFrame<T*> to) const {
     for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
@@ -50,15 +59,23 @@ struct Rotation {
   // x = R(t)^T from.plus + R(-t)^T from.minus: the gradient of a row from those in the two frames. from.minus may be
   // null.
   void rotate_back(PerFrame<const T*> from, int64_t head_dim, T* x) const {
-    for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
-      const auto from_plus = rotated<E>(from.plus, i, j);
-      E at_i = from_plus.minus_x(), at_j = from_plus.minus_y();
-      if (from.minus != nullptr) {
-        const auto from_minus = rotated<E>(from.minus, i, j);
-        at_i += from_minus.plus_x(), at_j += from_minus.plus_y();
+    if (interleaved && width % lanes<T> == 0) {
+      for (int64_t i = 0; i < width; i += lanes<T>) {
+        Vector<T> sum = rotated_interleaved(load(from.plus + i), i).minus_x();
+        if (from.minus != nullptr) sum += rotated_interleaved(load(from.minus + i), i).plus_x();
+        store(x + i, sum);
       }
-      set(x + i, at_i), set(x + j, at_j);
-    });
+    } else {
+      for_each_pair([&]<typename E>(int64_t i, int64_t j, E) {
+        const auto from_plus = rotated<E>(from.plus, i, j);
+        E at_i = from_plus.minus_x(), at_j = from_plus.minus_y();
+        if (from.minus != nullptr) {
+          const auto from_minus = rotated<E>(from.minus, i, j);
+          at_i += from_minus.plus_x(), at_j += from_minus.plus_y();
+        }
+        set(x + i, at_i), set(x + j, at_j);
+      });
+    }
     for (int64_t i = width; i < head_dim; ++i) x[i] = from.plus[i] + (from.minus == nullptr ? T(0) : from.minus[i]);
   }
 
