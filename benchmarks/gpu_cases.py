@@ -33,12 +33,12 @@ WAYS = {
     "placeholders": (OURS, *OTHER_BACKENDS, UNMASKED, CUDNN, MASKED),
 }
 SAME_FUNCTION = (*OTHER_BACKENDS, TWO_CALLS, EAGER)  # as ours, so their results are compared
-_FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 _BACKENDS = {
     FLASH: [SDPBackend.FLASH_ATTENTION],
     CUDNN: [SDPBackend.CUDNN_ATTENTION],
     UNMASKED: [SDPBackend.FLASH_ATTENTION],
-    MASKED: _FUSED,  # torch chooses
+    # Torch chooses, but never plain score matrices.
+    MASKED: [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
 }
 
 PASS_FLOPS = {"forward": 1.0, "backward": 2.5}  # the forward has 2 products, the backward 5
