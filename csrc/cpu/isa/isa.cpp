@@ -52,7 +52,7 @@ struct Cpu {
 
 // The newest wins, but for vdpbf16ps on Intel. A Xeon took 107 ms with it for what it did in 70 ms in float; that Xeon
 // has AMX, and its relatives without AMX have not been measured. AMD's vdpbf16ps is twice as fast as its vfmadd231ps
-// (benchmarks/results/cpu-epyc-zen4/instruction_sets.md).
+// (instruction_sets.md in benchmarks/results/cpu-epyc-zen4 and cpu-epyc-zen5).
 constexpr std::optional<Choice> preferred(const Cpu& cpu) {
   constexpr const char* newest = "the newest that this CPU has";
   if (cpu.amx) return Choice{Isa::amx, newest};
