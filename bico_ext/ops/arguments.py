@@ -43,7 +43,7 @@ def check_arguments(
 
 def check_dimensions(q: Tensor) -> None:
     """Raise a RuntimeError if q is not [B, Hq, S, D]."""
-    if q.dim() != 4:  # not by _expect: every call comes here, and the text alone takes a microsecond
+    if q.dim() != 4:  # not with _expect, which would build the message in every call: a microsecond
         raise RuntimeError(f"q must be [B, Hq, S, D], got {_text(q)}")
 
 

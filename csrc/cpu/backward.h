@@ -311,7 +311,7 @@ void store_gradient(const Backward& p, const Unit& unit, int64_t head, const Row
   for (int64_t r = 0; r < tile.count; ++r) {
     const PerFrame<const T*> row = {has.plus ? frames.plus.row(r) : zeros<T>,
                                     has.minus ? frames.minus.row(r) : nullptr};
-    Rotation<T>(p, unit.batch, tile.begin + r, p.rotary.width).rotate_back(row, p.head_dim, gradient);
+    Rotation<T>(p, unit.batch, tile.begin + r).rotate_back(row, p.head_dim, gradient);
     store_row(to, p.dtype, unit.batch, head, tile.begin + r, p.head_dim, T(factor), gradient);
   }
 }

@@ -82,7 +82,7 @@ void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& q) {
   STD_TORCH_CHECK(cu_seqlens.size(0) >= 2 || q.size(2) == 0, "cu_seqlens must end with S = ", q.size(2),
                   ", got one offset alone: no sequence");
   if (!cu_seqlens.is_cpu()) return;  // values on a device are not read back: that would stall the stream
-  const Tensor values = torch::stable::contiguous(cu_seqlens);
+  const Tensor values = as_contiguous(cu_seqlens);
   const auto* offsets = static_cast<const int32_t*>(values.const_data_ptr());
   const int64_t last = cu_seqlens.size(0) - 1;
   STD_TORCH_CHECK(offsets[0] == 0, "cu_seqlens must begin with 0, got ", offsets[0]);

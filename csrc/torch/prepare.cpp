@@ -1,5 +1,7 @@
 #include "prepare.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <algorithm>
 #include <array>
 
@@ -23,12 +25,7 @@ RowStatistics statistics_of(const Tensor& x) {
   return {x.data_ptr(), x.size(1), x.size(2)};
 }
 
-// Torch's function looks its operator up by name, which takes about a microsecond.
-Tensor as_contiguous(const Tensor& x) {
-  return x.is_contiguous() ? x : torch::stable::contiguous(x);
-}
-
-// A tensor on the device of `like`. Not torch::stable::new_empty, which looks its operator up by name.
+// A tensor on the device of `like`. torch::stable::new_empty would look its operator up by name, as contiguous does.
 template <size_t dims>
 Tensor empty_strided(const Tensor& like, const std::array<int64_t, dims>& sizes,
                      const std::array<int64_t, dims>& strides, ScalarType dtype) {

@@ -145,13 +145,13 @@ void store_elements(T* to, Vector<T> x) {
   store(to, x);
 }
 
-template <typename Element, typename T>
-void store_elements(Element* to, T x, T next) {
+// Two vectors, by one store where there is an instruction for it.
+template <typename Element, typename V>
+void store_elements(Element* to, V x, V next) {
 #ifdef __AVX512BF16__
   if constexpr (std::is_same_v<Element, BFloat16>) return BFloat16Pairs::store_row(to, x, next);
 #endif
-  constexpr int64_t count = sizeof(T) / sizeof(x[0]);
-  store_elements(to, x), store_elements(to + count, next);
+  store_elements(to, x), store_elements(to + sizeof(V) / sizeof(x[0]), next);
 }
 
 // to[0, padded) = factor * from[0, count), then zeros. `padded` is a multiple of the vector; nothing is read beyond
@@ -199,7 +199,7 @@ inline void prefetch_row(const Problem& p, const Heads& x, const Place& place, i
   prefetch(static_cast<const char*>(x.data) + at * bytes, p.head_dim * bytes);
 }
 
-// Calls body with an element of the type that the tensors of a dtype hold; T is the type that they are computed in.
+// Calls body(Element{}), where Element is what tensors of the dtype hold. T is what the kernels compute with.
 template <typename T, typename Body>
 auto with_element(DType dtype, const Body& body) {
   if constexpr (sizeof(T) == 8) {
