@@ -3,10 +3,11 @@
 import json
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import attention
 import cases
+import cpu_profile
 import measure
 import pytest
 import torch
@@ -223,3 +224,43 @@ def test_one_run_can_be_the_sweep_alone_and_a_wrong_case_is_refused(capsys):
     with pytest.raises(SystemExit):
         attention.parse(["--cases", "nothing"])
     assert "causal-bf16" in capsys.readouterr().err
+
+
+PERF_REPORT = """# Samples  Shared Object  Symbol
+        60\t_ops.so\t[.] void bico::cpu::on_amx::tile_block<2, 2, true>(long, bico::BFloat16 const*)
+        20\t_ops.so\t[.] bico::cpu::on_amx::attend<bico::cpu::on_amx::BFloat16Tiles>
+        10\t_ops.so\t[.] bool bico::cpu::on_amx::pack_by_vectors<bico::cpu::on_amx::BFloat16Tiles>
+         6\t_ops.so\t[.] void bico::cpu::on_amx::with_element<float, void store_row<float>(bico::Heads)>
+         4\t_ops.so\t[.] bico::cpu::run_tasks
+       900\tlibtorch_cpu.so\t[.] at::native::attend
+"""
+
+
+def test_a_profile_counts_the_samples_of_the_op_by_what_its_functions_do():
+    assert cpu_profile.shares(PERF_REPORT) == {
+        "products": 0.6,
+        "storing": 0.06,
+        "packing": 0.1,
+        "softmax, P and dS": 0.2,
+        "rest": 0.04,
+    }
+
+
+def test_a_profile_without_names_or_perf_tells_the_way_out(monkeypatch, capsys):
+    for report in ("", "  70\t_ops.so\t[.] 0x0000000000051ecd\n  30\t_ops.so\t[.] bico::cpu::run_tasks\n"):
+        with pytest.raises(cpu_profile.ProfileError, match=r"install\.strip=false"):
+            cpu_profile.shares(report)
+    monkeypatch.setattr(cpu_profile.shutil, "which", lambda name: None)
+    assert cpu_profile.main(["--lengths", "--seconds", "0.1"]) == 1
+    assert "linux-perf" in capsys.readouterr().err
+
+
+def test_a_profile_repeats_a_case_and_names_all_of_them(capsys):
+    names = [case.name for case in cpu_profile.profiled_cases((512,), (64, 128), "float32")]
+    assert names == ["512x64", "512x128", "short"]
+    before = torch.get_num_threads()
+    try:
+        cpu_profile.repeat(asdict(SMALL[2]), "forward + backward", 0.01)
+    finally:
+        torch.set_num_threads(before)
+    assert float(capsys.readouterr().out) > 0
