@@ -83,8 +83,9 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def origin(environment: Mapping[str, Any]) -> str:
     """Return the line above a table that says where, with what and when it was measured: today."""
     commit, *dirty = (environment["commit"] or "unknown").split("-")
+    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
     return (
-        f"{environment['cpu']}, {environment['threads']} threads, {environment['kernels']} kernels, torch "
+        f"{environment['cpu']}, {threads}, {environment['kernels']} kernels, torch "
         f"{environment['torch']}, commit {'-'.join([commit[:7], *dirty])}, {date.today()}\n\n"
     )
 

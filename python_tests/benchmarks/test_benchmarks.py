@@ -144,7 +144,7 @@ def test_seconds_can_add_rounds_or_leave_only_one():
 )
 def test_a_table_says_whether_files_were_changed(commit, shown):
     machine = {"cpu": "Z80", "threads": 1, "kernels": "avx2", "torch": "2.13.0", "commit": commit}
-    assert f"Z80, 1 threads, avx2 kernels, torch 2.13.0, commit {shown}, 20" in measure.origin(machine)
+    assert f"Z80, 1 thread, avx2 kernels, torch 2.13.0, commit {shown}, 20" in measure.origin(machine)
 
 
 def test_quartiles_and_ratios():
