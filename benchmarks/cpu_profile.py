@@ -3,9 +3,10 @@
     pip install --no-build-isolation -C install.strip=false .    # keeps the names of the functions
     python benchmarks/cpu_profile.py --output-dir out/profile
 
-Linux perf samples each case in a process of its own, on one thread, by its clock, so it needs no hardware counters. The
-samples within the op are added up by what their functions do; what the caller and Python take is left out. "Products,
-GFLOP/s" is the rate at which the products alone run.
+Linux perf samples each case in a process of its own, on one thread, by the clock event of the CPU, so it needs no
+hardware counters. The samples within the op are added up by what their functions do; what the caller and Python take is
+left out. "Products, GFLOP/s" are useful operations per second of the products' time. Rows of padding and the second
+frame on the diagonal are not counted, so it is low for short sequences.
 """
 
 import argparse
@@ -28,13 +29,13 @@ from bico_ext.files import write_json, write_text
 
 LENGTHS, HEAD_DIMS = (512, 2048, 8192), (64, 128)
 SHORT = "packed-bf16"  # the named case of short sequences
-RATE = 4999  # samples per second; not a multiple of what else may happen in a second
+RATE = 4999  # samples per second: an odd number, so that they do not fall in step with periodic work
 # Parts of the names of functions, in the order in which they are looked for. Functions that the compiler has inlined
 # count for those that call them.
 PARTS = {
     "products": ("product_block", "product_rows", "vector_product", "tile_block", "tile_product"),
-    "storing": ("store_",),
-    "packing": ("pack_", "rows_to_", "transpose_words", "load_elements", "finite_part"),
+    "rotating back, storing": ("store_",),
+    "loading, rotating, packing": ("pack_", "rows_to_", "transpose_words", "load_", "finite_part"),
     "softmax, P and dS": ("attend", "weigh"),
 }
 REST = "rest"
@@ -52,16 +53,16 @@ def profiled_cases(lengths: tuple[int, ...], head_dims: tuple[int, ...], dtype: 
 
 
 def repeat(case: dict[str, Any], pass_name: str, seconds: float) -> None:
-    """Call the op for so many seconds on one thread, and print the milliseconds of a call. perf samples this."""
+    """Call the op on one thread, for so many seconds and at least once, and print how often. perf samples this."""
     torch.set_num_threads(1)
     call = prepare(Case(**case), "ours")
-    started = time.perf_counter()
     calls = 0
-    while time.perf_counter() - started < seconds:
+    started = time.perf_counter()
+    while calls == 0 or time.perf_counter() - started < seconds:
         PASSES[pass_name](call)
         call.clear()
         calls += 1
-    print((time.perf_counter() - started) / calls * 1e3)
+    print(calls)
 
 
 def part_of(function: str) -> str:
@@ -69,8 +70,8 @@ def part_of(function: str) -> str:
     return next((part for part, names in PARTS.items() if any(name in function for name in names)), REST)
 
 
-def shares(report: str) -> dict[str, float]:
-    """Return the share of each part in the op's samples, from the lines of `perf report`: samples, library, function.
+def count(report: str) -> dict[str, int]:
+    """Return the samples of each part of the op, from the lines of `perf report`: samples, library, function.
 
     Raises:
         ProfileError: there are no samples of the op, or most of its functions have no names.
@@ -84,33 +85,50 @@ def shares(report: str) -> dict[str, float]:
         function = fields[2].removeprefix("[.] ")
         samples[part_of(function)] += int(fields[0])
         unnamed += int(fields[0]) if function.startswith("0x") else 0
-    if unnamed > samples.total() / 2 or not samples:
+    if not samples:
+        raise ProfileError(
+            "perf took no samples of the op; give more --seconds, and see `bico info` for whether compiled kernels run"
+        )
+    if unnamed > samples.total() / 2:
         raise ProfileError(
             "the op's functions have no names; install the package with `pip install --no-build-isolation "
             "-C install.strip=false .`"
         )
-    return {part: samples[part] / samples.total() for part in (*PARTS, REST)}
+    return {part: samples[part] for part in (*PARTS, REST)}
 
 
-def profile(case: Case, pass_name: str, seconds: float) -> dict[str, Any]:
-    """Sample one case and return its milliseconds, shares and rate of the products."""
+def run_perf(*arguments: str) -> str:
+    """Run perf and return what it prints."""
     perf = shutil.which("perf")
     if perf is None:
         raise ProfileError("perf was not found; install Linux perf (the package linux-perf or linux-tools)")
+    done = subprocess.run([perf, *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    if done.returncode != 0:
+        raise ProfileError(
+            f"perf {arguments[0]} failed; if it may not sample, set kernel.perf_event_paranoid to 2 or less. It said: "
+            f"{done.stderr.strip()[:500]}"
+        )
+    return done.stdout
+
+
+def profile(case: Case, pass_name: str, seconds: float) -> dict[str, Any]:
+    """Sample one case; return the op's milliseconds in a call, the shares of its parts and the products' rate."""
     code = f"from cpu_profile import repeat; repeat({asdict(case)!r}, {pass_name!r}, {seconds})"
     with TemporaryDirectory() as folder:
         data = str(Path(folder) / "perf.data")
-        recording = [perf, "record", "-q", "-e", "cpu-clock", "-F", str(RATE), "-o", data, sys.executable, "-c", code]
-        recorded = subprocess.run(recording, capture_output=True, text=True, cwd=Path(__file__).parent)
-        if recorded.returncode != 0:
-            raise ProfileError(f"perf record failed: {recorded.stderr.strip()[-500:]}")
-        reporting = [perf, "report", "-i", data, "--stdio", "-F", "sample,dso,sym", "-t", "\t"]
-        reported = subprocess.run(reporting, capture_output=True, text=True, check=True)
-    milliseconds = float(recorded.stdout)
-    found = shares(reported.stdout)
+        sampling = ("-q", "-e", "cpu-clock", "-F", str(RATE), "-o", data)
+        calls = int(run_perf("record", *sampling, sys.executable, "-c", code))
+        samples = count(run_perf("report", "-i", data, "--stdio", "-F", "sample,dso,sym", "-t", "\t"))
+    total = sum(samples.values())
+    seconds_of_products = samples["products"] / RATE / calls
     flops = forward_flops(case, "ours") * PASS_FLOPS[pass_name]
-    rate = flops / (milliseconds * 1e6 * found["products"]) if found["products"] else 0.0
-    return {"case": asdict(case), "pass": pass_name, "ms": milliseconds, "shares": found, "products_gflops": rate}
+    return {
+        "case": asdict(case),
+        "pass": pass_name,
+        "ms": total / RATE / calls * 1e3,
+        "shares": {part: number / total for part, number in samples.items()},
+        "products_gflops": flops / seconds_of_products / 1e9 if seconds_of_products else 0.0,
+    }
 
 
 def text_of(results: list[dict[str, Any]]) -> str:
@@ -125,7 +143,7 @@ def text_of(results: list[dict[str, Any]]) -> str:
         )
         for result in results
     ]
-    return table(("S x D", "pass", "ms", *PARTS, REST, "products, GFLOP/s"), rows)
+    return table(("S x D", "pass", "op, ms", *PARTS, REST, "products, GFLOP/s"), rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,6 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each case and pass. Default: 5")
     parser.add_argument("--output-dir", type=Path, help="folder for profile.json and profile.md")
     options = parser.parse_args(arguments)
+    if options.seconds <= 0:
+        parser.error(f"--seconds must be more than 0, got {options.seconds:g}")
     from bico_ext import environment  # imports transformers, which the sampled processes do not need
 
     machine = {**environment.describe(), "threads": 1}

@@ -42,7 +42,7 @@ inline ScalarType statistics_dtype(const Tensor& q) {
   return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// torch::stable::contiguous looks its operator up by name: about a microsecond.
+// Makes no call where nothing is to do: torch::stable::contiguous looks its operator up by name, about a microsecond.
 inline Tensor as_contiguous(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }

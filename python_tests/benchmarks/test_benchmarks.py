@@ -237,30 +237,50 @@ PERF_REPORT = """# Samples  Shared Object  Symbol
 
 
 def test_a_profile_counts_the_samples_of_the_op_by_what_its_functions_do():
-    assert cpu_profile.shares(PERF_REPORT) == {
-        "products": 0.6,
-        "storing": 0.06,
-        "packing": 0.1,
-        "softmax, P and dS": 0.2,
-        "rest": 0.04,
+    assert cpu_profile.count(PERF_REPORT) == {
+        "products": 60,
+        "rotating back, storing": 6,
+        "loading, rotating, packing": 10,
+        "softmax, P and dS": 20,
+        "rest": 4,
     }
 
 
-def test_a_profile_without_names_or_perf_tells_the_way_out(monkeypatch, capsys):
-    for report in ("", "  70\t_ops.so\t[.] 0x0000000000051ecd\n  30\t_ops.so\t[.] bico::cpu::run_tasks\n"):
-        with pytest.raises(cpu_profile.ProfileError, match=r"install\.strip=false"):
-            cpu_profile.shares(report)
-    monkeypatch.setattr(cpu_profile.shutil, "which", lambda name: None)
+def test_a_profile_relates_samples_to_calls(monkeypatch):
+    printed = {"record": "50\n", "report": PERF_REPORT}
+    monkeypatch.setattr(cpu_profile, "run_perf", lambda command, *_: printed[command])
+    found = cpu_profile.profile(SMALL[0], "forward", 1.0)
+    assert found["ms"] == pytest.approx(100 / 4999 / 50 * 1e3)
+    assert found["shares"]["products"] == 0.6
+    flops = 4 * 2 * 16 * 70**2  # 2 heads of 16, 70 tokens
+    assert found["products_gflops"] == pytest.approx(flops / (60 / 4999 / 50) / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("report", "remedy"),
+    [("", "--seconds"), ("  70\t_ops.so\t[.] 0x0000000000051ecd\n  30\t_ops.so\t[.] bico::f\n", "install.strip=false")],
+)
+def test_a_profile_without_samples_or_names_tells_the_way_out(report, remedy):
+    with pytest.raises(cpu_profile.ProfileError, match=re.escape(remedy)):
+        cpu_profile.count(report)
+
+
+@pytest.mark.parametrize(("perf", "remedy"), [(None, "linux-perf"), ("false", "perf_event_paranoid")])
+def test_a_profile_without_a_working_perf_tells_the_way_out(monkeypatch, capsys, perf, remedy):
+    monkeypatch.setattr(cpu_profile.shutil, "which", lambda name: perf)
     assert cpu_profile.main(["--lengths", "--seconds", "0.1"]) == 1
-    assert "linux-perf" in capsys.readouterr().err
+    assert remedy in capsys.readouterr().err
 
 
-def test_a_profile_repeats_a_case_and_names_all_of_them(capsys):
+def test_a_profile_names_its_cases():
     names = [case.name for case in cpu_profile.profiled_cases((512,), (64, 128), "float32")]
     assert names == ["512x64", "512x128", "short"]
+
+
+def test_a_profiled_process_prints_its_calls(capsys):
     before = torch.get_num_threads()
     try:
         cpu_profile.repeat(asdict(SMALL[2]), "forward + backward", 0.01)
     finally:
         torch.set_num_threads(before)
-    assert float(capsys.readouterr().out) > 0
+    assert int(capsys.readouterr().out) >= 1

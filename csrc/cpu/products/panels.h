@@ -68,8 +68,8 @@ void zero_padding(int64_t count, int64_t padded, Matrix<typename A::Operand> row
   for (int64_t r = count; r < padded_rows<A>(count); ++r) std::fill_n(rows.row(r), padded, typename A::Operand{});
 }
 
-// What pack_rows does: rows of x, scaled and rotated by `width` columns of the table (0: not at all), in one frame or
-// both; whether all are finite.
+// Rows of x to pack: scaled, and rotated by all `width` columns of the table or, if it is 0, by none, in one frame or
+// both.
 template <typename A>
 struct PackJob {
   const Problem& p;
@@ -149,6 +149,7 @@ bool pack_by_arrays(const PackJob<A>& job) {
   return narrow.finite();
 }
 
+// Returns whether all operands are finite.
 template <typename A>
 bool pack_rows(const PackJob<A>& job) {
   const auto& [p, x, loads, scale, width, mirror, rows] = job;
